@@ -1,0 +1,68 @@
+"""The errors that users see, and when values are checked."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+
+_validation: ContextVar[bool | None] = ContextVar("stateform_validation", default=None)
+
+
+class StateformError(ValueError):
+    """Something given by the user cannot be used; the message says what was given, what was expected, what to do."""
+
+
+def require(condition: object, message: str) -> None:
+    """Raise a StateformError with `message` unless `condition` holds."""
+    if not condition:
+        raise StateformError(message)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint for a misspelt name: the nearest known ones, or all of them."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"did you mean {', '.join(close)}?" if close else f"known names: {', '.join(known)}"
+
+
+@contextlib.contextmanager
+def validate(on: bool) -> Iterator[None]:
+    """Switch the checks on values (finite, ordered, contractive) on or off inside a `with` block.
+
+    Shapes, dtypes and devices are always checked. Values are checked by default for eager tensors on a CPU and not
+    on an accelerator (where reading them waits for the device) nor under `torch.compile`.
+    """
+    token = _validation.set(on)
+    try:
+        yield
+    finally:
+        _validation.reset(token)
+
+
+def values_checked(x: Tensor) -> bool:
+    """Whether the values of `x` are to be checked here and now."""
+    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return False
+    on = _validation.get()
+    return x.device.type == "cpu" if on is None else on
+
+
+def require_finite(x: Tensor, name: str, *, allow_minus_inf: bool = False) -> None:
+    """Raise if `x` holds NaN or inf (a log decay may be -inf), naming the first position."""
+    if x.numel() == 0 or not values_checked(x):
+        return
+    # A sum is non-finite whenever an entry is; the entries are looked at only when it is.
+    if not allow_minus_inf and bool(torch.isfinite(x.detach().sum())):
+        return
+    bad = torch.isnan(x) | (torch.isinf(x) if not allow_minus_inf else torch.isposinf(x))
+    if bool(bad.any()):
+        first = tuple(int(i) for i in bad.nonzero()[0])
+        raise StateformError(
+            f"{name} holds {x[first].item()} at index {first} of shape {tuple(x.shape)}; expected finite values. "
+            "Mask padded positions with attention_mask, or switch this check off with `with sf.validate(False):`."
+        )

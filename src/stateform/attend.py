@@ -1,0 +1,232 @@
+"""The exp readout (softmax attention and its kin), whose state is the growing cache of keys and values.
+
+    y_i = ( sum_{j<=i} exp( Re(q_i^T U_i ... U_{j+1} b_j k_j) + g_{j+1} + ... + g_i ) v_j + d_i v_i ) / eta_i
+
+Phases U (RoPE) act inside, on the keys: they are absorbed once, at absolute angles, into q and k. A scalar log decay g
+(ALiBi, forgetting attention) acts outside, on the weights. All queries at once, a block of queries at a time, or one
+query at a time are the forms matrix, chunkwise and recurrent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ._form import WEIGHTS
+from ._shapes import spread_heads
+from .state import State
+from .transition import upcast
+
+if TYPE_CHECKING:
+    from .system import System
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Absorbed, real queries and keys of a system behind its past; keys are aligned at their end."""
+
+    q: Tensor
+    """[B,T,Hq,n']"""
+    keys: Tensor
+    """[B,L+T,Hk,n'], the L past ones first."""
+    values: Tensor
+    """[B,L+T,Hv,p]"""
+    log_weight: Tensor | None
+    """Sum of the log decays from each past key to the end of the past [B,L,H|1]."""
+    g: Tensor | None
+    """Log decays of the new tokens [B|1,T,H|1]."""
+    angle: Tensor | None
+    """Absolute angle after the last token, modulo 2 pi, float64."""
+    seen: Tensor
+    """Tokens seen before, per row [B]."""
+
+    @property
+    def past(self) -> int:
+        """L"""
+        return self.keys.shape[1] - self.q.shape[1]
+
+
+def absorb(system: System, state: State | None) -> Cache:
+    """Turn the phases into rotations of q and k, and put the past before the new keys."""
+    B, T = system.B, system.T
+    q, k, v = system.q, system.k, system.v
+    assert q is not None and v is not None
+    angle = None
+    if system.b is not None or system.log_b is not None:
+        b = upcast(system.b) if system.b is not None else upcast(system.log_b).exp()  # type: ignore[arg-type]
+        k = _per_head(upcast(k), (b if b.ndim == 3 else b[None, None]).unsqueeze(-1))
+    if system.phase is not None:
+        phase = system.phase.double()
+        if phase.ndim < 3:
+            phase = phase.expand(B, T, *phase.shape)
+        phase = phase if phase.ndim == 4 else phase.unsqueeze(-1)
+        start = None if state is None else state.get("angle")
+        angles = torch.cumsum(phase, 1) + (0 if start is None else start.unsqueeze(1))
+        angle = torch.remainder(angles[:, -1], 2 * math.pi)
+        turn = torch.polar(torch.ones_like(angles), angles)
+        turn = turn if q.dtype in (torch.float64, torch.complex128) else turn.to(torch.complex64)
+        q, k = _per_head(upcast(q), turn), _per_head(upcast(k), turn.conj())
+    if q.is_complex() or k.is_complex():
+        q, k = torch.cat([q.real, -_imag(q)], -1), torch.cat([k.real, _imag(k)], -1)
+    q, k = q.to(system.dtype), k.to(system.dtype)
+    seen = torch.zeros(B, dtype=torch.long, device=k.device)
+    log_weight, g = None, system.tensors().get("log_decay")
+    if g is not None:
+        g = upcast(g)
+        g = g.squeeze(-1) if g.ndim in (2, 4) else g
+        g = g if g.ndim == 3 else g[None, None].expand(1, T, -1)
+        log_weight = g.new_zeros(B, 0, g.shape[2])
+    if state is not None:
+        seen = state["position"]
+        k, v = torch.cat([state["keys"], k], 1), torch.cat([state["values"], v], 1)
+        log_weight = state.get("log_weight") if g is not None else None
+    return Cache(q, k, v, log_weight, g, angle, seen)
+
+
+def _per_head(x: Tensor, factor: Tensor) -> Tensor:
+    """x * factor, both [B|1,T|1,heads,n|1], the fewer heads repeated to the more."""
+    heads = max(x.shape[2], factor.shape[2])
+    return spread_heads(x, heads) * spread_heads(factor, heads)
+
+
+def _imag(x: Tensor) -> Tensor:
+    return x.imag if x.is_complex() else torch.zeros_like(x)
+
+
+def attend(system: System, state: State | None, block: int) -> tuple[Tensor, State]:
+    """y [B,T,H,p] and the state after the last token, `block` queries at a time."""
+    cache = absorb(system, state)
+    T, L = system.T, cache.past
+    out, log_weight = [], cache.log_weight
+    for start in range(0, T, block):
+        stop = min(start + block, T)
+        stretch = None if cache.g is None else cache.g[:, start:stop]
+        low, bias, log_weight = _bias(cache, log_weight, stretch, start, stop, system)
+        keys, values = cache.keys[:, low : L + stop], cache.values[:, low : L + stop]
+        out.append(_rows(system, cache.q[:, start:stop], keys, values, bias, start, low))
+    keep = L + T if system.window is None else min(L + T, system.window - 1)
+    new = {"keys": cache.keys[:, L + T - keep :], "values": cache.values[:, L + T - keep :]}
+    if log_weight is not None:
+        new["log_weight"] = log_weight[:, L + T - keep :]
+    if cache.angle is not None:
+        new["angle"] = cache.angle
+    return torch.cat(out, 1), State({**new, "position": cache.seen + T})
+
+
+def _bias(
+    cache: Cache, log_weight: Tensor | None, g: Tensor | None, start: int, stop: int, system: System
+) -> tuple[int, Tensor | None, Tensor | None]:
+    """For the queries start..stop: the first key any of them sees, what is added to their logits ([B|1,H|1,queries,keys],
+    None for "causal, nothing else"), and the running log weights of all keys up to `stop`."""
+    L, device = cache.past, cache.keys.device
+    low = 0 if system.window is None else max(0, L + start - system.window + 1)
+    i = torch.arange(L + start, L + stop, device=device)[:, None]
+    j = torch.arange(low, L + stop, device=device)
+    visible = (j <= i) if system.causal else torch.ones_like(j <= i)
+    if system.window is not None:
+        visible = visible & (i - j < system.window)
+    visible = visible[None, None]
+    valid = cache.seen.clamp(max=L)
+    uneven = L > 0 and bool((valid < L).any())
+    if uneven:
+        visible = visible & (j >= (L - valid)[:, None])[:, None, None]
+    if g is None:
+        plain = system.causal and start == 0 and L == 0 and (system.window is None or system.window >= stop)
+        if plain or (stop - start == 1 and system.window is None and not uneven):
+            return low, None, None
+        return low, torch.zeros(visible.shape, device=device, dtype=system.dtype).masked_fill(~visible, -torch.inf), None
+    assert log_weight is not None
+    B, c = log_weight.shape[0], stop - start
+    inclusive = torch.cumsum(g, 1)
+    later = torch.cat([g[:, 1:], torch.zeros_like(g[:, :1])], 1).flip(1).cumsum(1).flip(1)
+    steps = torch.where(torch.ones(c, c, dtype=torch.bool, device=device).tril(-1)[..., None], g[:, :, None], 0.0)
+    inside = torch.cumsum(steps, 1).expand(B, -1, -1, -1)
+    before = log_weight[:, None, low:] + inclusive[:, :, None]
+    bias = torch.cat([before, inside], 2).movedim(-1, 1)
+    log_weight = torch.cat([log_weight + inclusive[:, -1:], later.expand(B, -1, -1)], 1)
+    return low, torch.where(visible, bias, -torch.inf), log_weight
+
+
+def _rows(
+    system: System, q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, start: int, low: int
+) -> Tensor:
+    """y of a block of queries [B,c,H,p]."""
+    H = system.H
+    if system.eta == "sum" and system.d is None and system.eta_floor is None:
+        groups = keys.shape[2] if keys.shape[2] == values.shape[2] else H
+        q, keys, values = (x.transpose(1, 2) for x in (spread_heads(q, H), spread_heads(keys, groups), spread_heads(values, groups)))
+        q = q.expand(-1, H, -1, -1)
+        y = F.scaled_dot_product_attention(
+            q, keys, values, None if bias is None else bias.to(q.dtype), is_causal=bias is None and q.shape[2] > 1,
+            scale=1.0, enable_gqa=groups != H,
+        )  # fmt: skip
+        return y.transpose(1, 2)
+    alpha, direct = _alpha(system, _logits(q, keys, bias, H), slice(start, start + q.shape[1]))
+    values = upcast(spread_heads(values, H))
+    y = torch.einsum("bhij,bjhp->bihp", alpha, values.expand(-1, -1, H, -1))
+    if direct is not None:
+        y = y + direct.transpose(1, 2) * values[:, values.shape[1] - q.shape[1] :]
+    return y.to(system.dtype)
+
+
+def _logits(q: Tensor, keys: Tensor, bias: Tensor | None, H: int) -> Tensor:
+    q, keys = upcast(spread_heads(q, H)), upcast(spread_heads(keys, H))
+    logits = torch.einsum("bihn,bjhn->bhij", q.expand(-1, -1, H, -1), keys.expand(-1, -1, H, -1))
+    if bias is None:
+        c, length = logits.shape[-2:]
+        seen = torch.ones(c, length, dtype=torch.bool, device=logits.device).tril(length - c)
+        return logits.masked_fill(~seen, -torch.inf)
+    return logits + upcast(bias)
+
+
+def _alpha(system: System, logits: Tensor, rows: slice | Tensor) -> tuple[Tensor, Tensor | None]:
+    """Weights [B,H,c,keys] divided by eta, and the direct weight [B,H,c,1] of each query's own value."""
+
+    def gate(name: Literal["d", "eta", "eta_floor"]) -> Tensor:
+        x = system.gate(name)
+        return (x if x.shape[1] == 1 else x[:, rows]).transpose(1, 2).unsqueeze(-1)
+
+    # With eta = "sum" only ratios matter: the largest logit is taken out before the exponential.
+    top = logits.amax(-1, keepdim=True).detach() if system.eta == "sum" else torch.zeros_like(logits[..., :1])
+    weights, d = torch.exp(logits - top), None
+    if system.d is not None:
+        d = gate("d") * torch.exp(-top)
+    if system.eta is None:
+        return weights, d
+    eta = gate("eta") if system.eta != "sum" else weights.sum(-1, keepdim=True) + (0 if d is None else d)
+    if system.eta_floor is not None:
+        eta = torch.maximum(eta.abs(), gate("eta_floor") * torch.exp(-top))
+    return weights / eta, None if d is None else d / eta
+
+
+def log_normaliser(system: System) -> Tensor:
+    """log sum_j exp(...) of every query from an empty cache, [B,T,H]."""
+    cache = absorb(system, None)
+    _, bias, _ = _bias(cache, cache.log_weight, cache.g, 0, system.T, system)
+    return _logits(cache.q, cache.keys, bias, system.H).logsumexp(-1).transpose(1, 2)
+
+
+def softmax_weights(system: System, queries: Sequence[int] | None) -> Tensor:
+    """alpha [B,H,1,queries,T] of an exp readout from an empty cache."""
+    index = list(range(system.T)) if queries is None else [int(i) for i in queries]
+    cache = absorb(system, None)
+    _, bias, _ = _bias(cache, cache.log_weight, cache.g, 0, system.T, system)
+    if bias is None:
+        ones = torch.ones(1, 1, system.T, system.T, dtype=torch.bool, device=system.device)
+        bias = torch.zeros(ones.shape, device=system.device).masked_fill(~ones.tril(), -torch.inf)
+    rows = torch.as_tensor(index, device=system.device)
+    logits = _logits(cache.q[:, rows], cache.keys, bias[:, :, rows], system.H)
+    alpha, direct = _alpha(system, logits, rows)
+    if direct is not None:
+        own = F.one_hot(rows, system.T).to(alpha.dtype)
+        alpha = alpha + own * direct
+    return alpha.unsqueeze(2)
+
+
+WEIGHTS["exp"] = softmax_weights

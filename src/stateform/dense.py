@@ -1,0 +1,131 @@
+"""A System written out: the DSF's dense matrices, and the eigenvalues of its transitions. For small sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ._errors import require
+from ._form import FORMS
+from ._shapes import spread_heads
+from .attend import log_normaliser
+from .transition import upcast
+
+if TYPE_CHECKING:
+    from .system import System
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """Lambda [B,T,H,N,N], B [B,T,H,N,i], C [B,T,H,o,N], D [B,T,H,o,i]: a system written out (see System.matrices)."""
+
+    Lambda: Tensor
+    B: Tensor
+    C: Tensor
+    D: Tensor
+    exclusive: bool = False
+    """C reads h_{t-1} instead of h_t."""
+
+    def run(self, u: Tensor) -> Tensor:
+        """y_t = C_t h_t + D_t u_t with h_t = Lambda_t h_{t-1} + B_t u_t from h = 0, for u [B,T,H,i]."""
+        u = u.to(self.B.dtype)
+        h, out = torch.zeros_like(self.B[:, 0, ..., 0]), []
+        for t in range(self.Lambda.shape[1]):
+            before = h
+            h = _mv(self.Lambda[:, t], h) + _mv(self.B[:, t], u[:, t])
+            out.append(_mv(self.C[:, t], before if self.exclusive else h) + _mv(self.D[:, t], u[:, t]))
+        return torch.stack(out, 1)
+
+
+def _mv(M: Tensor, x: Tensor) -> Tensor:
+    return (M @ x.unsqueeze(-1)).squeeze(-1)
+
+
+def normaliser(system: System) -> Tensor:
+    """eta_t [B,T,H], measured from a zero state where it is a sum (ones where there is none)."""
+    B, T, H = system.B, system.T, system.H
+    if system.readout == "exp" and system.eta == "sum":
+        return log_normaliser(system).exp()
+    if system.eta != "sum":
+        return system.gate("eta", 1.0).expand(B, T, H)
+    ones = torch.ones(B, T * system.micro, 1, 1, dtype=system.dtype, device=system.device)
+    sums = replace(system, v=ones, eta=None, eta_floor=None)
+    core = sums.core()
+    form = next(form for name in ("chunkwise", "recurrent") if (form := FORMS[name]).refuses(sums) is None)
+    raw, _ = form.compute(core, core.zero_state())
+    eta = sums.finish(raw.flatten(2, 3)).squeeze(-1).to(upcast(system.k).dtype.to_real())
+    return eta if system.eta_floor is None else torch.maximum(eta.abs(), system.gate("eta_floor"))
+
+
+def matrices(system: System, *, normalised: bool, limit: float) -> Matrices:
+    """See System.matrices."""
+    require(system.readout == "linear",
+            'a system with readout "exp" has no finite state: its feature expansion is infinite (arXiv 2405.15731, '
+            "Lemma 1). Use coefficients(), or a truncation to finitely many features")  # fmt: skip
+    require(system.log_b is None, "matrices need the write strength itself: stabilise the system first")
+    B, T, H, n, r = system.B, system.T, system.H, system.n, system.micro
+    p, vector = system.p, system.v is None
+    size = B * T * H * (n * p) ** 2 * upcast(system.k).element_size()
+    require(size <= limit, f"these matrices would take {size / 1e9:.1f} GB ([{B},{T},{H},{n * p},{n * p}]); the limit is "
+            f"{limit / 1e9:.1f} GB. Take a stretch system[start:stop] or system.select_heads([...])")  # fmt: skip
+    core = system.core()
+
+    def full(x: Tensor) -> Tensor:  # [B,T,G,R,...] with every axis written out, heads together
+        x = x.expand(B, T * r, *core.heads, *x.shape[4:])
+        return x.flatten(2, 3)
+
+    step = full(core.transition().dense(n))
+    k = full(core.k)
+    b = spread_heads(system.gate("b", 1.0), H).expand(B, T * r, H)
+    write = k * b.unsqueeze(-1)
+    A, W = step[:, ::r], write[:, ::r].unsqueeze(-1)
+    for i in range(1, r):  # one token is r steps; each write keeps its own input column
+        A, W = step[:, i::r] @ A, torch.cat([step[:, i::r] @ W, write[:, i::r].unsqueeze(-1)], -1)
+    at = slice(0, None, r) if system.exclusive else slice(r - 1, None, r)
+    q = full(core.q)[:, at]
+    if vector and system.w_in is not None:
+        W = spread_heads(upcast(system.w_in)[None, None], H).to(A.dtype).expand(B, T, H, n, -1)
+    if system.w_out is not None:
+        q = spread_heads(upcast(system.w_out).transpose(0, 1)[None, None], H).to(A.dtype).expand(B, T, H, -1, n)
+    eye = torch.eye(p, dtype=A.dtype, device=A.device)
+    inputs = W.shape[-1]
+
+    def kron(x: Tensor) -> Tensor:  # x (x) I_p
+        return (x[..., :, None, :, None] * eye[:, None, :]).flatten(-2).flatten(-3, -2)
+
+    Lambda, C = kron(A), kron(q.to(A.dtype))
+    Bm = kron(W.to(A.dtype))
+    D = C.new_zeros(B, T, H, C.shape[-2], Bm.shape[-1])
+    if system.d is not None:
+        require(q.shape[-2] == 1, "a direct term with an output axis has no D here")
+        own = 0 if system.exclusive else r - 1
+        place = torch.zeros(1, inputs, dtype=A.dtype, device=A.device)
+        place[0, own] = 1
+        D = D + system.gate("d")[..., None, None] * kron(place)
+    if system.eta is None:
+        return Matrices(Lambda, Bm, C, D, system.exclusive)
+    eta = normaliser(system)[..., None, None]
+    if not normalised:
+        return Matrices(Lambda, Bm, C / eta, D / eta, system.exclusive)
+    before = torch.cat([eta[:, :1], eta[:, :-1]], 1)
+    return Matrices(Lambda * (before / eta), Bm / eta, C if not system.exclusive else C * (before / eta), D / eta, system.exclusive)
+
+
+def spectrum(system: System, *, normalised: bool) -> Tensor:
+    """See System.spectrum."""
+    if system.readout == "exp":
+        require(normalised, 'readout "exp" has A_t = I; its eigenvalue in the DSF\'s coordinates is eta_{t-1}/eta_t: normalised=True')
+        log_eta = log_normaliser(system)
+        ratio = torch.exp(torch.cat([torch.full_like(log_eta[:, :1], -torch.inf), log_eta[:, :-1]], 1) - log_eta)
+        return ratio.unsqueeze(-1) + 0j
+    core = system.core()
+    values = core.transition().spectrum(system.n)
+    values = values.expand(*values.shape[:2], *core.heads, system.n).flatten(2, 3)
+    if normalised and system.eta is not None:
+        eta = normaliser(system)
+        ratio = torch.cat([torch.zeros_like(eta[:, :1]), eta[:, :-1]], 1) / eta
+        values = values * ratio.repeat_interleave(system.micro, 1).unsqueeze(-1)
+    return values

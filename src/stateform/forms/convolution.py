@@ -1,0 +1,94 @@
+"""A time-invariant system as a convolution with its impulse response, by FFT: T log T work.
+
+    K_t = q^T A^t k,    y = K * v + (q^T A^{t+1} S_0),    S_T = A^T S_0 + sum_j A^{T-1-j} k v_j^T
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .._form import register_form
+from ..core import Core, contract
+from ..transition import Diagonal, Identity, cis
+
+if TYPE_CHECKING:
+    from ..system import System
+
+
+class Convolution:
+    """T log T work, memory linear in T (times n, for the powers of A)."""
+
+    name = "convolution"
+
+    def refuses(self, system: System) -> str | None:
+        if system.readout == "exp":
+            return "a convolution needs a linear readout"
+        if not system.time_invariant:
+            inputs = ("v", "d") if system.v is not None else ("k", "d")
+            varying = [x for x in system.tensors() if not system.is_constant(x) and x not in inputs]
+            what = ", ".join(varying) if varying else 'eta = "sum"' if system.eta == "sum" else "micro-steps" if system.micro > 1 else "k"
+            return f"a convolution needs a time-invariant system; here {what} changes with time"
+        return None
+
+    def compute(self, core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
+        T = core.length
+        if core.k.shape[1] != 1:  # n = 1 and v = None: the key is the input
+            core = replace(core, v=core.k * core.v, k=torch.ones_like(core.k[:1, :1]))
+        powers, diagonal = _powers(core)
+        later = powers[:, :T] if core.exclusive else powers[:, 1:]
+        if diagonal:
+            responses = powers[:, :T] * core.k
+            held = core.q * later.unsqueeze(-2)
+            last = powers[:, T].unsqueeze(-1) * S
+        else:
+            responses = contract("btgrmn,bsgrn->btgrm", powers[:, :T], core.k)
+            held = contract("bsgrom,btgrmn->btgron", core.q, later)
+            last = contract("bgrmn,bgrnp->bgrmp", powers[:, T], S)
+        reads = contract("bsgron,btgrn->btgro", core.q, responses)
+        if core.exclusive:
+            reads = torch.cat([torch.zeros_like(reads[:, :1]), reads[:, :-1]], 1)
+        v = core.v.expand(-1, T, -1, -1, -1)
+        y = _convolve(reads.unsqueeze(-1), v.unsqueeze(-2)) + contract("btgron,bgrnp->btgrop", held, S)
+        return y, contract("btgrn,btgrp->bgrnp", responses.flip(1), v) + last
+
+
+def _powers(core: Core) -> tuple[Tensor, bool]:
+    """A^0, ..., A^T as diagonals [b,T+1,G,R,n] (True) or dense [b,T+1,G,R,n,n] (False)."""
+    A, T = core.transition(), core.length
+    t = torch.arange(T + 1, device=core.k.device).view(1, -1, 1, 1, 1)
+    if isinstance(A, Identity):
+        return torch.ones_like(t, dtype=core.dtype), True
+    if isinstance(A, Diagonal):
+        log = core.decay_log()
+        # t = 0 gives 1 also for a decay of exactly zero (0 * -inf is not a number).
+        powers = None if log is None else torch.exp(torch.where(t == 0, 0.0, t * torch.where(t == 0, 0.0, log)))
+        if core.phase is not None:
+            turn = cis(core.phase.double() * t).to(core.dtype)
+            powers = turn if powers is None else powers * turn
+        if core.sign is not None:
+            signs = torch.where(t % 2 == 0, torch.ones_like(core.sign), core.sign)
+            powers = signs if powers is None else powers * signs
+        assert powers is not None
+        return powers, True
+    step = A.dense(core.n)
+    dense, square = torch.eye(core.n, dtype=step.dtype, device=step.device).expand_as(step), step
+    while dense.shape[1] <= T:  # A^0 .. A^{m-1} and A^m give twice as many
+        dense = torch.cat([dense, square @ dense], 1)
+        square = square @ square
+    return dense[:, : T + 1], False
+
+
+def _convolve(kernel: Tensor, v: Tensor) -> Tensor:
+    """Causal convolution along axis 1."""
+    T = v.shape[1]
+    if kernel.is_complex() or v.is_complex():
+        spectrum = torch.fft.fft(kernel, 2 * T, dim=1) * torch.fft.fft(v, 2 * T, dim=1)
+        return torch.fft.ifft(spectrum, dim=1)[:, :T]
+    return torch.fft.irfft(torch.fft.rfft(kernel, 2 * T, dim=1) * torch.fft.rfft(v, 2 * T, dim=1), 2 * T, dim=1)[:, :T]
+
+
+register_form(Convolution())

@@ -1,0 +1,127 @@
+"""The T x T matrix of coefficients, and y = alpha v: for short sequences and for looking inside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .._form import WEIGHTS, register_form
+from .._shapes import spread_heads
+from ..core import Core, contract
+from ._pairs import cut
+
+if TYPE_CHECKING:
+    from ..system import System
+
+
+class Matrix:
+    """T x T work and memory (an exp readout without extras runs as fused attention, without the memory)."""
+
+    name = "matrix"
+
+    def refuses(self, system: System) -> str | None:
+        return None
+
+    def compute(self, core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, read, write, carry = _solve(core)
+        S = S.unsqueeze(1)
+        y = contract("bgroij,bjgrp->bigrop", alpha, core.v.expand(-1, core.length, -1, -1, -1))
+        y = y + contract("btgron,bsgrnp->btgrop", read, S)
+        end = contract("bgrnj,bjgrp->bgrnp", write, core.v.expand(-1, core.length, -1, -1, -1))
+        return y, end + contract("bgrmn,bsgrnp->bgrmp", carry, S)
+
+
+def _solve(core: Core) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The whole stretch as four linear maps: values to reads alpha [B,G,R,o,T,T], first state to reads [B,T,G,R,o,n],
+    values to last state [B,G,R,n,T], first state to last state [B,G,R,n,n]."""
+    if core.matrix is not None:
+        return _solve_dense(core)
+    x = cut(core, core.length)
+    alpha = x.read(x.q, x.k, exclusive=x.exclusive)
+    read, write = x.from_start(x.q, exclusive=x.exclusive), x.to_end(x.k)
+    decay = torch.ones_like(write[..., :1, :]) if x.g is None else torch.exp(x.g.sum(-2, keepdim=True))
+    carry = torch.diag_embed(decay.expand(*decay.shape[:-1], core.n).squeeze(-2))
+    write = write.mT
+    if x.f is not None and x.w is not None:
+        L = x.read(x.w, x.f, exclusive=True)
+        inverse = torch.linalg.inv(torch.eye(core.length, dtype=L.dtype, device=L.device) - L)
+        z_v = contract("...ij,...jk->...ik", inverse, x.read(x.w, x.k, exclusive=True))
+        z_S = contract("...ij,...jn->...in", inverse, x.from_start(x.w, exclusive=True))
+        M, f = x.read(x.q, x.f, exclusive=x.exclusive), x.to_end(x.f).mT
+        alpha, read = alpha + contract("...ij,...jk->...ik", M, z_v), read + contract("...ij,...jn->...in", M, z_S)
+        write, carry = write + contract("...mj,...jk->...mk", f, z_v), carry + contract("...mj,...jn->...mn", f, z_S)
+    if x.end is not None:
+        write, carry = x.end.unsqueeze(-1) * write, x.end.unsqueeze(-1) * carry
+    # Axes [b,N=1,G,R,o,i,...]: drop N, and o where it is 1.
+    return alpha.squeeze(1), read.squeeze(1).movedim(4, 1), write.squeeze(1).squeeze(3), carry.squeeze(1).squeeze(3)
+
+
+def _solve_dense(core: Core) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same for dense transitions: all written keys, and the identity, carried along through time."""
+    T, n = core.length, core.n
+    k = core.k.expand(core.batch, T, *core.state_heads, n).to(core.dtype)
+    eye = torch.eye(n, dtype=core.dtype, device=k.device).expand(core.batch, *core.state_heads, n, n)
+    columns = torch.cat([eye, k.new_zeros(core.batch, *core.state_heads, n, T)], -1)
+    reads = []
+    for t in range(T):
+        step = core.slice(t, t + 1)
+        q, before = step.q.squeeze(1), columns
+        written = torch.nn.functional.one_hot(torch.tensor(n + t), n + T).to(k)
+        columns = step.transition().apply(columns.unsqueeze(1)).squeeze(1) + k[:, t].unsqueeze(-1) * written
+        reads.append(contract("...on,...nj->...oj", q, before if core.exclusive else columns))
+    rows = torch.stack(reads, 1)
+    return rows[..., n:].movedim(1, 4), rows[..., :n], columns[..., n:], columns[..., :n]
+
+
+def linear_weights(system: System, queries: Sequence[int] | None) -> Tensor:
+    """alpha [B,H,o,queries,T*micro] of a linear readout from a zero state."""
+    core, r = system.core(), system.micro
+    index = torch.arange(system.T) if queries is None else torch.as_tensor([int(i) for i in queries])
+    at = index.to(core.k.device) * r + (0 if system.exclusive else r - 1)
+    alpha = _solve(core)[0][..., at, :] if queries is None else _rows(core, at.tolist())
+    alpha = alpha.expand(core.batch, *core.heads, *alpha.shape[3:]).flatten(1, 2)
+    H, rows = system.H, slice(None) if queries is None else index
+
+    def gate(x: Tensor) -> Tensor:  # [B|1,T|1,H|1] to [B|1,H|1,1,queries|1,1]
+        x = x if x.shape[1] == 1 else x[:, rows]
+        return x.transpose(1, 2)[:, :, None, :, None]
+
+    b = spread_heads(system.gate("log_b").exp() if system.log_b is not None else system.gate("b", 1.0), H)
+    alpha = alpha * b.transpose(1, 2)[:, :, None, None]
+    if system.d is not None:
+        own = torch.nn.functional.one_hot(at, core.length).to(alpha.dtype)
+        alpha = alpha + own * gate(system.gate("d"))
+    if alpha.is_complex() and system.q is not None:
+        alpha = alpha.real
+    if system.eta is None:
+        return alpha
+    eta = alpha.sum(-1, keepdim=True) if isinstance(system.eta, str) else gate(system.gate("eta"))
+    if system.eta_floor is not None:
+        eta = torch.maximum(eta.abs(), gate(system.gate("eta_floor")))
+    return alpha / eta
+
+
+def _rows(core: Core, at: list[int]) -> Tensor:
+    """Chosen rows of alpha [B,G,R,o,rows,T], by the adjoint recurrence: alpha_it = lambda_t^T k_t, where lambda starts
+    as q_i at step i and goes back in time by lambda_{t-1} = A_t^T lambda_t. Memory rows x T."""
+    o = core.q.shape[-2]
+    lam = core.k.new_zeros(core.batch, *core.heads, core.n, o, len(at), dtype=core.dtype)
+    columns = []
+    for t in range(core.length - 1, -1, -1):
+        step = core.slice(t, t + 1)
+        here = torch.tensor([i == t for i in at], device=lam.device)
+        fresh = torch.where(here, step.q.squeeze(1).mT.unsqueeze(-1), 0.0)
+        if not core.exclusive:
+            lam = lam + fresh
+        columns.append(contract("...nor,...n->...or", lam, step.k.squeeze(1)))
+        lam = step.transition().transpose().apply(lam.flatten(-2).unsqueeze(1)).squeeze(1).unflatten(-1, (o, len(at)))
+        if core.exclusive:
+            lam = lam + fresh
+    return torch.stack(columns[::-1], -1)
+
+
+register_form(Matrix())
+WEIGHTS["linear"] = linear_weights

@@ -1,0 +1,38 @@
+"""The recurrence itself, one step after the other: the definition, the oracle, and the form for decoding."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .._form import register_form
+from ..core import Core, contract
+
+if TYPE_CHECKING:
+    from ..system import System
+
+
+class Recurrent:
+    """T steps, memory of one state."""
+
+    name = "recurrent"
+
+    def refuses(self, system: System) -> str | None:
+        if not system.causal:
+            return "a non-causal system has no state; use the form matrix"
+        return None
+
+    def compute(self, core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
+        y = []
+        for t in range(core.length):
+            step = core.slice(t, t + 1)
+            before = S.unsqueeze(1)
+            after = step.transition().apply(before) + step.k.unsqueeze(-1) * step.v.unsqueeze(-2)
+            S = after.squeeze(1)
+            y.append(contract("...on,...np->...op", step.q, before if core.exclusive else after))
+        return torch.cat(y, 1), S
+
+
+register_form(Recurrent())

@@ -1,0 +1,486 @@
+"""System: one representation for attention, state-space models and recurrent networks.
+
+For each batch element and head, with a state S_t of n keys by p values:
+
+    S_t = A_t S_{t-1} + b_t k_t v_t^T                    state update
+    y_t = (readout(S_t, q_t) + d_t v_t) / eta_t          readout
+    A_t = decay_t + f_t w_t^T                            open-loop decay + rank-1 state feedback
+
+Source: the Dynamical Systems Framework (arXiv 2405.15731, eq. 11: h_i = Lambda_i h_{i-1} + B_i u_i,
+y_i = C_i h_i + D_i u_i, with h = vec(S)) and Coefficient Dynamics (arXiv 2510.09389).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ._errors import StateformError, require, require_finite
+from ._form import FORMS, WEIGHTS
+from ._shapes import DECAYS, PER_TOKEN, check_shapes, layout, select_heads, split_heads, spread_heads
+from .core import Core
+from .dense import Matrices, matrices, spectrum
+from .transition import associative_scan, upcast
+
+Decay = Tensor | tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class System:
+    """A linear time-varying system, one per batch element and head. Frozen, validated on construction, a pytree.
+
+    Shapes: B batch, T time (T * micro where noted *), H heads (any head axis may be a divisor of H: shared), n keys,
+    p values, o outputs. A constant part drops batch and time.
+
+    Args:
+        q: read vector [B,T,H,n], [B,T,H,o,n] with an output axis, constant [H,n] or [H,o,n]; None reads the whole
+            state, y_t = S_t.
+        k: write vector* [B,T,H,n] or constant [H,n].
+        v: values* [B,T,H,p]; None means p = 1 and v_t = 1 (k is then the whole input).
+        log_decay: log |decay|*, scalar [B,T,H] or [H], diagonal [B,T,H,n] or [H,n], or a product (dt [B,T,H], a [H,n]).
+            -inf is a hard reset; its gradient is 0.
+        phase: angle of the decay* in radians, shapes of log_decay. sign: +1 or -1, the same shapes.
+        transition: dense decay* [B,T,H,n,n] or [H,n,n], instead of the three above.
+        f, w: feedback f_t w_t^T* [B,T,H,n] or [H,n]; plain transpose.
+        b: write strength* [B,T,H] or [H]; or log_b, its logarithm (exponential gates; see `stabilise`).
+        d: direct term [B,T,H] or [H], added before the division; with eta = "sum" it acts on the normaliser too.
+        eta: None, "sum" (of the weights: a column of ones appended to v) or a tensor [B,T,H] or [H].
+        eta_floor: eta = max(|eta|, eta_floor); a number, [H] or [B,T,H].
+        readout: "linear" (q^T S) or "exp" (softmax: the state is the growing cache of keys and values).
+        exclusive: the read takes S_{t-1}, before the write.
+        micro: write steps per token; the read comes after the last (exclusive: before the first).
+        window: with readout "exp", only the last `window` tokens are seen.
+        causal: False (readout "exp", form "matrix") lets every token see every other.
+        w_in: [H,n,i], the constant map with k = w_in u; w_out: [o,H,n], a constant map with y = Re(w_out S) over all
+            heads (vector states with q = None).
+
+    Raises:
+        StateformError: shapes, dtypes or devices that do not fit, or parts that exclude each other.
+    """
+
+    q: Tensor | None
+    k: Tensor
+    v: Tensor | None
+    log_decay: Decay | None = field(default=None, kw_only=True)
+    phase: Tensor | None = field(default=None, kw_only=True)
+    sign: Tensor | None = field(default=None, kw_only=True)
+    transition: Tensor | None = field(default=None, kw_only=True)
+    f: Tensor | None = field(default=None, kw_only=True)
+    w: Tensor | None = field(default=None, kw_only=True)
+    b: Tensor | None = field(default=None, kw_only=True)
+    log_b: Tensor | None = field(default=None, kw_only=True)
+    d: Tensor | None = field(default=None, kw_only=True)
+    eta: Tensor | Literal["sum"] | None = field(default=None, kw_only=True)
+    eta_floor: Tensor | float | None = field(default=None, kw_only=True)
+    readout: Literal["linear", "exp"] = field(default="linear", kw_only=True)
+    exclusive: bool = field(default=False, kw_only=True)
+    micro: int = field(default=1, kw_only=True)
+    window: int | None = field(default=None, kw_only=True)
+    causal: bool = field(default=True, kw_only=True)
+    w_in: Tensor | None = field(default=None, kw_only=True)
+    w_out: Tensor | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_shapes(self)
+
+    # -- sizes ---------------------------------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that are there, by name; a product decay counts as `log_decay` (dt) and `rate` (a)."""
+        out = {f.name: x for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
+        if isinstance(self.log_decay, tuple):
+            out["log_decay"], out["rate"] = self.log_decay
+        return out
+
+    def is_constant(self, name: str) -> bool:
+        """Whether the part `name` has no time axis."""
+        return "B" not in layout(name, self.tensors()[name])
+
+    def _varying(self) -> tuple[Tensor, bool]:
+        for name, x in self.tensors().items():
+            if not self.is_constant(name):
+                return x, name in PER_TOKEN
+        raise StateformError("every part of this system is constant; give v (or k) a batch and a time axis")
+
+    @property
+    def B(self) -> int:
+        """Batch size."""
+        return self._varying()[0].shape[0]
+
+    @property
+    def T(self) -> int:
+        """Length in tokens."""
+        x, per_token = self._varying()
+        return x.shape[1] if per_token else x.shape[1] // self.micro
+
+    @property
+    def H(self) -> int:
+        """Heads."""
+        return max(self._head_counts().values())
+
+    @property
+    def state_heads(self) -> int:
+        """Heads of the state: those of k, v, decay and feedback broadcast together."""
+        return max(h for name, h in self._head_counts().items() if name not in PER_TOKEN)
+
+    def _head_counts(self) -> dict[str, int]:
+        return {name: x.shape[layout(name, x).index("H")] for name, x in self.tensors().items()}
+
+    @property
+    def n(self) -> int:
+        """Keys of the state."""
+        return self.k.shape[-1]
+
+    @property
+    def p(self) -> int:
+        """Values of the state (without the column of the normaliser)."""
+        return 1 if self.v is None else self.v.shape[-1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the output (real: that of v, else that of k)."""
+        x = self.k if self.v is None or self.v.is_complex() else self.v
+        return x.dtype.to_real() if x.is_complex() else x.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of all parts."""
+        return self.k.device
+
+    @property
+    def is_complex(self) -> bool:
+        """Whether the state is complex."""
+        return self.phase is not None or any(x.is_complex() for x in self.tensors().values())
+
+    @property
+    def decay_kind(self) -> Literal["identity", "scalar", "diagonal", "dense"]:
+        """Structure of the open-loop decay."""
+        if self.transition is not None:
+            return "dense"
+        parts = self.tensors()
+        decays = {name: parts[name] for name in DECAYS if name in parts}
+        if not decays:
+            return "identity"
+        wide = any(layout(name, x)[-1] == "n" and x.shape[-1] > 1 for name, x in decays.items())
+        return "diagonal" if wide else "scalar"
+
+    @property
+    def time_invariant(self) -> bool:
+        """Whether decay, feedback, k, q, b and eta are all constant (v is the input; for v = None and n = 1, k is)."""
+        inputs = {"v", "d"} | ({"k"} if self.v is None and self.n == 1 else set())
+        varying = [x for x in self.tensors() if x not in inputs and not self.is_constant(x)]
+        return not varying and self.eta != "sum" and self.readout == "linear" and self.micro == 1
+
+    @property
+    def state_size(self) -> int:
+        """Real numbers in the state of one row: H n p, the normaliser's column included, two for a complex entry.
+        With readout "exp" it is the size of one cached token: the state grows by it with each token."""
+        if self.readout == "exp":
+            counts = self._head_counts()
+            keys = counts["k"] * self.n * (2 if self.is_complex else 1)
+            values = counts.get("v", 1) * self.p
+            return keys + values
+        columns = self.p + (1 if self.eta == "sum" else 0)
+        return self.state_heads * self.n * columns * (2 if self.is_complex else 1)
+
+    # -- parts of it ---------------------------------------------------------------------------------------------
+
+    def map(self, fn: Callable[[str, Tensor], Tensor]) -> System:
+        """A system with `fn(name, tensor)` in place of each tensor."""
+        new: dict[str, Any] = {name: fn(name, x) for name, x in self.tensors().items()}
+        if "rate" in new:
+            new["log_decay"] = (new["log_decay"], new.pop("rate"))
+        return replace(self, **new)
+
+    def __getitem__(self, at: slice) -> System:
+        """A stretch of tokens, `system[start:stop]`."""
+        require(isinstance(at, slice) and at.step in (None, 1), "slice a system in time: system[start:stop]")
+        start, stop, _ = at.indices(self.T)
+        return self.gather(lambda x, r: x[:, start * r : max(start, stop) * r])
+
+    def gather(self, fn: Callable[[Tensor, int], Tensor]) -> System:
+        """A system with `fn(tensor, steps per token)` in place of each part that varies with batch and time."""
+
+        def one(name: str, x: Tensor) -> Tensor:
+            if self.is_constant(name):
+                return x
+            return fn(x, 1 if name in PER_TOKEN else self.micro)
+
+        return self.map(one)
+
+    def select_heads(self, heads: Sequence[int] | int) -> System:
+        """The system of some heads."""
+        index = torch.as_tensor([heads] if isinstance(heads, int) else list(heads), device=self.device)
+        inside = index.numel() == 0 or bool((index >= 0).all() and (index < self.H).all())
+        require(inside, f"heads {heads} are not all among the {self.H} heads 0..{self.H - 1}")
+        H = self.H
+        return self.map(lambda name, x: select_heads(name, x, index, H))
+
+    def to(self, *args: Any, **kwargs: Any) -> System:
+        """Move or cast as `Tensor.to` does; complex parts stay complex."""
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+
+        def move(_: str, x: Tensor) -> Tensor:
+            if dtype is None:
+                return x.to(device)
+            return x.to(device=device, dtype=dtype.to_complex() if x.is_complex() else dtype)
+
+        return self.map(move)
+
+    def detach(self) -> System:
+        """Cut from the autograd graph."""
+        return self.map(lambda _, x: x.detach())
+
+    def check_values(self) -> None:
+        """Raise if a part holds NaN or inf (a log decay or log_b may be -inf)."""
+        for name, x in self.tensors().items():
+            require_finite(x, name, allow_minus_inf=name in ("log_decay", "log_b"))
+
+    # -- the normal form -----------------------------------------------------------------------------------------
+
+    def core(self) -> Core:
+        """The normal form in which the forms compute: b, the normaliser's column and micro-steps folded in, the
+        precision that of the state (float32 at least)."""
+        r, H, hs = self.micro, self.H, self.state_heads
+        G = hs if 1 < hs < H else max((x for x in self._head_counts().values() if 1 < x < H), default=H)
+        left_out = ("w_in", "w_out", "d", "eta", "eta_floor")
+        axes = {x: split_heads(x, upcast(t), G, H // G) for x, t in self.tensors().items() if x not in left_out}
+
+        k, v = axes["k"], axes.get("v")
+        if v is None:
+            v = torch.ones_like(k[:1, :1, :1, :1, :1].real)
+        if self.eta == "sum":
+            v = torch.cat([v, torch.ones_like(v[..., :1])], -1)
+        if "b" in axes or "log_b" in axes:
+            v = v * (axes["b"] if "b" in axes else axes["log_b"].exp())
+        q = axes.get("q")
+        if q is None:
+            q = torch.eye(self.n, dtype=k.dtype.to_real(), device=k.device)[None, None, None, None]
+        elif r > 1:
+            # The read of a token happens at one of its micro-steps; elsewhere q is zero.
+            at = 0 if self.exclusive else r - 1
+            q = q.expand(q.shape[0], self.T, *q.shape[2:])
+            steps = [q if i == at else torch.zeros_like(q) for i in range(r)]
+            q = torch.stack(steps, 2).flatten(1, 2)
+        shared = (1, 1) if hs == 1 else (G, 1) if hs == G < H else (G, H // G)
+        names = {"log_decay": "log", "transition": "matrix"}
+        rest = {names.get(x, x): axes.get(x) for x in ("log_decay", "rate", "phase", "sign", "transition", "f", "w")}
+        return Core(
+            q, k, v, **rest, exclusive=self.exclusive, length=self.T * r, heads=(G, H // G), state_heads=shared,
+            batch=self.B,
+        )  # fmt: skip
+
+    def gate(self, name: Literal["b", "log_b", "d", "eta", "eta_floor"], default: float = 0.0) -> Tensor:
+        """A number per step and head as [B|1, T|1, H|1] in the precision of the state; `default` where not given."""
+        x = getattr(self, name)
+        if not isinstance(x, Tensor):
+            x = torch.full((1,), default if x is None else x, dtype=upcast(self.k).dtype.to_real(), device=self.device)
+        x = upcast(x)
+        return spread_heads(x if x.ndim == 3 else x[None, None], self.H)
+
+    def finish(self, raw: Tensor) -> Tensor:
+        """From the Core's reads [B,T*micro,H,o,p'] to y: direct term, real part, division, output map, dtype."""
+        r = self.micro
+        at = slice(0, None, r) if self.exclusive else slice(r - 1, None, r)
+        y = raw[:, at]
+        if self.d is not None:
+            v = y.new_ones(1, 1, 1, 1) if self.v is None else spread_heads(upcast(self.v)[:, at], self.H)
+            if self.eta == "sum":
+                v = torch.cat([v, torch.ones_like(v[..., :1])], -1)
+            y = y + self.gate("d")[..., None, None] * v.unsqueeze(-2)
+        if y.is_complex() and (self.q is not None or self.eta is not None):
+            y = y.real
+        eta: Tensor | None = None
+        if self.eta == "sum":
+            y, eta = y[..., :-1], y[..., -1:]
+        elif self.eta is not None:
+            eta = self.gate("eta")[..., None, None]
+        if eta is not None:
+            if self.eta_floor is not None:
+                eta = torch.maximum(eta.abs(), self.gate("eta_floor")[..., None, None])
+            y = y / eta
+        if self.v is None:
+            y = y.squeeze(-1)
+        elif self.q is not None and self.q.ndim in (2, 4):
+            y = y.squeeze(-2)
+        if self.w_out is not None:
+            y = torch.einsum("bthn,ohn->bto", y, upcast(self.w_out).to(y.dtype)).unsqueeze(2)
+            y = y.real if y.is_complex() else y
+        return y.to(self.dtype.to_complex() if y.is_complex() else self.dtype)
+
+    # -- what can be asked of it ---------------------------------------------------------------------------------
+
+    def forms(self) -> dict[str, str | None]:
+        """Every form, with None where it exists for this system and else the reason why not."""
+        return {name: form.refuses(self) for name, form in FORMS.items()}
+
+    def coefficients(
+        self, *, heads: Sequence[int] | int | None = None, queries: Sequence[int] | None = None,
+        limit: float = 1e9,
+    ) -> Tensor:  # fmt: skip
+        """The effective attention alpha_ij = phi(q_i^T A_i ... A_{j+1} b_j k_j) / eta_i, the weight of v_j in y_i.
+
+        Args:
+            heads: the heads wanted (default all). queries: the tokens i wanted (default all).
+            limit: bytes allowed for the result; a larger one is refused before any work.
+
+        Returns:
+            [B,H,queries,T * micro], the direct term on its diagonal.
+
+        Raises:
+            StateformError: for vector states (see `contributions`), and where the result would be too large.
+        """
+        require(self.v is not None and self.q is not None and self.q.ndim in (2, 4),
+                "coefficients are scalar weights of values; this system has vector states: use contributions()")  # fmt: skip
+        return self._weights_of_inputs(heads, queries, limit).squeeze(2)
+
+    def contributions(
+        self, *, heads: Sequence[int] | int | None = None, queries: Sequence[int] | None = None,
+        limit: float = 1e9,
+    ) -> Tensor:  # fmt: skip
+        """What each token j adds to y_i: [B,H,queries,T * micro,o], whose sum over j is y (from a zero state).
+
+        For scalar weights o = p and the entry is alpha_ij v_j; for vector states (v = None) it is C A_i ... A_{j+1} k_j.
+        With `w_out` the heads are mapped together and H = 1. Arguments and errors as for `coefficients`.
+        """
+        scalar = self.v is not None and self.q is not None and self.q.ndim in (2, 4)
+        require(scalar or self.v is None, "contributions of a matrix read need q without an output axis, or v = None")
+        width = self.p if scalar else self.n if self.q is None else self.q.shape[-2] if self.q.ndim in (3, 5) else 1
+        alpha = self._weights_of_inputs(heads, queries, limit / max(1, width))
+        system = self if heads is None else self.select_heads(heads)
+        if system.v is not None:
+            v = spread_heads(upcast(system.v), system.H)
+            return alpha.squeeze(2).unsqueeze(-1) * v.movedim(1, 2).unsqueeze(2)
+        parts = alpha.movedim(2, -1)
+        if system.w_out is not None:
+            w_out = upcast(system.w_out).to(parts.dtype)
+            parts = torch.einsum("bhijn,ohn->bijo", parts, w_out).unsqueeze(1)
+            parts = parts.real if parts.is_complex() else parts
+        return parts
+
+    def _weights_of_inputs(
+        self, heads: Sequence[int] | int | None, queries: Sequence[int] | None, limit: float
+    ) -> Tensor:
+        """alpha with the output axis, [B,H,o,queries,T*micro]."""
+        system = self if heads is None else self.select_heads(heads)
+        rows = system.T if queries is None else len(queries)
+        size = system.B * system.H * rows * system.T * system.micro * upcast(system.k).element_size()
+        require(
+            size <= limit,
+            f"these coefficients would take {size / 1e9:.1f} GB ([{system.B},{system.H},{rows},{system.T * system.micro}]);"
+            f" the limit is {limit / 1e9:.1f} GB. Choose heads=, queries=, a shorter stretch system[start:stop], or limit=",
+        )
+        return WEIGHTS[system.readout](system, queries)
+
+    def matrices(self, *, normalised: bool = False, limit: float = 1e9) -> Matrices:
+        """The DSF's dense Lambda, B, C, D at each token: h_t = Lambda_t h_{t-1} + B_t u_t, y_t = C_t h_t + D_t u_t, with
+        h = vec(S) (key-major, N = n p) and u_t = v_t (or the layer input where `w_in` is known).
+
+        Args:
+            normalised: put the division by eta into Lambda and B (the DSF's own coordinates, eq. 15:
+                Lambda_t = eta_{t-1}/eta_t A_t, B_t = 1/eta_t ...) instead of into C and D.
+            limit: bytes allowed.
+
+        Raises:
+            StateformError: readout "exp" (no finite state), micro-steps with a direct term, or a result too large.
+        """
+        return matrices(self, normalised=normalised, limit=limit)
+
+    def spectrum(self, *, normalised: bool = False) -> Tensor:
+        """Eigenvalues of A_t at every micro-step, complex [B|1, T*micro|1, H, n].
+
+        Args:
+            normalised: times eta_{t-1}/eta_t, the eigenvalues of the DSF's own coordinates (arXiv 2510.09379); for
+                readout "exp" this is the only eigenvalue there is.
+        """
+        return spectrum(self, normalised=normalised)
+
+    def __repr__(self) -> str:
+        kind = {"identity": "no decay", "scalar": "scalar decay", "diagonal": "diagonal decay", "dense": "dense transition"}
+        decay = [x for x in ("log_decay", "rate", "phase", "sign", "transition") if x in self.tensors()]
+        constant = all(self.is_constant(x) for x in decay)
+        words = [("constant " if decay and constant else "") + ("complex " if self.is_complex else "") + kind[self.decay_kind]]
+        if self.f is not None:
+            words.append("rank-1 feedback")
+        if self.micro > 1:
+            words.append(f"{self.micro} micro-steps")
+        words.append("softmax readout" if self.readout == "exp" and self.eta == "sum" else f"{self.readout} readout")
+        if self.exclusive:
+            words.append("exclusive")
+        if self.eta is not None:
+            words.append("eta = sum" if isinstance(self.eta, str) else "eta given")
+        if self.readout == "exp":
+            state = f"cache of {self.state_size} numbers a token" + (f", last {self.window}" if self.window else "")
+        else:
+            state = f"state {self.state_heads} x {self.n} x {self.p}"
+        sizes = f"B={self.B}, T={self.T}, H={self.H}, n={self.n}, p={self.p}"
+        return f"System({', '.join(words)}; {state}; {sizes}; {str(self.dtype).removeprefix('torch.')})"
+
+
+def stabilise(system: System, log_scale: Tensor | None = None) -> tuple[System, Tensor]:
+    """Exponential gates as a change of coordinates S' = exp(-m) S, so that the forms see an ordinary system.
+
+        m_t = max(g_t + m_{t-1}, log b_t)      by a max-plus scan, detached: any m gives the same y
+        g'_t = g_t + m_{t-1} - m_t <= 0,       b'_t = exp(log b_t - m_t) <= 1,       eta_floor' = exp(-m_t) eta_floor
+
+    Source: xLSTM (arXiv 2405.04517, eq. 15), RWKV-4 (arXiv 2305.13048, appendix D).
+
+    Args:
+        system: with log_b, eta = "sum" and a scalar decay (or none).
+        log_scale: m before the first step [B,H]; default -inf (nothing written yet).
+
+    Returns:
+        The equal system without log_b, and m [B,T,H] (0 while nothing has been written).
+
+    Raises:
+        StateformError: if the system has no log_b, or if y would depend on m.
+    """
+    require(system.log_b is not None, "stabilise needs log_b, the logarithm of the write strength")
+    require(system.eta == "sum", 'stabilise needs eta = "sum": only then are outputs independent of the scale')
+    require(system.decay_kind in ("identity", "scalar") and system.micro == 1, "stabilise needs a scalar decay (or none), micro = 1")
+    assert system.log_b is not None
+    log_b = upcast(system.log_b) if system.log_b.ndim == 3 else upcast(system.log_b)[None, None]
+    g = system.tensors().get("log_decay")
+    if isinstance(system.log_decay, tuple):
+        g = system.log_decay[0][..., None] * system.log_decay[1]
+    g = log_b.new_zeros(1, 1, 1) if g is None else upcast(g)
+    g = g.flatten(-2) if g.ndim in (2, 4) else g
+    g = g if g.ndim == 3 else g[None, None]
+    g, log_b = (x.expand(system.B, system.T, -1) for x in torch.broadcast_tensors(g, log_b))
+    start = log_b.new_full((system.B, log_b.shape[2]), -torch.inf) if log_scale is None else log_scale.to(log_b)
+    with torch.no_grad():
+        steps = (torch.cat([torch.zeros_like(g[:, :1]), g], 1), torch.cat([start.detach()[:, None], log_b], 1))
+        m = associative_scan(lambda x, y: (x[0] + y[0], torch.maximum(x[1] + y[0], y[1])), steps)[1]
+        shift = torch.where(torch.isneginf(m[:, :-1]), -torch.inf, m[:, :-1] - m[:, 1:])
+        shift = torch.where(torch.isneginf(m[:, 1:]), 0.0, shift)
+        m = torch.where(torch.isneginf(m), 0.0, m)
+        written, read = m[:, 1:], m[:, :-1] if system.exclusive else m[:, 1:]
+    floor = None if system.eta_floor is None else system.gate("eta_floor") * torch.exp(-read)
+    d = None if system.d is None else system.gate("d") * torch.exp(-read)
+    b = torch.exp(log_b - written)
+    return replace(system, log_decay=g + shift, log_b=None, b=b, eta_floor=floor, d=d), written
+
+
+def _flatten(s: System) -> tuple[list[Tensor], tuple[tuple[str, ...], tuple[tuple[str, Any], ...]]]:
+    parts = s.tensors()
+    rest = tuple((f.name, x) for f in fields(s) if not isinstance(x := getattr(s, f.name), Tensor | tuple))
+    return list(parts.values()), (tuple(parts), rest)
+
+
+def _unflatten(xs: Any, context: Any) -> System:
+    names, rest = context
+    new = {**dict(zip(names, xs, strict=True)), **dict(rest)}
+    if "rate" in new:
+        new["log_decay"] = (new["log_decay"], new.pop("rate"))
+    system = object.__new__(System)  # transformed leaves need not be valid tensors
+    for f in fields(System):
+        object.__setattr__(system, f.name, new.get(f.name, f.default))
+    return system
+
+
+pytree.register_pytree_node(System, _flatten, _unflatten)
