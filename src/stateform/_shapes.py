@@ -136,10 +136,9 @@ def split_heads(name: str, x: Tensor, G: int, R: int) -> Tensor:
     if axes[0] == "H":
         x = x[None, None]
     heads = x.shape[2]
-    if 1 < heads < G:
-        x, heads = x.repeat_interleave(G // heads, 2), G
-    elif G < heads < G * R:
-        x, heads = x.repeat_interleave(G * R // heads, 2), G * R
+    if heads != 1 and heads != G:
+        heads = G if G % heads == 0 else G * R
+        x = spread_heads(x, heads)
     x = x.unflatten(2, (1, 1) if heads == 1 else (G, 1) if heads == G else (G, R))
     if name == "q" and "o" not in axes:
         x = x.unsqueeze(-2)

@@ -1,0 +1,83 @@
+"""Build hooks: a page of API reference for each public module, and the colours of code in light and dark.
+
+The source is read, not run. A public name is described once, on the page of the module that defines it; if that module
+is private, on the page of the first public module that exports it. Where a package exports a name that is described
+elsewhere, its page links there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import griffe
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from pygments.formatters import HtmlFormatter
+
+PACKAGE = "stateform"
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages of the reference, their entries in the navigation, and the style sheet for code."""
+    source = Path(config.config_file_path).parent / "src"
+    package = griffe.load(PACKAGE, search_paths=[source], allow_inspection=False, resolve_aliases=True)
+    described: set[str] = set()
+    reference = []
+    for module in public_modules(package):
+        uri = f"api/{module.path}.md"
+        files.append(File.generated(config, uri, content=page(module, described)))
+        reference.append({module.path: uri})
+    config.nav = [*(config.nav or []), {"API": reference}]
+    files.append(File.generated(config, "highlight.css", content=highlight_css()))
+    return files
+
+
+def public_modules(module: griffe.Module) -> Iterator[griffe.Module]:
+    """The module and those below it, without the private ones."""
+    yield module
+    for name, child in sorted(module.modules.items()):
+        if not name.startswith("_") and not child.is_alias:
+            yield from public_modules(child)
+
+
+def page(module: griffe.Module, described: set[str]) -> str:
+    """The Markdown of one page; the paths that it describes are added to `described`."""
+    here, elsewhere = [], []
+    for name in public_names(module):
+        thing = target(module.members[name])
+        if thing is None:
+            continue
+        defined_in_private = any(part.startswith("_") for part in thing.module.path.split("."))
+        if thing.path not in described and (thing.module.path == module.path or defined_in_private):
+            described.add(thing.path)
+            here.append(name)
+        else:
+            summary = thing.docstring.value.partition("\n\n")[0].replace("\n", " ") if thing.docstring else ""
+            elsewhere.append(f"- [`{name}`][{thing.path}] {summary}")
+    members = "".join(f"\n        - {name}" for name in here) or " false"
+    links = ["", "", "Described on their own pages:", "", *elsewhere] if elsewhere else []
+    return f"::: {module.path}\n    options:\n      members:{members}\n" + "\n".join(links) + "\n"
+
+
+def public_names(module: griffe.Module) -> list[str]:
+    """The names in `__all__`, or without one the public names that the module defines itself."""
+    if module.exports is not None:
+        return [str(name) for name in module.exports if str(name) in module.members]
+    return [name for name, thing in module.members.items() if not name.startswith("_") and not thing.is_alias]
+
+
+def target(thing: griffe.Object | griffe.Alias) -> griffe.Object | None:
+    """The function, class or described value behind a name; None for modules and for what other packages define."""
+    try:
+        found = thing.final_target if isinstance(thing, griffe.Alias) else thing
+    except griffe.AliasResolutionError:
+        return None
+    return None if found.is_module or (found.is_attribute and not found.has_docstring) else found
+
+
+def highlight_css() -> str:
+    """The colours of code, for both colour modes of the theme."""
+    light = HtmlFormatter(style="default").get_style_defs(".highlight")
+    dark = HtmlFormatter(style="github-dark").get_style_defs("[data-bs-theme=dark] .highlight")
+    return f"{light}\n{dark}\n"
