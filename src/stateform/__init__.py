@@ -2,8 +2,12 @@
 
 from ._errors import StateformError, validate
 from .forms import forms, run
+from .layers import Layer, Past, ShortConv, build, names, register
 from .state import State
 from .system import System, stabilise
 
 __version__ = "0.1.0"
-__all__ = ["State", "StateformError", "System", "forms", "run", "stabilise", "validate"]
+__all__ = [
+    "Layer", "Past", "ShortConv", "State", "StateformError", "System", "build", "forms", "names", "register", "run",
+    "stabilise", "validate",
+]  # fmt: skip

@@ -34,7 +34,9 @@ SHAPES: dict[str, tuple[str, ...]] = {
 """B batch, t tokens, T tokens * micro, H heads (or a divisor), n keys, p values, o outputs, i inputs."""
 
 PER_TOKEN = frozenset(name for name, layouts in SHAPES.items() if "t" in layouts[0])
-GATES = frozenset(name for name, layouts in SHAPES.items() if layouts[-1] == "H" or name in ("phase", "log_decay", "sign", "rate"))
+GATES = frozenset(
+    name for name, layouts in SHAPES.items() if layouts[-1] == "H" or name in ("phase", "log_decay", "sign", "rate")
+)
 VECTORS = ("q", "k", "v", "f", "w", "transition", "w_in", "w_out")
 DECAYS = ("log_decay", "rate", "phase", "sign")
 
@@ -53,11 +55,20 @@ def check_shapes(s: System) -> None:
     parts = s.tensors()
     for name in ("q", "k", "v", "phase", "sign", "transition", "f", "w", "b", "log_b", "d", "w_in", "w_out"):
         x = getattr(s, name)
-        require(x is None or isinstance(x, Tensor), f"{name} is a {type(x).__name__}; expected a tensor" + (" or None" if name != "k" else ""))
+        require(
+            x is None or isinstance(x, Tensor),
+            f"{name} is a {type(x).__name__}; expected a tensor" + (" or None" if name != "k" else ""),
+        )
     require(isinstance(s.k, Tensor), f"k is {type(s.k).__name__}; expected a tensor [B,T,H,n] or [H,n]")
     require(s.readout in ("linear", "exp"), f"readout is {s.readout!r}; expected 'linear' or 'exp'")
-    require(s.eta is None or isinstance(s.eta, Tensor) or s.eta == "sum", f"eta is {s.eta!r}; expected None, 'sum' or a tensor")
-    require(isinstance(s.micro, int) and s.micro >= 1, f"micro is {s.micro!r}; expected a number of steps per token, 1 or more")
+    require(
+        s.eta is None or isinstance(s.eta, Tensor) or s.eta == "sum",
+        f"eta is {s.eta!r}; expected None, 'sum' or a tensor",
+    )
+    require(
+        isinstance(s.micro, int) and s.micro >= 1,
+        f"micro is {s.micro!r}; expected a number of steps per token, 1 or more",
+    )
     _check_sizes(s, parts)
     _check_kinds(parts)
     _check_combinations(s)
@@ -77,10 +88,19 @@ def _check_sizes(s: System, parts: dict[str, Tensor]) -> None:
             if axis == "n" and size == 1 and name in DECAYS:
                 continue
             known, first = seen.setdefault(axis, (size, name))
-            what = {"B": "batch size", "t": "length", "n": "number of keys", "p": "values", "o": "outputs", "i": "inputs"}[axis]
+            what = {
+                "B": "batch size",
+                "t": "length",
+                "n": "number of keys",
+                "p": "values",
+                "o": "outputs",
+                "i": "inputs",
+            }[axis]
             if axis == "o" and {name, first} == {"q", "w_out"}:
                 raise StateformError("w_out maps the state of a system with q = None; give one of them")
-            require(known == size, f"{name} has {what} {size}, but {first} has {known}; shape of {name}: {list(x.shape)}")
+            require(
+                known == size, f"{name} has {what} {size}, but {first} has {known}; shape of {name}: {list(x.shape)}"
+            )
     H = max(heads.values())
     for name, h in heads.items():
         require(h > 0 and H % h == 0, f"{name} has {h} heads; expected a divisor of {H} (the most heads any part has)")

@@ -123,7 +123,8 @@ def _bias(
     cache: Cache, log_weight: Tensor | None, g: Tensor | None, start: int, stop: int, system: System
 ) -> tuple[int, Tensor | None, Tensor | None]:
     """For the queries start..stop: the first key any of them sees, what is added to their logits ([B|1,H|1,queries,keys],
-    None for "causal, nothing else"), and the running log weights of all keys up to `stop`."""
+    None for "causal, nothing else"), and the running log weights of all keys up to `stop`.
+    """
     L, device = cache.past, cache.keys.device
     low = 0 if system.window is None else max(0, L + start - system.window + 1)
     i = torch.arange(L + start, L + stop, device=device)[:, None]
@@ -140,7 +141,11 @@ def _bias(
         plain = system.causal and start == 0 and L == 0 and (system.window is None or system.window >= stop)
         if plain or (stop - start == 1 and system.window is None and not uneven):
             return low, None, None
-        return low, torch.zeros(visible.shape, device=device, dtype=system.dtype).masked_fill(~visible, -torch.inf), None
+        return (
+            low,
+            torch.zeros(visible.shape, device=device, dtype=system.dtype).masked_fill(~visible, -torch.inf),
+            None,
+        )
     assert log_weight is not None
     B, c = log_weight.shape[0], stop - start
     inclusive = torch.cumsum(g, 1)
@@ -153,14 +158,14 @@ def _bias(
     return low, torch.where(visible, bias, -torch.inf), log_weight
 
 
-def _rows(
-    system: System, q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, start: int, low: int
-) -> Tensor:
+def _rows(system: System, q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, start: int, low: int) -> Tensor:
     """y of a block of queries [B,c,H,p]."""
     H = system.H
     if system.eta == "sum" and system.d is None and system.eta_floor is None:
         groups = keys.shape[2] if keys.shape[2] == values.shape[2] else H
-        q, keys, values = (x.transpose(1, 2) for x in (spread_heads(q, H), spread_heads(keys, groups), spread_heads(values, groups)))
+        q, keys, values = (
+            x.transpose(1, 2) for x in (spread_heads(q, H), spread_heads(keys, groups), spread_heads(values, groups))
+        )
         q = q.expand(-1, H, -1, -1)
         y = F.scaled_dot_product_attention(
             q, keys, values, None if bias is None else bias.to(q.dtype), is_causal=bias is None and q.shape[2] > 1,

@@ -111,13 +111,18 @@ def matrices(system: System, *, normalised: bool, limit: float) -> Matrices:
     if not normalised:
         return Matrices(Lambda, Bm, C / eta, D / eta, system.exclusive)
     before = torch.cat([eta[:, :1], eta[:, :-1]], 1)
-    return Matrices(Lambda * (before / eta), Bm / eta, C if not system.exclusive else C * (before / eta), D / eta, system.exclusive)
+    return Matrices(
+        Lambda * (before / eta), Bm / eta, C if not system.exclusive else C * (before / eta), D / eta, system.exclusive
+    )
 
 
 def spectrum(system: System, *, normalised: bool) -> Tensor:
     """See System.spectrum."""
     if system.readout == "exp":
-        require(normalised, 'readout "exp" has A_t = I; its eigenvalue in the DSF\'s coordinates is eta_{t-1}/eta_t: normalised=True')
+        require(
+            normalised,
+            'readout "exp" has A_t = I; its eigenvalue in the DSF\'s coordinates is eta_{t-1}/eta_t: normalised=True',
+        )
         log_eta = log_normaliser(system)
         ratio = torch.exp(torch.cat([torch.full_like(log_eta[:, :1], -torch.inf), log_eta[:, :-1]], 1) - log_eta)
         return ratio.unsqueeze(-1) + 0j

@@ -39,7 +39,9 @@ class State:
         try:
             return self.__dict__["tensors"][name]
         except KeyError:
-            raise AttributeError(f"this state has no {name!r}; it holds {', '.join(self.__dict__['tensors'])}") from None
+            raise AttributeError(
+                f"this state has no {name!r}; it holds {', '.join(self.__dict__['tensors'])}"
+            ) from None
 
     def __getitem__(self, name: str) -> Tensor:
         require(name in self.tensors, f"this state has no {name!r}: {nearest(name, self.tensors)}")
@@ -128,7 +130,9 @@ def write_atomically(path: Path, data: bytes) -> None:
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
-        raise StateformError(f"cannot write {path}: {error.strerror or error}; give a path in a folder you can write to") from None
+        raise StateformError(
+            f"cannot write {path}: {error.strerror or error}; give a path in a folder you can write to"
+        ) from None
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)

@@ -179,7 +179,8 @@ class System:
     @property
     def state_size(self) -> int:
         """Real numbers in the state of one row: H n p, the normaliser's column included, two for a complex entry.
-        With readout "exp" it is the size of one cached token: the state grows by it with each token."""
+        With readout "exp" it is the size of one cached token: the state grows by it with each token.
+        """
         if self.readout == "exp":
             counts = self._head_counts()
             keys = counts["k"] * self.n * (2 if self.is_complex else 1)
@@ -245,7 +246,8 @@ class System:
 
     def core(self) -> Core:
         """The normal form in which the forms compute: b, the normaliser's column and micro-steps folded in, the
-        precision that of the state (float32 at least)."""
+        precision that of the state (float32 at least).
+        """
         r, H, hs = self.micro, self.H, self.state_heads
         G = hs if 1 < hs < H else max((x for x in self._head_counts().values() if 1 < x < H), default=H)
         left_out = ("w_in", "w_out", "d", "eta", "eta_floor")
@@ -401,10 +403,19 @@ class System:
         return spectrum(self, normalised=normalised)
 
     def __repr__(self) -> str:
-        kind = {"identity": "no decay", "scalar": "scalar decay", "diagonal": "diagonal decay", "dense": "dense transition"}
+        kind = {
+            "identity": "no decay",
+            "scalar": "scalar decay",
+            "diagonal": "diagonal decay",
+            "dense": "dense transition",
+        }
         decay = [x for x in ("log_decay", "rate", "phase", "sign", "transition") if x in self.tensors()]
         constant = all(self.is_constant(x) for x in decay)
-        words = [("constant " if decay and constant else "") + ("complex " if self.is_complex else "") + kind[self.decay_kind]]
+        words = [
+            ("constant " if decay and constant else "")
+            + ("complex " if self.is_complex else "")
+            + kind[self.decay_kind]
+        ]
         if self.f is not None:
             words.append("rank-1 feedback")
         if self.micro > 1:
@@ -442,7 +453,10 @@ def stabilise(system: System, log_scale: Tensor | None = None) -> tuple[System, 
     """
     require(system.log_b is not None, "stabilise needs log_b, the logarithm of the write strength")
     require(system.eta == "sum", 'stabilise needs eta = "sum": only then are outputs independent of the scale')
-    require(system.decay_kind in ("identity", "scalar") and system.micro == 1, "stabilise needs a scalar decay (or none), micro = 1")
+    require(
+        system.decay_kind in ("identity", "scalar") and system.micro == 1,
+        "stabilise needs a scalar decay (or none), micro = 1",
+    )
     assert system.log_b is not None
     log_b = upcast(system.log_b) if system.log_b.ndim == 3 else upcast(system.log_b)[None, None]
     g = system.tensors().get("log_decay")

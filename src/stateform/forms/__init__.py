@@ -74,7 +74,10 @@ def compute(system: System, form: str, initial_state: State | Tensor | None) -> 
     chosen = choose(system) if form == "auto" else form
     require(chosen in FORMS, f"unknown form {form!r}: {nearest(form, FORMS)}")
     reason = FORMS[chosen].refuses(system)
-    require(reason is None, f"the form {chosen!r} does not exist for this system: {reason}. Forms that do: {', '.join(exists(system))}")
+    require(
+        reason is None,
+        f"the form {chosen!r} does not exist for this system: {reason}. Forms that do: {', '.join(exists(system))}",
+    )
     state = as_state(system, initial_state, system.B)
     require(system.causal or state is None, "a non-causal system has no state to start from")
     with torch.autocast(system.device.type, enabled=False):
@@ -124,7 +127,13 @@ def choose(system: System) -> str:
     """The form that `auto` takes, by structure, length and device."""
     if system.readout == "exp":
         plain = system.log_decay is None and system.window is None
-        return "matrix" if not system.causal or (plain and system.T <= 8192) else "chunkwise" if system.T > 1 else "recurrent"
+        return (
+            "matrix"
+            if not system.causal or (plain and system.T <= 8192)
+            else "chunkwise"
+            if system.T > 1
+            else "recurrent"
+        )
     if system.T * system.micro <= 4:
         return "recurrent"
     if system.decay_kind == "dense":
@@ -139,8 +148,13 @@ def blank_state(system: System, rows: int) -> State:
     position = torch.zeros(rows, dtype=torch.long, device=system.device)
     if system.readout == "exp":
         _, state = attend(_one_token(system), None, 1)
-        empty = {k: x[:1, :0] if k in ("keys", "values", "log_weight") else torch.zeros_like(x[:1]) for k, x in state.tensors.items()}
-        return State({k: x.expand(rows, *x.shape[1:]) for k, x in empty.items() if k != "position"} | {"position": position})
+        empty = {
+            k: x[:1, :0] if k in ("keys", "values", "log_weight") else torch.zeros_like(x[:1])
+            for k, x in state.tensors.items()
+        }
+        return State(
+            {k: x.expand(rows, *x.shape[1:]) for k, x in empty.items() if k != "position"} | {"position": position}
+        )
     core = system.core()
     shape = (rows, system.state_heads, core.n, core.p)
     new = {"S": torch.zeros(shape, dtype=core.dtype, device=system.device)}
@@ -170,7 +184,9 @@ def put_rows(state: State, rows: Tensor, part: State) -> State:
         new = part[name]
         if name in ("keys", "values", "log_weight") and old.shape[1] != new.shape[1]:
             length = max(old.shape[1], new.shape[1])
-            old, new = (torch.cat([x.new_zeros(x.shape[0], length - x.shape[1], *x.shape[2:]), x], 1) for x in (old, new))
+            old, new = (
+                torch.cat([x.new_zeros(x.shape[0], length - x.shape[1], *x.shape[2:]), x], 1) for x in (old, new)
+            )
         out[name] = old.to(new.dtype).index_copy(0, rows, new)
     return State(out, state.fingerprint)
 
@@ -180,11 +196,16 @@ def as_state(system: System, given: State | Tensor | None, rows: int) -> State |
     if given is None:
         return None
     if isinstance(given, Tensor):
-        require(system.readout == "linear", 'the state of an exp readout is a cache: give the State that return_state=True gave')
+        require(
+            system.readout == "linear",
+            "the state of an exp readout is a cache: give the State that return_state=True gave",
+        )
         given = State({"S": given})
     require(isinstance(given, State), f"initial_state is a {type(given).__name__}; expected a State or a tensor")
     needed = "keys" if system.readout == "exp" else "S"
-    require(needed in given, f"this state holds {', '.join(given)}; a system with readout {system.readout!r} needs {needed}")
+    require(
+        needed in given, f"this state holds {', '.join(given)}; a system with readout {system.readout!r} needs {needed}"
+    )
     x = given[needed]
     require(x.device == system.device, f"the state is on {x.device}, the system on {system.device}; move it with .to()")
     require(x.shape[0] == rows, f"the state has {x.shape[0]} rows; expected {rows}")
@@ -194,7 +215,10 @@ def as_state(system: System, given: State | Tensor | None, rows: int) -> State |
         extra = " (the last column is the normaliser)" if system.eta == "sum" else ""
         require(tuple(x.shape) == shape, f"the state has shape {list(x.shape)}; expected {list(shape)}{extra}")
         double = (torch.float64, torch.complex128)
-        require((x.dtype in double) == (system.k.dtype in double), f"the state has dtype {x.dtype}, the system {system.k.dtype}; use state.to(dtype)")
+        require(
+            (x.dtype in double) == (system.k.dtype in double),
+            f"the state has dtype {x.dtype}, the system {system.k.dtype}; use state.to(dtype)",
+        )
         require(system.is_complex or not x.is_complex(), "the state is complex, the system real")
     return given
 

@@ -45,7 +45,9 @@ def groups(cu_seqlens: Tensor) -> Iterator[Group]:
     for length, rows in by_length.items():
         if length:
             first = torch.tensor([starts[row] for row in rows], device=cu_seqlens.device)
-            yield Group(torch.tensor(rows, device=cu_seqlens.device), first[:, None] + torch.arange(length, device=first.device))
+            yield Group(
+                torch.tensor(rows, device=cu_seqlens.device), first[:, None] + torch.arange(length, device=first.device)
+            )
 
 
 def from_mask(mask: Tensor) -> tuple[Tensor, Tensor]:

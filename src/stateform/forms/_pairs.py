@@ -111,7 +111,10 @@ def pairs(q: Tensor, k: Tensor, g: Tensor | None) -> Tensor:
 
     M = contract("...ijn,...jn->...ij", split(q).unsqueeze(-2) * torch.exp(between(split(g))), split(k))
     while blocks > 1:
-        left, right = (x.unbind(-3) for x in (split(k) * torch.exp(until_end(split(g))), split(q) * torch.exp(since_start(split(g)))))
+        left, right = (
+            x.unbind(-3)
+            for x in (split(k) * torch.exp(until_end(split(g))), split(q) * torch.exp(since_start(split(g))))
+        )
         cross = contract("...in,...jn->...ij", torch.stack(right[1::2], -3), torch.stack(left[0::2], -3))
         top = torch.cat([M[..., 0::2, :, :], torch.zeros_like(cross)], -1)
         M = torch.cat([top, torch.cat([cross, M[..., 1::2, :, :]], -1)], -2)

@@ -99,7 +99,9 @@ def _feedback(x: Stretch, f: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(L.dtype, torch.promote_types(local.dtype, start.dtype))
     right = torch.cat([y.to(dtype).expand(*front, *y.shape[-2:]) for y in (local, start)], -1)
     eye = torch.eye(L.shape[-1], dtype=dtype, device=L.device)
-    solved = torch.linalg.solve_triangular((eye - L).expand(*front, *L.shape[-2:]), right, upper=False, unitriangular=True)
+    solved = torch.linalg.solve_triangular(
+        (eye - L).expand(*front, *L.shape[-2:]), right, upper=False, unitriangular=True
+    )
     return solved[..., : local.shape[-1]], solved[..., local.shape[-1] :]
 
 

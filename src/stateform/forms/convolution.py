@@ -1,6 +1,6 @@
 """A time-invariant system as a convolution with its impulse response, by FFT: T log T work.
 
-    K_t = q^T A^t k,    y = K * v + (q^T A^{t+1} S_0),    S_T = A^T S_0 + sum_j A^{T-1-j} k v_j^T
+K_t = q^T A^t k,    y = K * v + (q^T A^{t+1} S_0),    S_T = A^T S_0 + sum_j A^{T-1-j} k v_j^T
 """
 
 from __future__ import annotations
@@ -30,7 +30,15 @@ class Convolution:
         if not system.time_invariant:
             inputs = ("v", "d") if system.v is not None else ("k", "d")
             varying = [x for x in system.tensors() if not system.is_constant(x) and x not in inputs]
-            what = ", ".join(varying) if varying else 'eta = "sum"' if system.eta == "sum" else "micro-steps" if system.micro > 1 else "k"
+            what = (
+                ", ".join(varying)
+                if varying
+                else 'eta = "sum"'
+                if system.eta == "sum"
+                else "micro-steps"
+                if system.micro > 1
+                else "k"
+            )
             return f"a convolution needs a time-invariant system; here {what} changes with time"
         return None
 

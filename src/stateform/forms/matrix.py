@@ -36,7 +36,8 @@ class Matrix:
 
 def _solve(core: Core) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The whole stretch as four linear maps: values to reads alpha [B,G,R,o,T,T], first state to reads [B,T,G,R,o,n],
-    values to last state [B,G,R,n,T], first state to last state [B,G,R,n,n]."""
+    values to last state [B,G,R,n,T], first state to last state [B,G,R,n,n].
+    """
     if core.matrix is not None:
         return _solve_dense(core)
     x = cut(core, core.length)
@@ -106,7 +107,8 @@ def linear_weights(system: System, queries: Sequence[int] | None) -> Tensor:
 
 def _rows(core: Core, at: list[int]) -> Tensor:
     """Chosen rows of alpha [B,G,R,o,rows,T], by the adjoint recurrence: alpha_it = lambda_t^T k_t, where lambda starts
-    as q_i at step i and goes back in time by lambda_{t-1} = A_t^T lambda_t. Memory rows x T."""
+    as q_i at step i and goes back in time by lambda_{t-1} = A_t^T lambda_t. Memory rows x T.
+    """
     o = core.q.shape[-2]
     lam = core.k.new_zeros(core.batch, *core.heads, core.n, o, len(at), dtype=core.dtype)
     columns = []

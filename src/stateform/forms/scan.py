@@ -34,7 +34,11 @@ class Scan:
         if system.readout == "exp":
             return "a scan combines finite states; softmax has none. Use matrix, chunkwise or recurrent"
         if system.decay_kind == "dense":
-            return None if system.n <= MAX_DENSE else f"products of {system.n} x {system.n} matrices; a scan takes n <= {MAX_DENSE}. Use recurrent"
+            return (
+                None
+                if system.n <= MAX_DENSE
+                else f"products of {system.n} x {system.n} matrices; a scan takes n <= {MAX_DENSE}. Use recurrent"
+            )
         if system.f is not None:
             return "with feedback the products of transitions are dense; use chunkwise"
         if min(system.n, system.p + (system.eta == "sum")) > 1:
@@ -42,7 +46,9 @@ class Scan:
         return None
 
     def compute(self, core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
-        per_step = core.batch * math.prod(core.state_heads) * core.n * (core.p + (core.n if core.matrix is not None else 1))
+        per_step = (
+            core.batch * math.prod(core.state_heads) * core.n * (core.p + (core.n if core.matrix is not None else 1))
+        )
         tile = max(64, TILE // (8 * per_step))
         y = []
         for start in range(0, core.length, tile):
@@ -65,7 +71,9 @@ def _states(core: Core, S: Tensor) -> Tensor:
     A = A if isinstance(A, Diagonal) else Dense(A.dense(core.n))
     parts = [x for x in _parts(A) if x is not None]
     trailing = 1 if isinstance(A, Diagonal) else 2
-    steps = tuple(x.expand(x.shape[0], core.length, *x.shape[2 : x.ndim - trailing], *x.shape[x.ndim - trailing :]) for x in parts)
+    steps = tuple(
+        x.expand(x.shape[0], core.length, *x.shape[2 : x.ndim - trailing], *x.shape[x.ndim - trailing :]) for x in parts
+    )
 
     def op(first: Elements, second: Elements) -> Elements:
         A1, A2 = _transition(A, first[1:]), _transition(A, second[1:])

@@ -1,0 +1,14 @@
+"""Layers: u -> System, one file a family. Every module of this package is imported, so a new file is enough."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from .base import Layer, Past, ShortConv
+from .registry import REGISTRY, Entry, accepted, build, names, register, resolve
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["REGISTRY", "Entry", "Layer", "Past", "ShortConv", "accepted", "build", "names", "register", "resolve"]

@@ -1,0 +1,275 @@
+"""Layer: projections u -> System, and everything that follows from the System.
+
+A layer says what its System is (`system`) and what becomes of its reads (`output`). Continuing from a state, single
+steps, padding and packed sequences are here, once for all.
+"""
+
+from __future__ import annotations
+
+import inspect
+import zlib
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .._errors import StateformError, require, require_finite, values_checked
+from ..forms import blank_state, compute, put_rows
+from ..forms._packing import check_cu_seqlens, from_mask, groups
+from ..state import State
+from ..system import System
+
+
+class Past:
+    """What a layer has seen before the input at hand: the windows of its short convolutions, and the position.
+
+    Reading a window records the next one, so that the layer's new state is complete when `system` returns.
+    """
+
+    def __init__(self, state: State | None = None) -> None:
+        self._state = state
+        self.windows: dict[str, Tensor] = {}
+
+    @property
+    def position(self) -> Tensor | None:
+        """Tokens seen before, per row [B]; None at the start of every row."""
+        return None if self._state is None else self._state["position"]
+
+    def extend(self, name: str, x: Tensor, width: int) -> Tensor:
+        """x [B,T,c] behind the `width` steps that came before it (zeros at the start): [B,width+T,c]."""
+        if self._state is None:
+            window = x.new_zeros(x.shape[0], width, x.shape[2])
+        else:
+            window = self._state[name].to(x.dtype)
+        x = torch.cat([window, x], 1)
+        self.windows[name] = x[:, x.shape[1] - width :]
+        return x
+
+
+class ShortConv(nn.Module):
+    """Causal depthwise convolution over the last `width` tokens; weights as in nn.Conv1d(groups=channels).
+
+    Args:
+        channels: c, for inputs [B,T,c].
+        width: taps; 0 or 1 taps would be no convolution, so at least 2.
+        name: of its window in the State.
+        activation: "silu" or None.
+    """
+
+    def __init__(
+        self, channels: int, width: int, name: str, *, bias: bool = False, activation: str | None = "silu"
+    ) -> None:
+        super().__init__()
+        require(width >= 2, f"a short convolution needs 2 or more taps; got {width}")
+        self.name, self.width, self.activation = name, width, activation
+        bound = width**-0.5
+        self.weight = nn.Parameter(torch.empty(channels, 1, width).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
+
+    def forward(self, x: Tensor, past: Past | None) -> Tensor:
+        T = x.shape[1]
+        x = (past or Past()).extend(self.name, x, self.width - 1)
+        y = sum(x[:, i : i + T] * self.weight[:, 0, i] for i in range(self.width))
+        assert isinstance(y, Tensor)
+        y = y if self.bias is None else y + self.bias
+        return F.silu(y) if self.activation == "silu" else y
+
+
+class Layer(nn.Module):
+    """A sequence layer y = layer(u), both [B,T,d_model]. Subclasses give `system`, and `output` if they need another.
+
+    The default `output` puts the heads side by side and applies `self.out_proj` if there is one.
+    """
+
+    contractive: ClassVar[bool] = False
+    """Promise that no decay exceeds 1; checked where values are."""
+    config: dict[str, Any]
+    """The arguments the layer was made with."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        require(isinstance(d_model, int) and d_model >= 1, f"d_model is {d_model!r}; expected a positive integer")
+        self.d_model = d_model
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" not in cls.__dict__:
+            return
+        init: Callable[..., None] = cls.__init__
+        signature = inspect.signature(init)
+
+        def recording(self: Layer, *args: Any, **options: Any) -> None:
+            outermost = "_given" not in self.__dict__
+            if outermost:
+                self.__dict__["_given"] = True
+                bound = signature.bind(self, *args, **options)
+                bound.apply_defaults()
+                self.__dict__["config"] = {k: v for k, v in list(bound.arguments.items())[1:]}
+            init(self, *args, **options)
+
+        recording.__signature__ = signature  # type: ignore[attr-defined]
+        recording.__doc__ = init.__doc__
+        cls.__init__ = recording  # type: ignore[method-assign]
+
+    # -- what an architecture says -------------------------------------------------------------------------------
+
+    def system(self, u: Tensor, past: Past | None = None) -> System:
+        """The System of the input u [B,T,d_model]; `past` for layers with a short convolution (None: from the start)."""
+        raise NotImplementedError(
+            f"{type(self).__name__} does not say what its system is: define system(self, u, past=None)"
+        )
+
+    def output(self, y: Tensor, u: Tensor, system: System) -> Tensor:
+        """From the reads y [B,T,H,p] to the layer's output [B,T,d_model]."""
+        y = y.flatten(2)
+        return self.out_proj(y) if hasattr(self, "out_proj") else y
+
+    # -- what follows --------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        initial_state: State | None = None,
+        return_state: bool = False,
+        attention_mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        form: str = "auto",
+    ) -> Tensor | tuple[Tensor, State]:
+        """Run the layer.
+
+        Args:
+            x: [B,T,d_model].
+            initial_state: the state to go on from (any number of tokens); one row a sequence.
+            return_state: give the state after the last token too.
+            attention_mask: [B,T] of 0 and 1 (or bool), padding on the left or right: a masked token is absent (no decay,
+                no write, skipped by convolutions and positions), its output is 0, its value is never looked at.
+            cu_seqlens: integer [N+1], the ends of N sequences packed into one row (B = 1).
+            form: how to compute, see `sf.run`.
+
+        Returns:
+            y [B,T,d_model], and the State if asked for.
+
+        Raises:
+            StateformError: wrong rank, width, dtype or device; a state of another layer; a mask with holes; bad
+                cu_seqlens; NaN or inf at unmasked positions (where values are checked, see `sf.validate`).
+        """
+        self._check_input(x)
+        if attention_mask is None and cu_seqlens is None:
+            require_finite(x, "x")
+            y, state = self._run(x, self._check_state(initial_state, x, x.shape[0]), form)
+            return (y, state) if return_state else y
+        require(attention_mask is None or cu_seqlens is None, "give attention_mask or cu_seqlens, not both")
+        if attention_mask is not None:
+            shape = tuple(attention_mask.shape)
+            require(
+                shape == tuple(x.shape[:2]), f"attention_mask has shape {list(shape)}; expected {list(x.shape[:2])}"
+            )
+            kept, ends = from_mask(attention_mask)
+        else:
+            assert cu_seqlens is not None
+            check_cu_seqlens(cu_seqlens, x.shape[1], x.shape[0])
+            kept, ends = torch.arange(x.shape[1], device=x.device), cu_seqlens
+        tokens = x.flatten(0, 1)[kept]
+        require_finite(tokens, "x (at unmasked positions)")
+        rows = len(ends) - 1
+        given = self._check_state(initial_state, x, rows)
+        state = given if given is not None else self.init_state(rows)
+        y = x.new_zeros(x.shape[0] * x.shape[1], self.d_model)
+        for group in groups(ends):
+            part, s = self._run(tokens[group.tokens], None if given is None else given.select(group.rows), form)
+            y = y.to(part.dtype).index_copy(0, kept[group.tokens.flatten()], part.flatten(0, 1))
+            state = put_rows(state, group.rows, s)
+        y = y.unflatten(0, (x.shape[0], x.shape[1]))
+        return (y, state) if return_state else y
+
+    def step(self, x_t: Tensor, state: State, *, inplace: bool = False) -> tuple[Tensor, State]:
+        """One token: x_t [B,d_model] and the state before it give y_t [B,d_model] and the state after it.
+
+        Args:
+            inplace: write the new state into the tensors of `state` (a cache that grows is still replaced).
+        """
+        require(x_t.ndim == 2, f"x_t has shape {list(x_t.shape)}; expected [B,{self.d_model}], one token a row")
+        y, new = self(x_t.unsqueeze(1), initial_state=state, return_state=True, form="recurrent")
+        if inplace:
+            for name, x in new.tensors.items():
+                if state[name].shape == x.shape and state[name].dtype == x.dtype:
+                    state[name].copy_(x)
+            same = all(state[name].shape == x.shape and state[name].dtype == x.dtype for name, x in new.tensors.items())
+            new = state if same else new
+        return y.squeeze(1), new
+
+    def init_state(self, batch: int = 1) -> State:
+        """The state before anything was seen, `batch` rows."""
+        require(batch >= 0, f"batch is {batch}; expected 0 or more rows")
+        weight = next(self.parameters(), torch.empty(0))
+        past = Past()
+        with torch.no_grad():
+            system = self.system(torch.zeros(1, 1, self.d_model, dtype=weight.dtype, device=weight.device), past)
+        windows = {name: torch.zeros_like(x).expand(batch, *x.shape[1:]).clone() for name, x in past.windows.items()}
+        blank = blank_state(system, batch)
+        return State({**{k: x.clone() for k, x in blank.tensors.items()}, **windows}, self.fingerprint)
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells states of this layer from those of another: its class, options and the shapes of its weights."""
+        shapes = [(name, tuple(p.shape)) for name, p in self.named_parameters()]
+        options = sorted((k, repr(v)) for k, v in getattr(self, "config", {}).items())
+        return f"{type(self).__name__}-{zlib.crc32(repr((shapes, options)).encode()):08x}"
+
+    def _run(self, x: Tensor, state: State | None, form: str) -> tuple[Tensor, State]:
+        if x.shape[0] == 0 or x.shape[1] == 0:
+            return x.new_zeros(x.shape), self.init_state(x.shape[0]) if state is None else state
+        past = Past(state)
+        system = self.system(x, past)
+        if self.contractive and values_checked(x):
+            self._check_contraction(system)
+        y, new = compute(system, form, state)
+        return self.output(y, x, system), State({**new.tensors, **past.windows}, self.fingerprint)
+
+    def _check_input(self, x: Tensor) -> None:
+        require(isinstance(x, Tensor), f"x is a {type(x).__name__}; expected a tensor [B,T,{self.d_model}]")
+        require(x.ndim == 3, f"x has shape {list(x.shape)}; expected [B,T,{self.d_model}]")
+        require(x.shape[2] == self.d_model, f"x has width {x.shape[2]}; expected d_model = {self.d_model}")
+        require(x.is_floating_point(), f"x has dtype {x.dtype}; expected a floating dtype (embed tokens first)")
+        weight = next(self.parameters(), None)
+        if weight is None:
+            return
+        require(
+            x.device == weight.device, f"x is on {x.device}, the layer on {weight.device}; move one with .to(device)"
+        )
+        autocast = torch.is_autocast_enabled(x.device.type)
+        require(
+            autocast or x.dtype == weight.dtype,
+            f"x has dtype {x.dtype}, the layer {weight.dtype}; cast one with .to(dtype)",
+        )
+
+    def _check_state(self, state: State | None, x: Tensor, rows: int) -> State | None:
+        if state is None:
+            return None
+        require(
+            isinstance(state, State), f"initial_state is a {type(state).__name__}; expected the State of this layer"
+        )
+        require(state.fingerprint == self.fingerprint,
+                f"this state belongs to {state.fingerprint or 'a bare system'}, not to this layer ({self.fingerprint}); "
+                "use layer.init_state(batch) or a state that this layer returned")  # fmt: skip
+        require(state.rows == rows, f"the state has {state.rows} rows, the input {rows}")
+        device = next(iter(state.tensors.values())).device
+        require(device == x.device, f"the state is on {device}, x on {x.device}; use state.to(device)")
+        return state
+
+    def _check_contraction(self, system: System) -> None:
+        parts = system.tensors()
+        if "log_decay" not in parts:
+            return
+        log = parts["log_decay"].detach()
+        if "rate" in parts:
+            log = log.amax() * parts["rate"].detach().clamp_min(0) + log.amin() * parts["rate"].detach().clamp_max(0)
+        top = float(log.max()) if log.numel() else 0.0
+        if top > 1e-6:
+            raise StateformError(
+                f"{type(self).__name__} promises a contraction, but its parameters give a decay of exp({top:.3g}) > 1; "
+                "check the parameters of its decay"
+            )

@@ -1,0 +1,69 @@
+"""Small parts that several layers share."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .._errors import require
+
+
+def heads(x: Tensor, n_heads: int) -> Tensor:
+    """[B,T,H*n] to [B,T,H,n]."""
+    return x.unflatten(-1, (n_heads, -1))
+
+
+def unit(x: Tensor) -> Tensor:
+    """x / ||x|| along the last axis."""
+    return F.normalize(x, dim=-1, eps=1e-6)
+
+
+def precise(x: Tensor) -> Tensor:
+    """Gates and decays are computed in float32 at least."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def split_size(total: int, n_heads: int, what: str = "d_model") -> int:
+    """total / n_heads, or an error."""
+    require(isinstance(n_heads, int) and n_heads >= 1, f"n_heads is {n_heads!r}; expected a positive integer")
+    require(total % n_heads == 0, f"{what} = {total} is not divisible by n_heads = {n_heads}")
+    return total // n_heads
+
+
+def inverse_softplus(x: Tensor) -> Tensor:
+    """The z with softplus(z) = x."""
+    return x + torch.log(-torch.expm1(-x))
+
+
+def log_uniform(size: int, low: float, high: float) -> Tensor:
+    """`size` numbers whose logarithms are uniform between those of low and high."""
+    return torch.exp(torch.rand(size) * (math.log(high) - math.log(low)) + math.log(low))
+
+
+def rope_angles(n: int, base: float) -> Tensor:
+    """The angles per token of rotary positions, base^(-2i/n), i = 0 .. n/2 - 1 (arXiv 2104.09864), as phases [1,n/2]."""
+    require(n % 2 == 0, f"rotary positions pair the keys up: d_state = {n} is odd")
+    return base ** (-torch.arange(0, n, 2, dtype=torch.float64) / n)[None]
+
+
+def pair_up(x: Tensor, *, conjugate: bool = False) -> Tensor:
+    """[..., n] real to [..., n/2] complex: the first half real, the second imaginary parts."""
+    a, b = (x if x.dtype == torch.float64 else x.float()).chunk(2, -1)
+    return torch.complex(a, -b if conjugate else b)
+
+
+class HeadNorm(nn.Module):
+    """RMS normalisation of each head's values, [B,T,H,p], with one weight per value shared by the heads."""
+
+    def __init__(self, p: int, *, eps: float = 1e-6, affine: bool = True) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(p)) if affine else None
+
+    def forward(self, y: Tensor) -> Tensor:
+        x = precise(y)
+        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+        return x.to(y.dtype) if self.weight is None else x.to(y.dtype) * self.weight

@@ -1,0 +1,150 @@
+"""The table of layers: names, classes, and how a name, a class or a file becomes a layer."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+
+from .._errors import StateformError, nearest, require
+
+L = TypeVar("L", bound=type[nn.Module])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the table."""
+
+    name: str
+    cls: type[nn.Module]
+    paper: str
+    summary: str
+
+
+REGISTRY: dict[str, Entry] = {}
+
+
+def register(name: str, *, paper: str = "") -> Callable[[L], L]:
+    """Class decorator: make a layer known to `sf.build`, `sf.names`, the checks and the command line.
+
+    Args:
+        name: lower case, unique (registering the same class again, as a reloaded notebook cell does, replaces it).
+        paper: where the architecture comes from.
+
+    Raises:
+        StateformError: if another class has that name.
+    """
+
+    def add(cls: L) -> L:
+        known = REGISTRY.get(name)
+        same = known is None or known.cls.__qualname__ == cls.__qualname__
+        require(same, f"the name {name!r} is taken by {known.cls.__qualname__ if known else ''}; choose another")
+        REGISTRY[name] = Entry(name, cls, paper, (inspect.getdoc(cls) or "").split("\n")[0])
+        return cls
+
+    return add
+
+
+def names() -> list[str]:
+    """The names of all registered layers."""
+    return sorted(REGISTRY)
+
+
+def resolve(spec: str) -> tuple[type[nn.Module], dict[str, Any]]:
+    """The class and the options that a specification names: `name`, `name(option=value, ...)`, `path/file.py:Class`.
+
+    Raises:
+        StateformError: unknown name (with the nearest), unreadable file, or no such class in it. A file is run: name
+            only files that you trust.
+    """
+    head, options = _options(spec)
+    if ".py" in head:
+        return _from_file(head), options
+    require(head in REGISTRY, f"unknown layer {head!r}: {nearest(head, REGISTRY)}")
+    return REGISTRY[head].cls, options
+
+
+def _options(spec: str) -> tuple[str, dict[str, Any]]:
+    head, bracket, rest = spec.partition("(")
+    if not bracket:
+        return spec.strip(), {}
+    try:
+        call = ast.parse(f"f({rest}", mode="eval").body
+        assert isinstance(call, ast.Call) and not call.args
+        return head.strip(), {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+    except (SyntaxError, ValueError, AssertionError):
+        raise StateformError(
+            f"cannot read {spec!r}; expected name(option=value, ...), e.g. qlstm(reversed=True)"
+        ) from None
+
+
+def _from_file(spec: str) -> type[nn.Module]:
+    file, _, name = spec.rpartition(":") if ".py:" in spec else (spec, "", "")
+    path = Path(file)
+    require(path.is_file(), f"no such file: {file}; expected path/file.py:Class")
+    module_name = f"stateform_user_{path.stem}"
+    module_spec = importlib.util.spec_from_file_location(module_name, path)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_name] = module
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:
+        raise StateformError(f"{file} could not be run: {type(error).__name__}: {error}") from error
+    classes = {
+        k: v
+        for k, v in vars(module).items()
+        if isinstance(v, type) and issubclass(v, nn.Module) and v.__module__ == module_name
+    }
+    if name:
+        require(
+            name in classes,
+            f"{file} has no layer {name!r}: {nearest(name, classes) if classes else 'it defines no nn.Module'}",
+        )
+        return classes[name]
+    require(len(classes) == 1, f"{file} defines {len(classes)} layers ({', '.join(classes)}); say which: {file}:Class")
+    return next(iter(classes.values()))
+
+
+def accepted(cls: type[nn.Module]) -> dict[str, inspect.Parameter]:
+    """The arguments that a layer takes."""
+    return {k: p for k, p in inspect.signature(cls.__init__).parameters.items() if k != "self"}
+
+
+def build(spec: str | type[nn.Module] | nn.Module, **options: Any) -> Any:
+    """Make a layer.
+
+    Args:
+        spec: a registered name (`sf.names()`), with options in brackets if you like (`"qlstm(reversed=True)"`), a file
+            `"path/file.py:Class"`, a class, or a layer (returned as it is).
+        options: d_model and whatever else the layer takes: n_heads, d_state, ...
+
+    Returns:
+        The layer.
+
+    Raises:
+        StateformError: unknown name or option (with the nearest ones), or sizes that do not fit.
+    """
+    if isinstance(spec, nn.Module):
+        require(not options, f"{type(spec).__name__} is a layer already; it takes no options")
+        return spec
+    cls, given = resolve(spec) if isinstance(spec, str) else (spec, {})
+    options = {**options, **given}
+    known = accepted(cls)
+    if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
+        for name in options:
+            require(name in known, f"{spec} has no option {name!r}: {nearest(name, known)}")
+    missing = [
+        k
+        for k, p in known.items()
+        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and k not in options
+    ]
+    require(not missing, f"{spec} needs {', '.join(missing)}")
+    return cls(**options)
