@@ -20,6 +20,7 @@ HOUSE = [
     ("errors", "_errors", ""),
     ("transition", "transition", "errors"),
     ("system", "system state core dense attend _[!_]*", "errors transition"),
+    ("tolerances", "tolerances", ""),
     ("report", "report", "errors"),
     ("forms", "forms", BASE),
     ("analysis", "analysis", f"{BASE} forms"),
@@ -29,12 +30,12 @@ HOUSE = [
     ("convert", "convert", f"{BASE} forms analysis layers"),
     ("hub", "hub", f"{BASE} forms analysis layers models convert"),
     ("experiments", "experiments", f"{BASE} forms analysis layers tasks models convert hub"),
-    ("check", "check", f"{BASE} forms analysis layers models"),
-    ("compare", "compare", f"{BASE} report forms analysis layers models convert check"),
+    ("check", "check", f"{BASE} tolerances forms analysis layers models"),
+    ("compare", "compare", f"{BASE} tolerances report forms analysis layers models convert check"),
     (
         "top",
         "__init__ __main__ cli",
-        f"{BASE} report forms analysis layers tasks models convert hub experiments check compare",
+        f"{BASE} tolerances report forms analysis layers tasks models convert hub experiments check compare",
     ),
 ]
 ALLOWED = {part: {part, *below.split()} for part, _, below in HOUSE}

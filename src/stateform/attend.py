@@ -78,7 +78,7 @@ def absorb(system: System, state: State | None) -> Cache:
     seen = torch.zeros(B, dtype=torch.long, device=k.device)
     log_weight, g = None, system.tensors().get("log_decay")
     if g is not None:
-        g = upcast(g)
+        g = g.to(upcast(q).dtype.to_real())
         g = g.squeeze(-1) if g.ndim in (2, 4) else g
         g = g if g.ndim == 3 else g[None, None].expand(1, T, -1)
         log_weight = g.new_zeros(B, 0, g.shape[2])

@@ -90,7 +90,8 @@ class Core:
         """sign * exp(i phase) of every step, or None."""
         if self.phase is None:
             return self.sign
-        return cis(self.phase) if self.sign is None else cis(self.phase) * self.sign
+        turn = cis(self.phase).to(self.dtype)
+        return turn if self.sign is None else turn * self.sign
 
     def transition(self) -> Transition:
         """A_t for every step held here, batch axes [B,T,G,R]."""

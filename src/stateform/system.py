@@ -252,6 +252,8 @@ class System:
         G = hs if 1 < hs < H else max((x for x in self._head_counts().values() if 1 < x < H), default=H)
         left_out = ("w_in", "w_out", "d", "eta", "eta_floor")
         axes = {x: split_heads(x, upcast(t), G, H // G) for x, t in self.tensors().items() if x not in left_out}
+        real = upcast(self.k).dtype.to_real()
+        axes = {x: t if x == "phase" or t.is_complex() else t.to(real) for x, t in axes.items()}
 
         k, v = axes["k"], axes.get("v")
         if v is None:
@@ -446,7 +448,7 @@ def stabilise(system: System, log_scale: Tensor | None = None) -> tuple[System, 
         log_scale: m before the first step [B,H]; default -inf (nothing written yet).
 
     Returns:
-        The equal system without log_b, and m [B,T,H] (0 while nothing has been written).
+        The equal system without log_b, and m [B,T,H] (-inf while nothing has been written).
 
     Raises:
         StateformError: if the system has no log_b, or if y would depend on m.
@@ -472,12 +474,12 @@ def stabilise(system: System, log_scale: Tensor | None = None) -> tuple[System, 
         m = associative_scan(lambda x, y: (x[0] + y[0], torch.maximum(x[1] + y[0], y[1])), steps)[1]
         shift = torch.where(torch.isneginf(m[:, :-1]), -torch.inf, m[:, :-1] - m[:, 1:])
         shift = torch.where(torch.isneginf(m[:, 1:]), 0.0, shift)
-        m = torch.where(torch.isneginf(m), 0.0, m)
-        written, read = m[:, 1:], m[:, :-1] if system.exclusive else m[:, 1:]
+        safe = torch.where(torch.isneginf(m), 0.0, m)
+        written, read = safe[:, 1:], safe[:, :-1] if system.exclusive else safe[:, 1:]
     floor = None if system.eta_floor is None else system.gate("eta_floor") * torch.exp(-read)
     d = None if system.d is None else system.gate("d") * torch.exp(-read)
     b = torch.exp(log_b - written)
-    return replace(system, log_decay=g + shift, log_b=None, b=b, eta_floor=floor, d=d), written
+    return replace(system, log_decay=g + shift, log_b=None, b=b, eta_floor=floor, d=d), m[:, 1:]
 
 
 def _flatten(s: System) -> tuple[list[Tensor], tuple[tuple[str, ...], tuple[tuple[str, Any], ...]]]:

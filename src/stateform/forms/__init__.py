@@ -159,7 +159,7 @@ def blank_state(system: System, rows: int) -> State:
     shape = (rows, system.state_heads, core.n, core.p)
     new = {"S": torch.zeros(shape, dtype=core.dtype, device=system.device)}
     if system.log_b is not None and system.eta == "sum":
-        new["log_scale"] = torch.zeros(shape[:2], dtype=core.dtype.to_real(), device=system.device)
+        new["log_scale"] = torch.full(shape[:2], -torch.inf, dtype=core.dtype.to_real(), device=system.device)
     return State({**new, "position": position})
 
 

@@ -6,7 +6,6 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .._errors import require
 
@@ -17,8 +16,9 @@ def heads(x: Tensor, n_heads: int) -> Tensor:
 
 
 def unit(x: Tensor) -> Tensor:
-    """x / ||x|| along the last axis."""
-    return F.normalize(x, dim=-1, eps=1e-6)
+    """x / ||x|| along the last axis; 1e-6 is added under the root, as in the published implementations."""
+    y = precise(x)
+    return (y * torch.rsqrt(y.square().sum(-1, keepdim=True) + 1e-6)).to(x.dtype)
 
 
 def precise(x: Tensor) -> Tensor:
