@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -135,7 +136,7 @@ def parts_that_matter(system: System) -> dict[str, float]:
     without: dict[str, System] = {}
     decay = [x for x in ("log_decay", "phase", "sign", "transition") if getattr(system, x) is not None]
     if decay:
-        without["decay"] = replace(system, **{x: None for x in decay})
+        without["decay"] = replace(system, log_decay=None, phase=None, sign=None, transition=None)
     if system.f is not None:
         without["feedback"] = replace(system, f=None, w=None)
     if system.eta is not None and system.readout == "linear":
@@ -531,7 +532,7 @@ def _packing(b: _Bench) -> None:
         if b.offers("cu_seqlens"):
             ends = [0, 1, 20, 20, 39, T]
             cu = torch.tensor(ends, device=x.device)
-            pairs = list(zip(ends, ends[1:], strict=False))
+            pairs = list(itertools.pairwise(ends))
             for form in b.forms(layer, x):
                 got, state = b.call(layer, x, form, cu_seqlens=cu)
                 again, _ = b.call(layer, x, form, cu_seqlens=cu, initial_state=state)
@@ -597,8 +598,8 @@ def _sizes(b: _Bench) -> Iterator[tuple[int, torch.dtype]]:
 
 def _in_pieces(b: _Bench, layer: nn.Module, x: Tensor, cuts: list[int], form: str) -> tuple[Tensor, State]:
     outputs, state = [], None
-    for low, high in zip(cuts, cuts[1:], strict=False):
-        kwargs = {} if state is None else {"initial_state": state}
+    for low, high in itertools.pairwise(cuts):
+        kwargs: dict[str, Any] = {} if state is None else {"initial_state": state}
         y, state = b.call(layer, x[:, low:high], form, **kwargs)
         outputs.append(y)
     assert state is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -51,15 +52,15 @@ def run(
     check_cu_seqlens(cu_seqlens, system.T, system.B)
     rows = len(cu_seqlens) - 1
     given = as_state(system, initial_state, rows)
-    y, state = None, blank_state(system, rows) if given is None else given
+    state = blank_state(system, rows) if given is None else given
+    packed: Tensor | None = None
     for group in groups(cu_seqlens):
-        part = system.gather(lambda x, r, at=group.tokens: _take(x, r, at))
+        part = system.gather(partial(_take, tokens=group.tokens))
         y_part, s_part = compute(part, form, None if given is None else given.select(group.rows))
-        y = y_part.new_zeros(1, system.T, *y_part.shape[2:]) if y is None else y
-        y = y.index_put((torch.zeros_like(group.tokens), group.tokens), y_part)
+        packed = y_part.new_zeros(1, system.T, *y_part.shape[2:]) if packed is None else packed
+        packed = packed.index_put((torch.zeros_like(group.tokens), group.tokens), y_part)
         state = put_rows(state, group.rows, s_part)
-    if y is None:
-        y, _ = compute(system, form, None)
+    y = compute(system, form, None)[0] if packed is None else packed
     return (y, state) if return_state else y
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -31,7 +32,7 @@ def check_cu_seqlens(cu_seqlens: Tensor, tokens: int, batch: int) -> None:
     ends = cu_seqlens.tolist()
     require(ends[0] == 0, f"cu_seqlens starts at {ends[0]}; expected 0")
     require(ends[-1] == tokens, f"cu_seqlens ends at {ends[-1]}; expected the number of tokens, {tokens}")
-    for i, (a, b) in enumerate(zip(ends, ends[1:], strict=False)):
+    for i, (a, b) in enumerate(itertools.pairwise(ends)):
         if b < a:
             raise StateformError(f"cu_seqlens decreases from {a} to {b} at index {i + 1}; expected increasing ends")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -84,6 +85,9 @@ class Linear(Layer):
         return System(F.elu(q) + 1, F.elu(k) + 1, v, eta="sum")
 
 
+ETAS: dict[str, Callable[[Tensor], Tensor]] = {"exp": torch.exp, "softplus": F.softplus, "sigmoid": torch.sigmoid}
+
+
 @register("normalized", paper="arXiv 2405.15731")
 class Normalized(Layer):
     """Normalized attention: linear attention divided by a learned function of the token (eq. 22, 29, 30).
@@ -102,9 +106,8 @@ class Normalized(Layer):
         eta: Literal["exp", "softplus", "sigmoid"] = "exp",
     ) -> None:  # fmt: skip
         super().__init__(d_model)
-        functions = {"exp": torch.exp, "softplus": F.softplus, "sigmoid": torch.sigmoid}
-        require(eta in functions, f"eta is {eta!r}; expected one of {', '.join(functions)}")
-        self.n_heads, self.d_state, self.eta = n_heads, d_state or split_size(d_model, n_heads), functions[eta]
+        require(eta in ETAS, f"eta is {eta!r}; expected one of {', '.join(ETAS)}")
+        self.n_heads, self.d_state, self.eta = n_heads, d_state or split_size(d_model, n_heads), ETAS[eta]
         split_size(d_model, n_heads)
         self.q_proj = nn.Linear(d_model, n_heads * self.d_state, bias=False)
         self.k_proj = nn.Linear(d_model, n_heads * self.d_state, bias=False)

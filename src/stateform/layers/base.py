@@ -124,7 +124,8 @@ class Layer(nn.Module):
     def output(self, y: Tensor, u: Tensor, system: System) -> Tensor:
         """From the reads y [B,T,H,p] to the layer's output [B,T,d_model]."""
         y = y.flatten(2)
-        return self.out_proj(y) if hasattr(self, "out_proj") else y
+        out_proj = getattr(self, "out_proj", None)
+        return y if out_proj is None else out_proj(y)
 
     # -- what follows --------------------------------------------------------------------------------------------
 

@@ -56,14 +56,17 @@ def pair_up(x: Tensor, *, conjugate: bool = False) -> Tensor:
 
 
 class HeadNorm(nn.Module):
-    """RMS normalisation of each head's values, [B,T,H,p], with one weight per value shared by the heads."""
+    """RMS normalisation of each head's values, [B,T,H,p], with one weight per value shared by the heads.
 
-    def __init__(self, p: int, *, eps: float = 1e-6, affine: bool = True) -> None:
+    With `groups`, the p values are normalised in so many parts, each by itself.
+    """
+
+    def __init__(self, p: int, *, eps: float = 1e-6, affine: bool = True, groups: int = 1) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps, self.groups = eps, groups
         self.weight = nn.Parameter(torch.ones(p)) if affine else None
 
     def forward(self, y: Tensor) -> Tensor:
-        x = precise(y)
-        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+        x = precise(y).unflatten(-1, (self.groups, -1))
+        x = (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)).flatten(-2)
         return x.to(y.dtype) if self.weight is None else x.to(y.dtype) * self.weight

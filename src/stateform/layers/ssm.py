@@ -207,7 +207,7 @@ class Mamba2(Layer):
         self.dt_bias = nn.Parameter(inverse_softplus(log_uniform(self.n_heads, 1e-3, 1e-1)))
         self.A_log = nn.Parameter(torch.empty(self.n_heads).uniform_(1, 16).log())
         self.D = nn.Parameter(torch.ones(self.n_heads))
-        self.norm = HeadNorm(inner, eps=1e-5)
+        self.norm = HeadNorm(inner, eps=1e-5, groups=n_groups)  # as the published implementations do
         self.out_proj = nn.Linear(inner, d_model, bias=False)
 
     def system(self, u: Tensor, past: Past | None = None) -> System:

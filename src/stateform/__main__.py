@@ -1,0 +1,5 @@
+"""`python -m stateform`."""
+
+from .cli import main
+
+main()

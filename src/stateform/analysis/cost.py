@@ -1,0 +1,75 @@
+"""Work and memory of a system in each form, counted from its structure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..system import System
+from ..transition import upcast
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Floating-point operations (a multiply-add is two) and bytes of working memory (inputs excluded)."""
+
+    flops: float
+    bytes: float
+
+
+def cost(system: System, form: str, *, chunk_size: int = 64) -> Cost:
+    """The leading terms of the work and of the peak memory of one form on this system, all rows and heads.
+
+    Args:
+        system: the structure and sizes.
+        form: a form that exists for it.
+        chunk_size: of the form chunkwise.
+
+    Returns:
+        An estimate: constants of the implementation (temporaries, tiles) are counted as they are here, on the high side.
+    """
+    T, n, p = system.T * system.micro, system.n, system.p + (1 if system.eta == "sum" else 0)
+    scalar = 2 if system.is_complex else 1
+    work = 4 if system.is_complex else 1  # a complex product is four real ones
+    size = upcast(system.k).element_size() / (2 if system.k.is_complex() else 1) * scalar
+    heads, states = system.B * system.H, system.B * system.state_heads
+    feedback = system.f is not None
+    outputs = n if system.q is None else system.q.shape[-2] if system.q.ndim in (3, 5) else 1
+    result = heads * T * outputs * p * size
+    if system.readout == "exp":
+        keys = n * scalar
+        seen = T / 2 if system.window is None or system.window > T else system.window
+        plain = system.eta == "sum" and system.d is None and system.log_decay is None and system.window is None
+        rows = {"recurrent": 1, "chunkwise": min(256, T), "matrix": 0 if plain else T}[form]
+        return Cost(
+            2 * heads * T * seen * (keys + p), result + states * T * (keys + p) * size + 3 * heads * rows * T * size
+        )
+    dense = system.transition is not None
+    update = 2 * n * n * p if dense else n * p
+    step = update + 2 * n * p + (4 * n * p if feedback else 0) + 2 * outputs * n * p
+    if form == "recurrent":
+        return Cost(work * heads * T * step, result + 4 * states * n * p * size)
+    if form == "scan":
+        tile = min(T, max(64, 2**21 // max(1, states * n * (p + (n if dense else 1)))))
+        pairs = 2 * (2 * n**3 + 2 * n * n * p) if dense else 2 * 3 * n * p
+        return Cost(
+            work * heads * T * (pairs + 2 * outputs * n * p),
+            result + 6 * states * tile * n * (p + (n if dense else 1)) * size,
+        )
+    if form == "convolution":
+        padded = 2 * T
+        transforms = 3 * 5 * padded * max(1, padded.bit_length())
+        powers = n * n if dense or feedback else n
+        return Cost(
+            work * heads * (transforms * p + 4 * T * n * p), 2 * result + heads * T * (3 * powers + 4 * p) * size
+        )
+    c = T if form == "matrix" else min(chunk_size, T)
+    sums = 2 * outputs * c * n + (6 * c * n if feedback else 0) + (2 * c * c if feedback else 0)
+    apply = outputs * c * p + 4 * n * p + (4 * c * (n + p) if feedback else 0)
+    wide = system.decay_kind == "diagonal"
+    temporaries = (4 + 3 * feedback) * heads * c * c * outputs * size + (8 * heads * c * n * 8 * size if wide else 0)
+    tiles = (
+        1 if form == "matrix" else min(-(-T // c), max(1, 2**24 // max(1, heads * (c * (c + 4 * n + 2 * p) + n * p))))
+    )
+    return Cost(
+        work * heads * T * (sums + 2 * apply), result + tiles * (temporaries + heads * (6 * c * (n + p) + n * p) * size)
+    )

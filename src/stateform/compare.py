@@ -1,0 +1,521 @@
+"""The main job: layers side by side on real text."""
+
+from __future__ import annotations
+
+import copy
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ._errors import StateformError, require, validate
+from .analysis import cost, has_weights, horizon, influence, spectrum
+from .check import redraw
+from .equivalence import equivalent, share_weights
+from .forms import choose, exists, run
+from .layers import REGISTRY, accepted, build, resolve
+from .report import render_html, tables
+from .state import write_atomically
+from .system import System
+from .tolerances import relative_error, tolerance, wide
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much is done and how much there is."""
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+CERTIFIED = 256
+"""Tokens on which the forms are compared in float64, and on which systems are looked at token by token."""
+SHOWN = 64
+"""Tokens of the maps of effective attention."""
+SHOWN_HEADS = 4
+
+
+@dataclass
+class Comparison:
+    """What `compare` found: `print(comparison)` for tables, `.html()` and `.to_dict()` for the rest."""
+
+    result: dict[str, Any]
+
+    @property
+    def complete(self) -> bool:
+        """False if it was interrupted: then it holds what was finished."""
+        return bool(self.result["complete"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dicts."""
+        return self.result
+
+    def html(self) -> str:
+        """One self-contained page with interactive figures."""
+        return render_html(self.result)
+
+    def save_html(self, path: str | Path) -> None:
+        """Write the page, whole or not at all."""
+        write_atomically(Path(path), self.html().encode())
+
+    def save_json(self, path: str | Path) -> None:
+        """Write the numbers, whole or not at all."""
+        write_atomically(Path(path), (json.dumps(self.result, indent=1) + "\n").encode())
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        yield from tables(self.result)
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(width=80, no_color=True)
+        with console.capture() as capture:
+            console.print(self)
+        return capture.get()
+
+    def _repr_html_(self) -> str:
+        import html
+
+        return f'<iframe srcdoc="{html.escape(self.html())}" style="width:100%;height:85vh;border:0"></iframe>'
+
+
+def read_text(path: str | Path | None) -> tuple[str, bytes]:
+    """Where a text comes from, and its bytes; without a path, the standard library's own documentation.
+
+    Raises:
+        StateformError: if the file cannot be read or is empty.
+    """
+    if path is None:
+        from pydoc_data.topics import topics
+
+        return "Python's own documentation (pydoc_data.topics)", "\n\n".join(topics.values()).encode()
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise StateformError(f"cannot read the text {path}: {error.strerror or error}") from None
+    require(len(data) > 0, f"the text {path} is empty; give a file with at least two bytes")
+    return str(path), data
+
+
+def embed(data: bytes, d_model: int, seed: int) -> Tensor:
+    """Bytes as tokens, each a fixed random vector of unit variance: [1,T,d_model] in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    table = torch.randn(256, d_model, generator=generator, dtype=torch.float64)
+    return table[torch.frombuffer(bytearray(data), dtype=torch.uint8).long()].unsqueeze(0)
+
+
+def lengths_up_to(longest: int) -> list[int]:
+    """The lengths at which time is measured: powers of four times 256, and the longest."""
+    require(longest >= 2, f"max_length is {longest}; expected 2 tokens or more")
+    out = [T for T in (64, 256, 1024, 4096, 16384, 65536) if longest > T]
+    return [*out[-3:], longest]
+
+
+def writable(path: str | Path) -> Path:
+    """The path, if a file can be written there.
+
+    Raises:
+        StateformError: if not, and why.
+    """
+    path = Path(path)
+    require(not path.is_dir(), f"cannot write {path}: it is a folder; name a file in it")
+    require(path.parent.is_dir(), f"cannot write {path}: there is no folder {path.parent}")
+    existed = path.exists()
+    try:
+        with path.open("ab"):
+            pass
+    except OSError as error:
+        raise StateformError(f"cannot write {path}: {error.strerror or error}") from None
+    if not existed:
+        path.unlink()
+    return path
+
+
+def compare(
+    layers: Sequence[str | type[nn.Module] | nn.Module], *, text: str | Path | None = None, d_model: int = 64,
+    n_heads: int | None = None, d_state: int | None = None, max_length: int = 4096, dtype: str = "float32",
+    memory_limit_gb: float = 1.0, seed: int = 0, repeats: int = 5, on_progress: Progress | None = None,
+) -> Comparison:  # fmt: skip
+    """Put layers side by side on a text.
+
+    Args:
+        layers: names (`sf.names()`), names with options ("qlstm(reversed=True)"), files "path/file.py:Class", classes or
+            layers.
+        text: a file whose bytes are the tokens; default: Python's own documentation.
+        d_model: width of every layer that is built here.
+        n_heads: for the layers that take it (default: each layer's own).
+        d_state: likewise.
+        max_length: the longest sequence whose time is measured.
+        dtype: of the measurements of time (certificates are in float64).
+        memory_limit_gb: a form whose estimated memory is larger is left out, and the result says so.
+        seed: of the weights, the embedding and all draws.
+        repeats: runs per time; median, least and largest are kept.
+        on_progress: called as the work goes on.
+
+    Returns:
+        A Comparison. After Ctrl-C it holds what was finished, and says that it is not complete.
+
+    Raises:
+        StateformError: before any work: an unknown name or option, an unreadable or empty text, sizes that do not fit.
+    """
+    require(len(layers) > 0, "name at least one layer, e.g. softmax linear mamba2 gated_deltanet")
+    require(dtype in DTYPES, f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    require(repeats >= 1, f"repeats is {repeats}; expected 1 or more")
+    source, data = read_text(text)
+    require(len(data) >= 2, f"{source} has {len(data)} byte; expected at least 2")
+    built = _build_all(layers, d_model, n_heads, d_state, seed)
+    lengths = lengths_up_to(min(max_length, len(data)))
+    x = embed(data[: lengths[-1]], d_model, seed)
+    report = on_progress or (lambda what, done, total: None)
+    result: dict[str, Any] = {
+        "stateform": _version(), "created": datetime.now().isoformat(timespec="seconds"), "machine": machine(),
+        "text": {"source": source, "tokens": x.shape[1], "excerpt": data[:240].decode(errors="replace")},
+        "settings": {
+            "d_model": d_model, "lengths": lengths, "batch": 1, "dtype": dtype, "seed": seed,
+            "memory_limit_gb": memory_limit_gb, "repeats": repeats,
+        },
+        "complete": False, "layers": [], "pairs": [],
+    }  # fmt: skip
+    total = 2 * len(built) + len(lengths) + len(built) * (len(built) - 1) // 2
+    done = 0
+
+    def step(what: str) -> None:
+        nonlocal done
+        report(what, done, total)
+        done += 1
+
+    rows: dict[str, dict[str, Any]] = {}
+    try:
+        with torch.no_grad(), validate(False):
+            for name, layer in built.items():
+                step(f"{name}: forms agree?")
+                row = {"name": name, **_about(layer), "certificate": _certificate(layer, x[:, :CERTIFIED])}
+                step(f"{name}: dynamics")
+                row |= {"identity": _identity(layer, x), "dynamics": _dynamics(layer, x, data), "cost": _blank_cost()}
+                rows[name] = row
+                result["layers"].append(row)
+            _measure(built, rows, x.to(DTYPES[dtype]), lengths, memory_limit_gb, repeats, step)
+            for a, b in _pairs(list(built)):
+                step(f"{a} = {b}?")
+                result["pairs"].append(_pair(a, built[a], b, built[b], x[:, :SHOWN], seed))
+        result["complete"] = True
+    except KeyboardInterrupt:
+        pass
+    report("done", total, total)
+    return Comparison(result)
+
+
+# -- one layer ----------------------------------------------------------------------------------------------------
+
+
+def _build_all(
+    layers: Sequence[str | type[nn.Module] | nn.Module],
+    d_model: int,
+    n_heads: int | None,
+    d_state: int | None,
+    seed: int,
+) -> dict[str, nn.Module]:
+    built: dict[str, nn.Module] = {}
+    for spec in layers:
+        name = spec if isinstance(spec, str) else spec.__name__ if isinstance(spec, type) else type(spec).__name__
+        if isinstance(spec, nn.Module):
+            layer = copy.deepcopy(spec)
+        else:
+            cls = resolve(spec)[0] if isinstance(spec, str) else spec
+            known = accepted(cls)
+            options = {"d_model": d_model, "n_heads": n_heads, "d_state": d_state}
+            torch.manual_seed(seed)
+            layer = build(spec, **{k: v for k, v in options.items() if k in known and v is not None})
+        require(hasattr(layer, "system"), f"{name} has no method system(u): compare needs layers that give a System")
+        require(
+            getattr(layer, "d_model", None) == d_model,
+            f"{name} has d_model = {getattr(layer, 'd_model', None)}, not {d_model}",
+        )
+        label, n = name, 2
+        while label in built:
+            label, n = f"{name} #{n}", n + 1
+        built[label] = layer.double().eval()
+    return built
+
+
+def _about(layer: nn.Module) -> dict[str, Any]:
+    entry = next((e for e in REGISTRY.values() if e.cls is type(layer)), None)
+    text = (type(layer).__doc__ or type(layer).__name__).strip().split("\n")[0]
+    return {
+        "summary": entry.summary if entry else text, "paper": entry.paper if entry else "",
+        "parameters": sum(p.numel() for p in layer.parameters()),
+    }  # fmt: skip
+
+
+def _system(layer: nn.Module, x: Tensor) -> System:
+    system: System = layer.system(x)  # type: ignore[operator]
+    return system
+
+
+def describe(system: System) -> str:
+    """The transition in words."""
+    if system.readout == "exp":
+        return "none: every token is kept" + (" (keys rotated by position)" if system.phase is not None else "")
+    kind = {"identity": "none", "scalar": "scalar", "diagonal": "diagonal", "dense": "dense"}[system.decay_kind]
+    parts = [x for x in ("log_decay", "rate", "phase", "sign", "transition") if x in system.tensors()]
+    if not parts:
+        words = "no decay (A = I)"
+    else:
+        constant = all(system.is_constant(x) for x in parts)
+        modes = system.n == 1 and system.p == 1
+        where = (
+            "per channel"
+            if modes
+            else "per head"
+            if kind == "scalar"
+            else "per key"
+            if kind == "diagonal"
+            else "per head"
+        )
+        words = (
+            f"{'complex ' if system.is_complex else ''}{kind} {where}, {'constant' if constant else 'from the input'}"
+        )
+    if system.f is not None:
+        words += ", with rank-1 feedback"
+    return words
+
+
+def _identity(layer: nn.Module, x: Tensor) -> dict[str, Any]:
+    system = _system(layer, x[:, :CERTIFIED])
+    found = spectrum(system)
+    grows = system.readout == "exp"
+    if grows:
+        contractive, why = "by construction", "weights are positive and sum to one: outputs stay within the values"
+        if system.eta != "sum":
+            contractive, why = "no", "unnormalised weights can grow without bound"
+    elif system.decay_kind == "identity" and system.f is None:
+        contractive, why = (
+            "by construction",
+            "A = I: nothing is lost and nothing grows in a step (not strictly contractive)",
+        )
+    elif found.norm > 1 + 1e-9:
+        contractive, why = "no", f"on this text a step stretches some state by {found.norm:.3g}"
+    elif getattr(layer, "contractive", False):
+        contractive, why = (
+            "by construction",
+            f"no decay exceeds 1 for any input; largest norm on this text {found.norm:.6f}",
+        )
+    else:
+        contractive, why = "on this text", f"largest norm of a transition seen: {found.norm:.6f}"
+    return {
+        "system": repr(_system(layer, x[:, :1])), "transition": describe(system),
+        "state_size": 0 if grows else system.state_size, "state_growth": system.state_size if grows else 0,
+        "contractive": contractive, "contractive_why": why, "spectral_radius": found.radius,
+        "eigenvalue_range": found.to_dict(),
+    }  # fmt: skip
+
+
+def _certificate(layer: nn.Module, x: Tensor) -> dict[str, Any]:
+    system = _system(layer, x)
+    want = run(system, "recurrent")
+    assert isinstance(want, Tensor)
+    errors: dict[str, float] = {}
+    for form in exists(system):
+        got = run(system, form)
+        assert isinstance(got, Tensor)
+        errors[form] = float(relative_error(wide(got), wide(want), heads=True).max())
+    allowed, worst = tolerance(torch.float64, x.shape[1]), max(errors.values())
+    return {
+        "ok": worst <= allowed, "worst": worst, "tolerance": allowed, "dtype": "float64", "length": x.shape[1],
+        "forms": errors, "refused": {name: why for name, why in system.forms().items() if why is not None},
+    }  # fmt: skip
+
+
+def _dynamics(layer: nn.Module, x: Tensor, data: bytes) -> dict[str, Any]:
+    system = _system(layer, x[:, :1024])
+    values = spectrum(system[:CERTIFIED]).sample(600)
+    found = horizon(system, queries=sorted({int(t) for t in torch.linspace(min(15, system.T - 1), system.T - 1, 24)}))
+    first = system[:SHOWN]
+    shown = list(range(min(SHOWN_HEADS, system.H))) if system.w_out is None else [0]
+    maps = influence(first, heads=None if system.w_out is not None else shown)[0]
+    return {
+        "eigenvalues": {"re": _rounded(values.real), "im": _rounded(values.imag)},
+        "horizon": found.to_dict(),
+        "coefficients": {
+            "tokens": [_printable(c) for c in data[: first.T]],
+            "heads": [
+                {"head": h, "alpha": [_rounded(line) for line in alpha]} for h, alpha in zip(shown, maps, strict=True)
+            ],
+            "what": "weights alpha_ij" if has_weights(system) else "norm of the contribution",
+        },
+    }
+
+
+def _rounded(x: Tensor) -> list[float]:
+    return [float(f"{v:.4g}") for v in x.tolist()]
+
+
+def _printable(byte: int) -> str:
+    c = chr(byte)
+    return {"\n": "\\n", "\t": "\\t", "\r": "\\r", " ": "space"}.get(c, c if 32 < byte < 127 else f"\\x{byte:02x}")
+
+
+# -- time ---------------------------------------------------------------------------------------------------------
+
+
+def _blank_cost() -> dict[str, Any]:
+    return {
+        "forward_ms": {}, "left_out": [], "auto_form": {}, "decode_us": None, "flops": {}, "memory_bytes": {},
+        "crossover": {"T": None, "text": "not measured"},
+    }  # fmt: skip
+
+
+def _measure(
+    built: dict[str, nn.Module], rows: dict[str, dict[str, Any]], x: Tensor, lengths: list[int], limit_gb: float, repeats: int,
+    step: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Time of every form at every length: all layers take turns, so that a slow moment of the machine hits all alike."""
+    layers = {name: copy.deepcopy(layer).to(x.dtype) for name, layer in built.items()}
+    reference = next((name for name, layer in layers.items() if _system(layer, x[:, :1]).readout == "exp"), None)
+    if reference is None:
+        layers["softmax"] = build("softmax", d_model=x.shape[2]).to(x.dtype).eval()
+    softmax: dict[int, float] = {}
+    for T in lengths:
+        step(f"time at T = {T:,}")
+        part = x[:, :T]
+        jobs: dict[tuple[str, str], Callable[[], Any]] = {}
+        for name, layer in layers.items():
+            system = _system(layer, part)
+            auto = choose(system)
+            for form in exists(system) if name in rows else [auto]:
+                estimate = cost(system, form)
+                if name in rows:
+                    table = rows[name]["cost"]
+                    table["memory_bytes"].setdefault(form, {})[str(T)] = estimate.bytes
+                    table["auto_form"][str(T)] = auto
+                    if form == auto:
+                        table["flops"][str(T)] = estimate.flops + _projection_flops(layer, system)
+                    if estimate.bytes > limit_gb * 1e9:
+                        reason = f"estimated {estimate.bytes / 1e9:.1f} GB, the limit is {limit_gb:g} GB"
+                        table["left_out"].append({"form": form, "T": T, "reason": reason})
+                        continue
+                jobs[name, form] = partial(layer, part, form=form)
+        for (name, form), times in _take_turns(jobs, repeats).items():
+            if name in rows:
+                spread = {"median": 1e3 * median(times), "low": 1e3 * min(times), "high": 1e3 * max(times)}
+                rows[name]["cost"]["forward_ms"].setdefault(form, {})[str(T)] = spread
+            if name == (reference or "softmax") and form == choose(_system(layers[name], part)):
+                softmax[T] = 1e3 * median(times)
+    step_times = _decode({name: layers[name] for name in rows}, x)
+    for name, row in rows.items():
+        row["cost"]["decode_us"] = step_times[name]
+        row["cost"]["crossover"] = _crossover(row["cost"], softmax, name == reference)
+
+
+def _take_turns(jobs: dict[tuple[str, str], Callable[[], Any]], repeats: int) -> dict[tuple[str, str], list[float]]:
+    """Warm up once, then `repeats` rounds over all jobs; a job that takes over half a second runs once."""
+    times: dict[tuple[str, str], list[float]] = {}
+    first = {key: _seconds(job) for key, job in jobs.items()}
+    for round_ in range(repeats):
+        for key, job in jobs.items():
+            if round_ == 0 or first[key] < 0.5:
+                times.setdefault(key, []).append(_seconds(job) if first[key] < 2 else first[key])
+    return times
+
+
+def _seconds(job: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    job()
+    return time.perf_counter() - start
+
+
+def _decode(layers: dict[str, nn.Module], x: Tensor, steps: int = 40) -> dict[str, dict[str, float]]:
+    """Time of one token from the state after the longest sequence, in microseconds; layers take turns."""
+    states = {name: layer(x, return_state=True)[1] for name, layer in layers.items()}
+    token = x[:, -1]
+    times: dict[str, list[float]] = {name: [] for name in layers}
+    for i in range(steps + 5):
+        for name, layer in layers.items():
+            taken = _seconds(partial(layer.step, token, states[name]))  # type: ignore[arg-type]
+            if i >= 5:
+                times[name].append(1e6 * taken)
+    return {name: {"median": median(t), "low": min(t), "high": max(t)} for name, t in times.items()}
+
+
+def _projection_flops(layer: nn.Module, system: System) -> float:
+    """Two operations per weight and token for every map from inputs to parts of the system and to the output."""
+    weights = sum(
+        p.numel()
+        for m in layer.modules()
+        for name, p in m.named_parameters(recurse=False)
+        if name == "weight" and p.ndim > 1
+    )
+    maps = sum(2 * w.numel() for w in (system.w_in, system.w_out) if w is not None)
+    return 2.0 * system.B * system.T * (weights + maps)
+
+
+def _crossover(cost_: dict[str, Any], softmax: dict[int, float], is_softmax: bool) -> dict[str, Any]:
+    if is_softmax:
+        return {"T": None, "text": "this is softmax"}
+    faster = []
+    for T, reference in softmax.items():
+        best = [times[str(T)]["median"] for times in cost_["forward_ms"].values() if str(T) in times]
+        faster.append((T, bool(best) and min(best) < reference))
+    wins = [T for T, ok in faster if ok]
+    if not wins:
+        return {"T": None, "text": f"slower than softmax up to T = {max(softmax):,}"}
+    since = next(T for i, (T, _) in enumerate(faster) if all(ok for _, ok in faster[i:])) if faster[-1][1] else None
+    if since is None:
+        return {"T": None, "text": f"faster than softmax at T = {', '.join(f'{T:,}' for T in wins)} alone"}
+    return {"T": since, "text": f"faster than softmax from T = {since:,} on, of the lengths measured"}
+
+
+# -- pairs --------------------------------------------------------------------------------------------------------
+
+
+def _pairs(names: list[str]) -> Iterator[tuple[str, str]]:
+    for i, a in enumerate(names):
+        for b in names[i + 1 :]:
+            yield a, b
+
+
+def _pair(name_a: str, a: nn.Module, name_b: str, b: nn.Module, x: Tensor, seed: int) -> dict[str, Any]:
+    """Whether two layers are one function when they share the weights that have the same names and shapes."""
+    generator = torch.Generator().manual_seed(seed)
+    shared = share_weights(a, b, lambda layer: redraw(layer, generator, "own"))
+    found = equivalent(shared.a, shared.b, x)
+    first = None if found.equal else {"row": found.row, "position": found.position}
+    if not shared.names:
+        text = "no weights of the same name and shape: nothing can be made equal"
+    elif found.equal:
+        text = f"the same function of {len(shared.names)} shared weights, {found.text}"
+    else:
+        text = f"different functions with {len(shared.names)} weights shared: {found.text}"
+    if shared.unshared:
+        text += f"; not shared: {', '.join(shared.unshared[:6])}{' ...' if len(shared.unshared) > 6 else ''}"
+    return {
+        "a": name_a, "b": name_b, "equal": found.equal, "error": found.error, "first": first,
+        "shared": len(shared.names), "unshared": len(shared.unshared), "text": text,
+    }  # fmt: skip
+
+
+def machine() -> dict[str, Any]:
+    """What this was measured on."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    except OSError:
+        pass
+    return {
+        "cpu": name, "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(),
+        "device": "cpu",
+    }  # fmt: skip
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("stateform")
+    except PackageNotFoundError:
+        return "unknown"
