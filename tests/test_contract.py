@@ -1,0 +1,217 @@
+"""Every registered layer keeps the contract; what breaks it is caught, and the place is named."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import stateform as sf
+from stateform._form import FORMS
+from stateform.core import Core
+from stateform.layers import REGISTRY
+from stateform.tolerances import tolerance
+
+
+@pytest.mark.parametrize("name", sf.names())
+def test_layer_keeps_the_contract(name: str) -> None:
+    report = sf.check(name)
+    assert report.ok, str(report)
+    assert not report.not_offered
+    assert sum(o.comparisons for o in report.outcomes.values()) > 200
+
+
+# The options that change what a layer computes.
+VARIANTS = [
+    "softmax(n_kv_heads=2)",
+    "softmax(n_kv_heads=1, positions='none', bias=True)",
+    "normalized(eta='softplus')",
+    "normalized(eta='sigmoid')",
+    "deltanet(allow_negative_eigenvalues=True)",
+    "s4d(init='legs')",
+    "mamba2(d_head=16, n_groups=2)",
+    "qlstm(reversed=True)",
+    "rg_lru(reset_first=True)",
+    "mlstm(gate_cap=None)",
+    "gla(d_state=3, gate_temperature=1.0)",
+]
+
+
+@pytest.mark.parametrize("spec", VARIANTS)
+def test_variant_keeps_the_contract(spec: str) -> None:
+    report = sf.check(spec, seed=1)
+    assert report.ok, str(report)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", [*sf.names(), *VARIANTS])
+def test_layer_keeps_the_contract_exhaustively(spec: str) -> None:
+    report = sf.check(spec, seed=2, exhaustive=True)
+    assert report.ok, str(report)
+
+
+@pytest.mark.parametrize("name", sf.names())
+def test_a_thousand_tokens_to_ten_digits(name: str) -> None:
+    torch.manual_seed(0)
+    layer = sf.build(name, d_model=16).double()
+    x = torch.randn(1, 1000, 16, dtype=torch.float64)
+    with torch.no_grad():
+        system = layer.system(x)
+        want = sf.run(system, "recurrent")
+        single = system.to(torch.float32)
+        for form, why_not in system.forms().items():
+            if why_not is None:
+                assert float((sf.run(system, form) - want).abs().max() / want.abs().max()) < 1e-10, form
+                close = sf.run(single.to(torch.float64), "recurrent")
+                assert float((sf.run(single, form).double() - close).abs().max() / close.abs().max()) < 1e-4, form
+    assert tolerance(torch.float64, 1000) < 1e-10
+    assert tolerance(torch.float32, 1000) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in sf.names() if n != "softmax"])
+def test_131072_tokens_chunk_by_chunk(name: str) -> None:
+    torch.manual_seed(0)
+    layer = sf.build(name, d_model=64)
+    x = torch.randn(1, 131_072, 64)
+    with torch.no_grad():
+        y = layer(x, form="chunkwise")
+        tail, _ = layer(x[:, :1000], return_state=True)
+    assert bool(torch.isfinite(y).all())
+    assert float((y[:, :1000] - tail).abs().max() / tail.abs().max()) < tolerance(torch.float32, 1000)
+
+
+# -- what breaks the contract is caught ---------------------------------------------------------------------------
+
+
+def failures(thing: Any, part: str) -> str:
+    report = sf.check(thing)
+    assert not report.ok
+    return "\n".join(report.outcomes[part].failures)
+
+
+def test_a_broken_form_is_caught_with_its_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    form = FORMS["chunkwise"]
+    plain = form.compute
+
+    def broken(core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
+        y, S = plain(core, S)
+        return torch.cat([y[:, :70], y[:, 70:] * (1 + 1e-6)], 1), S
+
+    monkeypatch.setattr(form, "compute", broken)
+    text = failures("gla", "forms")
+    assert "form chunkwise" in text
+    assert "position 70 of 97" in text
+
+
+def test_a_wrong_gradient_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    form = FORMS["matrix"]
+    plain = form.compute
+    monkeypatch.setattr(form, "compute", lambda core, S: plain(core, S.detach()))
+    assert "form matrix, gradient of initial state" in failures("linear", "gradients")
+
+
+class Forgets(REGISTRY["gla"].cls):  # type: ignore[name-defined,misc]
+    """Drops its state between calls."""
+
+    def forward(self, x: Tensor, *, initial_state: sf.State | None = None, **kwargs: Any) -> Any:
+        return super().forward(x, initial_state=None, **kwargs)
+
+
+def test_a_dropped_state_is_caught_with_the_split() -> None:
+    text = failures(Forgets(16), "splits")
+    assert "split at [" in text
+    assert "differs first at position" in text
+
+
+class Leaks(REGISTRY["gla"].cls):  # type: ignore[name-defined,misc]
+    """Looks at masked tokens: they are set to zero instead of left out, so that they still decay the state."""
+
+    def forward(self, x: Tensor, *, attention_mask: Tensor | None = None, **kwargs: Any) -> Any:
+        if attention_mask is not None:
+            x = torch.where(attention_mask[..., None] > 0, x, 0.0)
+        return super().forward(x, **kwargs)
+
+
+def test_a_leaking_mask_is_caught_with_its_position() -> None:
+    text = failures(Leaks(16), "padding")
+    assert "padded rows" in text
+    assert "differs first at position" in text
+
+
+class Peeks(REGISTRY["linear"].cls):  # type: ignore[name-defined,misc]
+    """Sees one token of the future."""
+
+    def forward(self, x: Tensor, **kwargs: Any) -> Any:
+        return super().forward(x + torch.cat([x[:, 1:], x[:, -1:]], 1), **kwargs)
+
+
+def test_a_look_into_the_future_is_caught() -> None:
+    assert "the future changed" in failures(Peeks(16), "packing")
+
+
+class Mixes(REGISTRY["linear"].cls):  # type: ignore[name-defined,misc]
+    """Lets the rows of a batch see each other."""
+
+    def forward(self, x: Tensor, **kwargs: Any) -> Any:
+        return super().forward(x + x.mean(0, keepdim=True), **kwargs)
+
+
+def test_rows_that_see_each_other_are_caught() -> None:
+    assert "another row of the batch changed" in failures(Mixes(16), "packing")
+
+
+class Overwrites(REGISTRY["linear"].cls):  # type: ignore[name-defined,misc]
+    """Writes into the state it is given."""
+
+    def step(self, x_t: Tensor, state: sf.State, *, inplace: bool = False) -> tuple[Tensor, sf.State]:
+        return super().step(x_t, state, inplace=True)
+
+
+def test_a_state_that_is_changed_is_caught() -> None:
+    assert "changed the state it was given" in failures(Overwrites(16), "steps")
+
+
+class Running(nn.Module):
+    """A third-party layer that follows the protocol without knowing of systems: a leaky sum."""
+
+    def __init__(self, d_model: int, leak: float = 0.9, broken_at: int | None = None) -> None:
+        super().__init__()
+        self.d_model, self.leak, self.broken_at = d_model, leak, broken_at
+        self.proj = nn.Linear(d_model, d_model)
+
+    def forward(self, x: Tensor, initial_state: sf.State | None = None, return_state: bool = False) -> Any:
+        h = x.new_zeros(x.shape[0], self.d_model) if initial_state is None else initial_state["h"]
+        out = []
+        for t in range(x.shape[1]):
+            h = self.leak * h + self.proj(x[:, t])
+            out.append(h)
+        y = torch.stack(out, 1) if out else x
+        if initial_state is not None and self.broken_at is not None:
+            y = y.clone()
+            y[:, self.broken_at :] += 1e-3
+        return (y, sf.State({"h": h})) if return_state else y
+
+
+def test_a_module_that_only_follows_the_protocol_is_checked() -> None:
+    report = sf.check(Running(8))
+    assert report.ok, str(report)
+    assert set(report.not_offered) == {"step", "attention_mask", "cu_seqlens"}
+    assert "init_state" not in inspect.signature(Running.forward).parameters
+
+
+def test_a_module_that_continues_wrongly_is_caught() -> None:
+    assert "differs first at position" in failures(Running(8, broken_at=1), "splits")
+
+
+def test_a_report_says_what_it_found() -> None:
+    report = sf.check("linear")
+    assert bool(report)
+    assert "the contract holds" in str(report)
+    assert report.to_dict()["ok"] is True
+    broken = sf.check(Forgets(16))
+    assert "BROKEN" in str(broken)
+    assert broken.to_dict()["ok"] is False
