@@ -61,7 +61,18 @@ def decay(kind: str, **more: object) -> sf.System:
     return sf.System(q, k, v, **{**parts, **more})  # type: ignore[arg-type]
 
 
-KINDS = ("identity", "scalar", "diagonal", "product", "reset", "complex", "signed", "constant", "dense", "dense constant")
+KINDS = (
+    "identity",
+    "scalar",
+    "diagonal",
+    "product",
+    "reset",
+    "complex",
+    "signed",
+    "constant",
+    "dense",
+    "dense constant",
+)
 
 
 def feedback(kind: str, **more: object) -> sf.System:
@@ -72,7 +83,9 @@ def feedback(kind: str, **more: object) -> sf.System:
 
 def phases(**more: object) -> sf.System:
     """Softmax with a rotation of the keys."""
-    return sf.System(c(B, T, 4, 3), c(B, T, 4, 3), r(B, T, 4, P), readout="exp", eta="sum", **{"phase": u(4, 3), **more})  # type: ignore[arg-type]
+    return sf.System(
+        c(B, T, 4, 3), c(B, T, 4, 3), r(B, T, 4, P), readout="exp", eta="sum", **{"phase": u(4, 3), **more}
+    )  # type: ignore[arg-type]
 
 
 def softmax(kv_heads: int = 4, **more: object) -> sf.System:

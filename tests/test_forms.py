@@ -145,10 +145,13 @@ def test_a_hard_reset_in_mid_chunk_keeps_the_digits_of_float32(kind: str) -> Non
     given = (near_one, -1e-3 * (0.5 + u(4, N))) if kind == "product" else near_one
     exact = sf.System(system.q, system.k, system.v, log_decay=given)
     single = exact.to(torch.float32)
-    want = sf.run(single.to(torch.float64), "recurrent")
+    with sf.validate(False):  # a step of infinite length is refused elsewhere
+        want = sf.run(single.to(torch.float64), "recurrent")
     for form, why_not in single.forms().items():
         if why_not is None:
-            assert error(sf.run(single, form).double(), want) < tolerance(torch.float32, T), form
+            with sf.validate(False):
+                got = sf.run(single, form).double()
+            assert error(got, want) < tolerance(torch.float32, T), form
 
 
 @pytest.mark.parametrize("form", ["chunkwise", "matrix"])

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from ._form import WEIGHTS
 from ._shapes import spread_heads
 from .state import State
-from .transition import upcast
+from .transition import upcast, wrap
 
 if TYPE_CHECKING:
     from .system import System
@@ -62,7 +62,7 @@ def absorb(system: System, state: State | None) -> Cache:
         b = upcast(system.b) if system.b is not None else upcast(system.log_b).exp()  # type: ignore[arg-type]
         k = _per_head(upcast(k), (b if b.ndim == 3 else b[None, None]).unsqueeze(-1))
     if system.phase is not None:
-        phase = system.phase.double()
+        phase = wrap(system.phase)
         if phase.ndim < 3:
             phase = phase.expand(B, T, *phase.shape)
         phase = phase if phase.ndim == 4 else phase.unsqueeze(-1)

@@ -10,7 +10,7 @@ import copy
 import inspect
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -86,8 +86,20 @@ class Report:
         """The outcome of a part, made on first use."""
         return self.outcomes.setdefault(part, Outcome(part))
 
-    def compare(self, part: str, where: str, got: Tensor, want: Tensor, allowed: float, *, heads: bool = False) -> None:
-        """Compare two tensors; time is axis 1 (and heads axis 2 if `heads`, each measured on its own scale)."""
+    def compare(
+        self,
+        part: str,
+        where: str,
+        got: Tensor,
+        want: Tensor,
+        allowed: float,
+        *,
+        heads: bool = False,
+        floor: float = 0.0,
+    ) -> None:
+        """Compare two tensors; time is axis 1 (and heads axis 2 if `heads`, each measured on its own scale, but on none
+        below `floor`).
+        """
         outcome = self.outcome(part)
         outcome.comparisons += 1
         if got.shape != want.shape:
@@ -97,7 +109,7 @@ class Report:
         if want.numel() == 0:
             return
         got, want = (wide(x.detach()) for x in (got, want))
-        error = relative_error(got, want, heads=heads)
+        error = relative_error(got, want, heads=heads, floor=floor)
         bad = ~(error <= allowed)
         top = float(error.nan_to_num(math.inf, math.inf).max())
         outcome.worst = max(outcome.worst, top / allowed)
@@ -394,9 +406,8 @@ def _gradients(b: _Bench) -> None:
             continue
         got, _ = grads(form)
         for name, g in want.items():
-            b.report.compare(
-                b.part, f"form {form}, gradient of {name}", got[name], g, GRADIENT * tolerance(torch.float64, T)
-            )
+            where, allowed = f"form {form}, gradient of {name}", GRADIENT * tolerance(torch.float64, T)
+            b.report.compare(b.part, where, got[name], g, allowed, floor=_floor(want.values()))
     # A directional derivative of the recurrence by central differences: error about h^2 plus rounding over h.
     h = 1e-5
     for name, x in system.tensors().items():
@@ -414,6 +425,13 @@ def _gradients(b: _Bench) -> None:
         size = float(want[name].abs().max() * direction.abs().sum().sqrt())
         b.report.expect(b.part, abs(float(slope - expected)) <= 1e-5 * max(size, abs(float(expected))),
                         f"the gradient of {name} says {float(expected):.8g} along a direction, differences say {float(slope):.8g}")  # fmt: skip
+
+
+def _floor(gradients: Iterable[Tensor]) -> float:
+    """The least scale on which gradients are compared. One that cancels to nothing (the bias of softmax's keys, say)
+    still carries the rounding of what cancelled, which is of the size of the other gradients.
+    """
+    return 1e-3 * max(float(g.abs().max()) for g in gradients if g.numel())
 
 
 def _splits(b: _Bench) -> None:
@@ -447,15 +465,15 @@ def _split_gradient(b: _Bench, layer: nn.Module, x: Tensor) -> None:
     want = torch.autograd.grad((whole * r).sum(), leaves, allow_unused=True)
     pieces, _ = _in_pieces(b, layer, leaves[0], cuts, "auto")
     got = torch.autograd.grad((pieces * r).sum(), leaves, allow_unused=True)
+    floor = _floor(w for w in want if w is not None)
     for name, g, w in zip(["x", *(n for n, _ in layer.named_parameters())], got, want, strict=True):
         if g is None or w is None:
             b.report.expect(
                 b.part, g is None and w is None, f"split at {cuts[1:-1]}: {name} has a gradient on one side only"
             )
             continue
-        b.report.compare(
-            b.part, f"split at {cuts[1:-1]}, gradient of {name}", g, w, GRADIENT * tolerance(torch.float64, x.shape[1])
-        )
+        where, allowed = f"split at {cuts[1:-1]}, gradient of {name}", GRADIENT * tolerance(torch.float64, x.shape[1])
+        b.report.compare(b.part, where, g, w, allowed, floor=floor)
     b.report.expect(b.part, want[0] is not None and bool(want[0].abs().max() > 0), "the gradient of x is zero")
 
 

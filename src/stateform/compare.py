@@ -23,7 +23,6 @@ from .check import redraw
 from .equivalence import equivalent, share_weights
 from .forms import choose, exists, run
 from .layers import REGISTRY, accepted, build, resolve
-from .report import render_html, tables
 from .state import write_atomically
 from .system import System
 from .tolerances import relative_error, tolerance, wide
@@ -56,6 +55,8 @@ class Comparison:
 
     def html(self) -> str:
         """One self-contained page with interactive figures."""
+        from .report import render_html  # Plotly is slow to import and not needed until now
+
         return render_html(self.result)
 
     def save_html(self, path: str | Path) -> None:
@@ -67,6 +68,8 @@ class Comparison:
         write_atomically(Path(path), (json.dumps(self.result, indent=1) + "\n").encode())
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        from .report import tables
+
         yield from tables(self.result)
 
     def __str__(self) -> str:

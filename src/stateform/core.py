@@ -39,6 +39,8 @@ class Core:
     f: Tensor | None = None
     w: Tensor | None = None
     exclusive: bool = False
+    real: bool = False
+    """Only the real part of the reads is wanted."""
     length: int = 0
     """T"""
     heads: tuple[int, int] = (1, 1)
@@ -71,6 +73,10 @@ class Core:
         """Whether transition, k and q do not depend on time (v is the input)."""
         parts = (self.q, self.k, self.log, self.phase, self.sign, self.matrix, self.f, self.w)
         return all(x is None or x.shape[1] == 1 for x in parts)
+
+    def needed(self, read: Tensor) -> Tensor:
+        """The part of a read, or of the map from real values to reads, that is wanted."""
+        return read.real if self.real and read.is_complex() else read
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that are there, by name."""

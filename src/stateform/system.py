@@ -275,7 +275,7 @@ class System:
         names = {"log_decay": "log", "transition": "matrix"}
         rest = {names.get(x, x): axes.get(x) for x in ("log_decay", "rate", "phase", "sign", "transition", "f", "w")}
         return Core(
-            q, k, v, **rest, exclusive=self.exclusive, length=self.T * r, heads=(G, H // G), state_heads=shared,
+            q, k, v, **rest, exclusive=self.exclusive, real=self.q is not None, length=self.T * r, heads=(G, H // G), state_heads=shared,
             batch=self.B,
         )  # fmt: skip
 

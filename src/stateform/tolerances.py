@@ -31,14 +31,21 @@ PROJECTED = 4
 """Roundings to half precision between a layer's input and output: projections, gates, norms."""
 
 
-def relative_error(got: Tensor, want: Tensor, *, heads: bool = False) -> Tensor:
-    """|got - want| / max |want|, the maximum taken per head (axis 2) if `heads`."""
+FAINT = 0.05
+"""A head whose output nearly cancels (a direct term against its kernel, say) is measured on no less than this share of
+the strongest head's scale: its few digits are lost in every form alike."""
+
+
+def relative_error(got: Tensor, want: Tensor, *, heads: bool = False, floor: float = 0.0) -> Tensor:
+    """|got - want| / max |want|, the maximum taken per head (axis 2) if `heads`, and at least `floor`."""
     scale = want.abs()
-    scale = (
-        scale.amax([i for i in range(want.ndim) if i != 2], keepdim=True) if heads and want.ndim > 2 else scale.amax()
-    )
+    if heads and want.ndim > 2:
+        scale = scale.amax([i for i in range(want.ndim) if i != 2], keepdim=True)
+        scale = torch.maximum(scale, FAINT * scale.amax())
+    else:
+        scale = scale.amax()
     same = (got == want) | (torch.isnan(got) & torch.isnan(want))
-    return torch.where(same, 0.0, (got - want).abs() / scale.clamp_min(torch.finfo(scale.dtype).tiny))
+    return torch.where(same, 0.0, (got - want).abs() / scale.clamp_min(max(floor, torch.finfo(scale.dtype).tiny)))
 
 
 def wide(x: Tensor) -> Tensor:

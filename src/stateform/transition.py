@@ -23,9 +23,14 @@ from torch import Tensor
 Elements = tuple[Tensor, ...]
 
 
+def wrap(phase: Tensor) -> Tensor:
+    """The angle in float64, reduced to [-pi, pi): sums of many stay small, and so exact."""
+    return torch.remainder(phase.double() + math.pi, 2 * math.pi) - math.pi
+
+
 def cis(phase: Tensor) -> Tensor:
-    """exp(i phase), the angle reduced modulo 2 pi in float64. Complex of the precision of `phase` (at least 64 bit)."""
-    angle = torch.remainder(phase.double(), 2 * math.pi)
+    """exp(i phase), reduced modulo 2 pi in float64. Complex of the precision of `phase` (complex64 at least)."""
+    angle = wrap(phase)
     unit = torch.polar(torch.ones_like(angle), angle)
     return unit if phase.dtype == torch.float64 else unit.to(torch.complex64)
 
@@ -50,7 +55,7 @@ class Transition:
 
     def after(self, other: Transition, n: int) -> Transition:
         """The product self @ other: first `other`, then `self`."""
-        return Dense(self.dense(n) @ other.dense(n))
+        return Dense(_product(self.dense(n), other.dense(n)))
 
     def transpose(self) -> Transition:
         """The plain transpose (no conjugation)."""
@@ -130,7 +135,7 @@ class Dense(Transition):
     matrix: Tensor
 
     def apply(self, S: Tensor) -> Tensor:
-        return self.matrix @ S
+        return _product(self.matrix, S)
 
     def dense(self, n: int) -> Tensor:
         return self.matrix
@@ -180,6 +185,11 @@ class Feedback(Transition):
         a = base.spectrum(1)
         along = a + (self.w * self.f).sum(-1, keepdim=True)
         return torch.cat([a.expand(*along.shape[:-1], n - 1), along], -1)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    return a.to(dtype) @ b.to(dtype)
 
 
 def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:

@@ -66,9 +66,9 @@ def cost(system: System, form: str, *, chunk_size: int = 64) -> Cost:
     sums = 2 * outputs * c * n + (6 * c * n if feedback else 0) + (2 * c * c if feedback else 0)
     apply = outputs * c * p + 4 * n * p + (4 * c * (n + p) if feedback else 0)
     wide = system.decay_kind == "diagonal"
-    temporaries = (4 + 3 * feedback) * heads * c * c * outputs * size + (8 * heads * c * n * 8 * size if wide else 0)
+    temporaries = (4 + 3 * feedback) * heads * c * c * outputs * size + (8 * heads * c * n * 4 * size if wide else 0)
     tiles = (
-        1 if form == "matrix" else min(-(-T // c), max(1, 2**24 // max(1, heads * (c * (c + 4 * n + 2 * p) + n * p))))
+        1 if form == "matrix" else min(-(-T // c), max(1, 2**22 // max(1, heads * (c * (c + 4 * n + 2 * p) + n * p))))
     )
     return Cost(
         work * heads * T * (sums + 2 * apply), result + tiles * (temporaries + heads * (6 * c * (n + p) + n * p) * size)

@@ -32,7 +32,7 @@ def run(
 
     Args:
         system: what to compute.
-        form: "auto", or one of `sf.forms()`: recurrent, chunkwise, scan, matrix, convolution.
+        form: "auto", or one of recurrent, chunkwise, scan, matrix, convolution.
         initial_state: the State (or S itself, [B,H,n,p]) before the first token; default zero. Packed: one row a sequence.
         return_state: give the state after the last token too.
         cu_seqlens: integer [N+1], the ends of N sequences packed into one row (B = 1).
@@ -139,8 +139,7 @@ def choose(system: System) -> str:
         return "recurrent"
     if system.decay_kind == "dense":
         return "scan" if FORMS["scan"].refuses(system) is None and system.n <= 16 else "recurrent"
-    elementwise = FORMS["scan"].refuses(system) is None and system.n * system.p <= 4
-    return "scan" if elementwise else "chunkwise"
+    return "scan" if FORMS["scan"].refuses(system) is None else "chunkwise"
 
 
 def blank_state(system: System, rows: int) -> State:
@@ -224,9 +223,4 @@ def as_state(system: System, given: State | Tensor | None, rows: int) -> State |
     return given
 
 
-def forms() -> list[str]:
-    """The names of all forms."""
-    return list(FORMS)
-
-
-__all__ = ["choose", "compute", "exists", "forms", "run"]
+__all__ = ["choose", "compute", "exists", "run"]

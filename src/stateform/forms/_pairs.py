@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core import Core, contract
-from ..transition import cis
+from ..transition import cis, wrap
 
-BASE = 8
+BASE = 4
 """A diagonal decay is summed directly in blocks of at most this many steps, by halves above."""
 
 
@@ -78,7 +78,7 @@ def cut(core: Core, c: int) -> Stretch:
     q, k, v, f, w = axes(core.q, True), axes(core.k), axes(core.v), axes(core.f), axes(core.w)
     g, phase, sign = axes(core.decay_log()), axes(core.phase), axes(core.sign)
     assert q is not None and k is not None and v is not None
-    unit = None if phase is None else cis(torch.cumsum(phase.double(), -2)).to(core.dtype)
+    unit = None if phase is None else cis(torch.cumsum(wrap(phase), -2)).to(core.dtype)
     if sign is not None:
         signs = torch.cumprod(sign, -2)
         unit = signs if unit is None else unit * signs

@@ -27,7 +27,7 @@ from ._pairs import BASE, Stretch, cut
 if TYPE_CHECKING:
     from ..system import System
 
-TILE = 2**24
+TILE = 2**22
 """Numbers that the chunks computed side by side may take; longer sequences go tile by tile."""
 
 
@@ -68,7 +68,8 @@ class Chunkwise:
 def _chunks(core: Core, S: Tensor, c: int) -> tuple[Tensor, Tensor]:
     """Reads [B,T,G,R,o,p] and the state after a core whose length is a multiple of c."""
     x = cut(core, c)
-    y = contract("...ij,...jp->...ip", x.read(x.q, x.k, exclusive=x.exclusive), x.v)
+    M_qk = x.read(x.q, x.k, exclusive=x.exclusive)
+    y = contract("...ij,...jp->...ip", M_qk if x.v.is_complex() else core.needed(M_qk), x.v)
     q = x.from_start(x.q, exclusive=x.exclusive)
     write = contract("...jn,...jp->...np", x.to_end(x.k), x.v)
     total = x.total()
@@ -76,7 +77,8 @@ def _chunks(core: Core, S: Tensor, c: int) -> tuple[Tensor, Tensor]:
     if x.f is not None and x.w is not None:
         Z, W = _feedback(x, x.f, x.w)
         M_qf = x.read(x.q, x.f, exclusive=x.exclusive)
-        y, q = y + contract("...ij,...jp->...ip", M_qf, Z), q + contract("...ij,...jn->...in", M_qf, W)
+        y = y + core.needed(contract("...ij,...jp->...ip", M_qf, Z))
+        q = q + contract("...ij,...jn->...in", M_qf, W)
         f = x.to_end(x.f)
         write = write + contract("...jn,...jp->...np", f, Z)
         carry = contract("...jm,...jn->...mn", f, W)
@@ -86,7 +88,7 @@ def _chunks(core: Core, S: Tensor, c: int) -> tuple[Tensor, Tensor]:
         write = x.end.unsqueeze(-1) * write
         carry = None if carry is None else x.end.unsqueeze(-1) * carry
     starts, S = _states(S.unsqueeze(3), total, carry, write, core.length // c)
-    y = y + contract("...in,...np->...ip", q, starts)
+    y = y + core.needed(contract("...in,...np->...ip", q, starts))
     return y.movedim(5, 2).flatten(1, 2), S.squeeze(3)
 
 

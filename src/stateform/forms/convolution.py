@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .._form import register_form
 from ..core import Core, contract
-from ..transition import Diagonal, Identity, cis
+from ..transition import Diagonal, Identity, cis, wrap
 
 if TYPE_CHECKING:
     from ..system import System
@@ -60,7 +60,8 @@ class Convolution:
         if core.exclusive:
             reads = torch.cat([torch.zeros_like(reads[:, :1]), reads[:, :-1]], 1)
         v = core.v.expand(-1, T, -1, -1, -1)
-        y = _convolve(reads.unsqueeze(-1), v.unsqueeze(-2)) + contract("btgron,bgrnp->btgrop", held, S)
+        kernel = core.needed(reads) if not v.is_complex() else reads
+        y = _convolve(kernel.unsqueeze(-1), v.unsqueeze(-2)) + core.needed(contract("btgron,bgrnp->btgrop", held, S))
         return y, contract("btgrn,btgrp->bgrnp", responses.flip(1), v) + last
 
 
@@ -75,7 +76,7 @@ def _powers(core: Core) -> tuple[Tensor, bool]:
         # t = 0 gives 1 also for a decay of exactly zero (0 * -inf is not a number).
         powers = None if log is None else torch.exp(torch.where(t == 0, 0.0, t * torch.where(t == 0, 0.0, log)))
         if core.phase is not None:
-            turn = cis(core.phase.double() * t).to(core.dtype)
+            turn = cis(wrap(core.phase) * t).to(core.dtype)
             powers = turn if powers is None else powers * turn
         if core.sign is not None:
             signs = torch.where(t % 2 == 0, torch.ones_like(core.sign), core.sign)

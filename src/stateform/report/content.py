@@ -148,19 +148,16 @@ def _text(value: Any) -> str:
     return visible(str(value)) if value not in (None, "") else MISSING
 
 
-def _thinned(values: Sequence[int], most: int) -> list[int]:
+def thinned(values: Sequence[int], most: int) -> list[int]:
     """At most `most` of `values`, with the first, the last and even steps between."""
     if len(values) <= most:
         return list(values)
     return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]
 
 
-def _listing(items: Sequence[str]) -> str:
+def listing(items: Sequence[str]) -> str:
+    """Items as people list them: a, b and c."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 # The grids, in the order in which they are shown ---------------------------------------------------------------------
@@ -222,7 +219,9 @@ def certificate(result: Mapping[str, Any]) -> Grid | None:
     certified = [(i, layer) for i, layer in enumerate(layers(result)) if at(layer, "certificate")]
     if not certified:
         return None
-    seen = {form for _, layer in certified for part in ("forms", "refused") for form in at(layer, "certificate", part) or {}}
+    seen = {
+        form for _, layer in certified for part in ("forms", "refused") for form in at(layer, "certificate", part) or {}
+    }
     forms = [form for form in FORMS if form in seen] + sorted(seen - set(FORMS))
     rows: list[Row] = []
     refused: dict[tuple[str, str], list[str]] = {}
@@ -233,7 +232,7 @@ def certificate(result: Mapping[str, Any]) -> Grid | None:
         rows.append(_row(i, layer, verdict, *(units.error(errors.get(form)) for form in forms)))
         for form, why in (at(layer, "certificate", "refused") or {}).items():
             refused.setdefault((visible(form), visible(str(why)).rstrip(".")), []).append(name_of(layer))
-    reasons = [f"No {form} for {_listing(which)}: {why}." for (form, why), which in refused.items()]
+    reasons = [f"No {form} for {listing(which)}: {why}." for (form, why), which in refused.items()]
     one = at(certified[0][1], "certificate")
     note = (
         f"Relative difference from the recurrence, {_text(one.get('dtype'))}, T = {_text(one.get('length'))}; "
@@ -249,7 +248,7 @@ def time(result: Mapping[str, Any], most: int = 5) -> Grid | None:
     """How long a sequence takes in the fastest form, at `most` lengths at most."""
     if not _has(result, "cost", "forward_ms"):
         return None
-    shown = _thinned(lengths(result), most)
+    shown = thinned(lengths(result), most)
     rows = []
     for i, layer in enumerate(layers(result)):
         found = [best(layer, T) for T in shown]
@@ -258,23 +257,25 @@ def time(result: Mapping[str, Any], most: int = 5) -> Grid | None:
     columns = (Column("Layer"), *(Column(f"T = {T}" if k == 0 else str(T), True) for k, T in enumerate(shown)))
     columns = (*columns, Column("Form"))
     batch = at(result, "settings", "batch")
-    note = f"Median time of a forward pass{f', batch {batch}' if batch else ''}, in the form that is fastest at that length"
-    note += " (named for the longest one)."
+    note = f"Median time of a forward pass{f', batch {batch}' if batch else ''}, in the form that is fastest at that "
+    note += "length (named for the longest one)."
     return Grid("time", "How long does a sequence take?", columns, tuple(rows), (note, *left_out(result)))
 
 
 def left_out(result: Mapping[str, Any]) -> list[str]:
-    """A sentence for each form that was not timed at some lengths."""
-    sentences = []
+    """A sentence for each reason for which forms were not timed at some lengths."""
+    where: dict[tuple[str, str, str], list[int]] = {}
     for layer in layers(result):
-        skipped: dict[tuple[str, str], list[int]] = {}
         for item in at(layer, "cost", "left_out") or []:
-            key = (_text(item.get("form")), _text(item.get("reason")))
-            skipped.setdefault(key, []).append(int(item.get("T") or 0))
-        for (form, reason), where in skipped.items():
-            at_T = _listing([str(T) for T in sorted(where)])
-            sentences.append(f"Left out: {name_of(layer)}, {form}, T = {at_T}: {reason.rstrip('.')}.")
-    return sentences
+            key = (name_of(layer), _text(item.get("form")), _text(item.get("reason")).rstrip("."))
+            where.setdefault(key, []).append(int(item.get("T") or 0))
+    alike: dict[tuple[str, str, tuple[int, ...]], list[str]] = {}
+    for (name, form, reason), at_T in where.items():
+        alike.setdefault((form, reason, tuple(sorted(at_T))), []).append(name)
+    return [
+        f"Left out: {form} at T = {listing([str(T) for T in at_T])} for {listing(names)}: {reason}."
+        for (form, reason, at_T), names in alike.items()
+    ]
 
 
 def cost(result: Mapping[str, Any]) -> Grid | None:
@@ -282,35 +283,29 @@ def cost(result: Mapping[str, Any]) -> Grid | None:
     if not _has(result, "cost"):
         return None
     T = longest(result)
+    against = _has(result, "cost", "crossover")
     rows = []
     for i, layer in enumerate(layers(result)):
         memory = memory_at(layer, T)
         crossover = at(layer, "cost", "crossover", "T")
-        rows.append(
-            _row(
-                i,
-                layer,
-                units.microseconds(at(layer, "cost", "decode_us", "median")),
-                units.count(at_length(at(layer, "cost", "flops"), T)),
-                units.size(memory[1] if memory else None),
+        cells = [
+            units.microseconds(at(layer, "cost", "decode_us", "median")),
+            units.count(at_length(at(layer, "cost", "flops"), T)),
+            units.size(memory[1] if memory else None),
+        ]
+        if against:
+            cells += [
                 MISSING if crossover is None else f"T = {crossover}",
                 _text(at(layer, "cost", "crossover", "text")),
-            )
-        )
-    columns = (
-        Column("Layer"),
-        Column("Next token", numeric=True),
-        Column("FLOPs", numeric=True),
-        Column("Peak memory", numeric=True),
-        Column(f"Beats {BASELINE}", numeric=True),
-        Column("Against " + BASELINE, page_only=True),
-    )
+            ]
+        rows.append(_row(i, layer, *cells))
+    columns = [Column("Layer"), *(Column(heading, True) for heading in ("Next token", "FLOPs", "Peak memory"))]
     where = f" at T = {T}" if T else ""
-    note = (
-        f"Next token: generating one from a state. FLOPs (counted){where}, peak memory (estimated) of the fastest form "
-        f"there. Beats {BASELINE}: the length from which on it is faster."
-    )
-    return Grid("cost", "What does it cost?", columns, tuple(rows), (note,))
+    note = f"Next token: generating one from a state. FLOPs (counted) and peak memory (estimated, fastest form){where}."
+    if against:
+        columns += [Column(f"Beats {BASELINE}", numeric=True), Column(f"Against {BASELINE}", page_only=True)]
+        note += f" Beats {BASELINE}: the length from which on it is faster."
+    return Grid("cost", "What does it cost?", tuple(columns), tuple(rows), (note,))
 
 
 def memory(result: Mapping[str, Any]) -> Grid | None:
@@ -321,9 +316,11 @@ def memory(result: Mapping[str, Any]) -> Grid | None:
     for i, layer in enumerate(layers(result)):
         quantiles = at(layer, "dynamics", "horizon", "quantiles")
         heads = [h for h in at(layer, "dynamics", "horizon", "heads") or [] if h is not None]
-        spread = f"{units.count(round(min(heads)))} to {units.count(round(max(heads)))}" if heads else MISSING
-        cells = [units.count(None if q is None else round(q)) for q in (at(quantiles, k) for k in ("0.1", "0.5", "0.9"))]
-        rows.append(_row(i, layer, *cells, spread, eigenvalues(layer)))
+        ends = list(dict.fromkeys(units.count(round(pick(heads))) for pick in (min, max))) if heads else [MISSING]
+        cells = [
+            units.count(None if q is None else round(q)) for q in (at(quantiles, k) for k in ("0.1", "0.5", "0.9"))
+        ]
+        rows.append(_row(i, layer, *cells, " to ".join(ends), eigenvalues(layer)))
     columns = (
         Column("Layer"),
         Column("10%", numeric=True),
@@ -333,7 +330,7 @@ def memory(result: Mapping[str, Any]) -> Grid | None:
         Column("Eigenvalues", numeric=True),
     )
     note = "How many tokens back hold 95% of what an output reads: over all positions and heads, then per head."
-    return Grid("memory", "How far back does each layer remember?", columns, tuple(rows), (note,))
+    return Grid("memory", "How many tokens back does each layer reach?", columns, tuple(rows), (note,))
 
 
 def eigenvalues(layer: Mapping[str, Any]) -> str:
@@ -348,7 +345,7 @@ def eigenvalues(layer: Mapping[str, Any]) -> str:
 
 
 def pairs(result: Mapping[str, Any], most: int = 6) -> Grid | None:
-    """Which layers are the same function: all pairs where there are few, otherwise the equal and the closest ones."""
+    """Which layers are the same function and where others differ: all pairs, or the equal and the closest `most`."""
     found = list(result.get("pairs") or [])
     if not found:
         return None
@@ -365,7 +362,7 @@ def pairs(result: Mapping[str, Any], most: int = 6) -> Grid | None:
             "yes" if pair.get("equal") else "no",
             units.error(pair.get("error")),
             MISSING if position is None else f"token {position}",
-            _shared(pair),
+            shared(pair),
             _text(pair.get("text")),
         )
         rows.append(Row(cells, label.get(str(pair.get("a")))))
@@ -375,22 +372,23 @@ def pairs(result: Mapping[str, Any], most: int = 6) -> Grid | None:
         Column("Same"),
         Column("Error", numeric=True),
         Column("First at", numeric=True),
-        Column("Weights shared", numeric=True),
+        Column("Shared weights", numeric=True),
         Column("In words", page_only=True),
     )
     rest = len(found) - len(shown)
     note = "Same function when weights of the same name and shape are made equal; otherwise where they first differ."
     more = (f"The other {rest} pairs differ by more.",) if rest else ()
-    return Grid("pairs", "Which layers are the same function?", columns, tuple(rows), (note, *more))
+    return Grid("pairs", "Where do two layers differ?", columns, tuple(rows), (note, *more))
 
 
 def _order(error: float | None) -> float:
     return float("inf") if error is None or error != error else error
 
 
-def _shared(pair: Mapping[str, Any]) -> str:
-    shared, unshared = pair.get("shared"), pair.get("unshared")
-    return MISSING if shared is None else f"{shared} of {shared + (unshared or 0)}"
+def shared(pair: Mapping[str, Any]) -> str:
+    """How many of the weights of a pair were made equal."""
+    equal, other = pair.get("shared"), pair.get("unshared")
+    return MISSING if equal is None else f"{equal} of {equal + (other or 0)}"
 
 
 def grids(result: Mapping[str, Any], lengths: int = 5) -> list[Grid]:
@@ -428,7 +426,7 @@ def headlines(result: Mapping[str, Any]) -> list[Headline]:
         worst = max((one.get("worst") or 0.0 for _, one in certified), default=0.0)
         allowed = units.error(certified[0][1].get("tolerance"))
         if failed:
-            detail = f"Forms of {_listing(failed)} differ by more than {allowed}: do not trust their other units."
+            detail = f"Forms of {listing(failed)} differ by more than {allowed}: do not trust their other units."
             found.append(Headline("Forms agree", "No", detail))
         else:
             detail = f"Every form of every layer computes the same function; allowed: {allowed}."

@@ -23,17 +23,23 @@ DASHES = {"recurrent": "solid", "chunkwise": "dash", "scan": "dot", "matrix": "d
 COLOURS = 8
 
 WIDE, SMALL = 400, 250  # heights, in pixels
+_BAR, _SPREAD = 34, 46  # heights of the rows of the bars and of the horizons
 _LABEL_HEIGHT = 16.0
+_FONT = "system-ui, -apple-system, Segoe UI, Roboto, sans-serif"
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One drawing: its plotly figure, its heading, the layer it is about, and its height in pixels (None: square)."""
+    """One drawing: its plotly figure, its heading, the layer it is about, its height and its largest width in pixels.
+
+    Without a height it is square.
+    """
 
     figure: go.Figure
     title: str = ""
     layer: int | None = None
     height: int | None = WIDE
+    width: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,13 +73,16 @@ def _axis(**more: Any) -> dict[str, Any]:
         "showline": False,
         "ticks": "",
         "automargin": True,
+        "spikethickness": -1,
+        "spikecolor": "var(--axis)",
+        "spikedash": "solid",
         **more,
     }
 
 
 TEMPLATE = go.layout.Template(
     layout={
-        "font": {"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "size": 13, "color": "var(--ink)"},
+        "font": {"family": _FONT, "size": 13, "color": "var(--ink)"},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "showlegend": False,
@@ -81,7 +90,7 @@ TEMPLATE = go.layout.Template(
         "hoverlabel": {
             "bgcolor": "var(--tip)",
             "bordercolor": "var(--axis)",
-            "font": {"color": "var(--ink)", "size": 12.5},
+            "font": {"family": _FONT, "color": "var(--ink)", "size": 12.5},
             "align": "left",
         },
         "xaxis": _axis(),
@@ -115,7 +124,9 @@ def _round(values: Iterable[float | None], digits: int = 5) -> list[float | None
     return [None if value is None else float(f"{value:.{digits - 1}e}") for value in values]
 
 
-def _logarithmic(low: float, high: float, write: Callable[[float], str], title: str, room: float = 0.06) -> dict[str, Any]:
+def _logarithmic(
+    low: float, high: float, write: Callable[[float], str], title: str, room: float = 0.06
+) -> dict[str, Any]:
     """A logarithmic axis from `low` to `high` with some room on both sides and ticks that people read."""
     a, b = math.log10(low), math.log10(high)
     pad = max(room * (b - a), 0.04)
@@ -126,7 +137,7 @@ def _logarithmic(low: float, high: float, write: Callable[[float], str], title: 
 def _length_axis(lengths: Sequence[int], title: str = "sequence length T (tokens)") -> dict[str, Any]:
     a, b = math.log10(min(lengths)), math.log10(max(lengths))
     pad = max(0.03 * (b - a), 0.03)
-    shown = content._thinned(sorted(lengths), 7)
+    shown = content.thinned(sorted(lengths), 7)
     texts = [str(T) if T < 10_000 else units.count(T) for T in shown]
     return {"type": "log", "range": [a - pad, b + pad], "tickvals": shown, "ticktext": texts, "title": {"text": title}}
 
@@ -186,7 +197,9 @@ def _band(x: Sequence[float], low: Sequence[float], high: Sequence[float], layer
     )
 
 
-def _line(x: Sequence[float], y: Sequence[float | None], layer: int, name: str, tips: Sequence[str], **more: Any) -> go.Scatter:
+def _line(
+    x: Sequence[float], y: Sequence[float | None], layer: int, name: str, tips: Sequence[str], **more: Any
+) -> go.Scatter:
     """A layer's line; `tips` are what the tooltip says at each point, after the name."""
     style = {"color": colour(layer), "width": 2.25, **more.pop("line", {})}
     return go.Scatter(
@@ -213,17 +226,17 @@ def time_over_length(result: Mapping[str, Any]) -> Figure | None:
         return None
     every = content.lengths(result)
     views = [_best_times(timed, every, False), _best_times(timed, every, True), _times_by_form(timed, every)]
-    texts = [
-        f"{name_of(layer)}: {visible(str(text)).rstrip('.')}"
-        for _, layer, _ in timed
-        if (text := at(layer, "cost", "crossover", "text")) and layer.get("name") != content.BASELINE
-    ]
+    said: dict[str, list[str]] = {}
+    for _, layer, _ in timed:
+        if (text := at(layer, "cost", "crossover", "text")) and layer.get("name") != content.BASELINE:
+            said.setdefault(visible(str(text)).rstrip("."), []).append(name_of(layer))
+    found = [f"{content.listing(which)}: {text}." for text, which in said.items()]
     return Figure(
         "time",
         "How does time grow with the length of the sequence?",
         "Median of a forward pass; the band spans the low and the high of the repeats. Both axes are logarithmic.",
         tuple(views),
-        f"{'; '.join(texts)}." if texts else "",
+        " ".join(found),
     )
 
 
@@ -243,7 +256,9 @@ def _best_times(timed: Sequence[tuple[int, Any, Any]], every: Sequence[int], per
         traces += [_band(x, low, high, i), _line(x, median, i, name_of(layer), tips)]
         ends.append((i, name_of(layer), median[-1]))
         values += low + high
-    write, unit = (units.microseconds, "time per token") if per_token else (units.milliseconds, "time of a forward pass")
+    write, unit = (
+        (units.microseconds, "time per token") if per_token else (units.milliseconds, "time of a forward pass")
+    )
     axis = _logarithmic(min(values), max(values), write, unit)
     figure = _figure(
         traces,
@@ -256,7 +271,9 @@ def _best_times(timed: Sequence[tuple[int, Any, Any]], every: Sequence[int], per
 
 
 def _times_by_form(timed: Sequence[tuple[int, Any, Any]], every: Sequence[int]) -> View:
-    values = [v for _, _, forms in timed for times in forms.values() for time in times.values() for v in time.values() if v]
+    values = [
+        v for _, _, forms in timed for times in forms.values() for time in times.values() for v in time.values() if v
+    ]
     axis = _logarithmic(min(values), max(values), units.milliseconds, "")
     panels, used = [], set()
     for i, layer, forms in timed:
@@ -270,7 +287,7 @@ def _times_by_form(timed: Sequence[tuple[int, Any, Any]], every: Sequence[int]) 
             lines.marker.size = 5
             lines.hovertemplate = "%{text}<extra></extra>"
             traces.append(lines)
-        chosen = _length_axis(content._thinned(every, 4), "T") | {"range": _length_axis(every)["range"]}
+        chosen = _length_axis(content.thinned(every, 3), "T") | {"range": _length_axis(every)["range"]}
         panels.append(Panel(_figure(traces, xaxis=chosen, yaxis=axis, hovermode="x"), name_of(layer), i, SMALL))
     styles = tuple((visible(form), DASHES.get(form, "solid")) for form in [*DASHES, *used] if form in used)
     return View("Every form", tuple(panels), True, tuple(dict.fromkeys(styles)))
@@ -299,22 +316,40 @@ def cost_at_longest(result: Mapping[str, Any]) -> Figure | None:
     for title, value, write in questions:
         bars = [(i, name_of(layer), float(v)) for i, layer in every if (v := value(layer)) is not None]
         if bars:
-            panels.append(Panel(_bars(bars, write), title, None, 40 + 34 * len(bars)))
+            panels.append(Panel(_bars(bars, write), title, None, 12 + _BAR * len(bars)))
     if not panels:
         return None
-    reading = "The fastest form of each layer. Work is counted from the structure, memory is estimated; shorter is cheaper."
+    reading = (
+        "The fastest form of each layer. Work is counted from the structure, memory is estimated; shorter is cheaper."
+    )
     title = f"What does each layer cost at T = {T}?" if T else "What does each layer cost?"
     return Figure("cost", title, reading, (View("Cost", tuple(panels), True),))
+
+
+def _rows(shown: Sequence[tuple[int, str]], step: int) -> dict[str, Any]:
+    """A vertical axis with a row of `step` pixels for each layer, and which they are, so that hidden ones close up."""
+    axis = {
+        "tickvals": list(range(len(shown))),
+        "ticktext": [label(name) for _, name in shown],
+        "range": [len(shown) - 0.45, -0.55],
+        "showgrid": False,
+        "tickfont": {"color": "var(--ink)", "size": 12.5},
+        "ticks": "outside",
+        "ticklen": 7,
+        "tickcolor": "rgba(0,0,0,0)",
+        "fixedrange": True,
+    }
+    return {"yaxis": axis, "meta": {"rows": [i for i, _ in shown], "step": step}}
 
 
 def _bars(bars: Sequence[tuple[int, str, float]], write: Callable[[float | None], str]) -> go.Figure:
     traces = [
         go.Bar(
             x=_round([value]),
-            y=[label(name)],
+            y=[row],
             orientation="h",
             marker={"color": colour(i), "cornerradius": 3},
-            width=0.62,
+            width=0.56,
             text=[write(value)],
             textposition="outside",
             textfont={"color": "var(--ink)"},
@@ -322,15 +357,15 @@ def _bars(bars: Sequence[tuple[int, str, float]], write: Callable[[float | None]
             hovertemplate=f"{label(name)}: {write(value)}<extra></extra>",
             meta={"layer": i},
         )
-        for i, name, value in bars
+        for row, (i, name, value) in enumerate(bars)
     ]
     largest = max(value for *_, value in bars) or 1.0
     return _figure(
         traces,
         xaxis={"range": [0, 1.32 * largest], "visible": False, "fixedrange": True},
-        yaxis={"autorange": "reversed", "fixedrange": True, "tickfont": {"color": "var(--ink)"}, "ticksuffix": "  "},
         barmode="overlay",
         margin={"l": 8, "r": 4, "t": 2, "b": 2},
+        **_rows([(i, name) for i, name, _ in bars], _BAR),
     )
 
 
@@ -355,8 +390,7 @@ def state_over_length(result: Mapping[str, Any]) -> Figure | None:
     figure = _figure(
         traces,
         xaxis={
-            **_length_axis(x[:: max(1, last // 6)], "tokens read"),
-            "range": [-0.05, math.log10(x[-1]) + 0.02],
+            **_logarithmic(1, x[-1], units.count, "tokens read", 0.02),
             "unifiedhovertitle": {"text": "after %{x} tokens"},
         },
         yaxis=axis,
@@ -379,9 +413,13 @@ def _overtakes(held: Sequence[tuple[int, Mapping[str, Any]]]) -> str:
     sentences = []
     for layer, growth in grows:
         start = at(layer, "identity", "state_size") or 0
-        after = [(name_of(f), max(0, math.floor((at(f, "identity", "state_size") - start) / growth) + 1)) for f in finite]
+        after = [
+            (name_of(f), max(0, math.floor((at(f, "identity", "state_size") - start) / growth) + 1)) for f in finite
+        ]
         if after:
-            listed = content._listing([f"{name} after {units.count(T)} tokens" for name, T in after])
+            listed = content.listing(
+                [f"{name} after {units.count(T)}{' tokens' * (k == 0)}" for k, (name, T) in enumerate(after)]
+            )
             sentences.append(f"The cache of {name_of(layer)} outgrows the state of {listed}.")
     return " ".join(sentences)
 
@@ -410,7 +448,7 @@ def _disk(points: Sequence[tuple[float, float]], layer: int) -> go.Figure:
     reach = max(1.0, max(math.hypot(a, b) for a, b in points)) * 1.12
     marker: dict[str, Any] = {"color": colour(layer), "size": 5, "opacity": 0.5, "line": {"width": 0}}
     if real:  # points on a line hide each other; strokes show how dense they are
-        marker = {"symbol": "line-ns", "size": 22, "opacity": 0.35, "line": {"color": colour(layer), "width": 1.4}}
+        marker = {"symbol": "line-ns", "size": 22, "opacity": 0.25, "line": {"color": colour(layer), "width": 1.25}}
     trace = go.Scatter(
         x=_round((a for a, _ in points), 4),
         y=_round((b for _, b in points), 4),
@@ -463,18 +501,20 @@ def memory_horizon(result: Mapping[str, Any]) -> Figure | None:
 def _horizon_spread(every: Sequence[tuple[int, Any, Any]]) -> View | None:
     traces: list[go.Scatter] = []
     values: list[float] = []
-    rows: list[str] = []
+    rows: list[tuple[int, str]] = []
     for i, layer, horizon in every:
         heads = [float(h) for h in horizon.get("heads") or [] if h is not None]
         low, middle, high = (at(horizon, "quantiles", key) for key in ("0.1", "0.5", "0.9"))
         if not heads and middle is None:
             continue
         row = len(rows)
-        rows.append(label(name_of(layer)))
+        rows.append((i, name_of(layer)))
         shared = {"meta": {"layer": i}, "hovertemplate": "%{text}<extra></extra>"}
         if low is not None and high is not None:
             line = {"color": colour(i, "soft"), "width": 16}
-            bar = go.Scatter(x=_round([max(low, 1), max(high, 1)]), y=[row, row], mode="lines", line=line, hoverinfo="skip")
+            bar = go.Scatter(
+                x=_round([max(low, 1), max(high, 1)]), y=[row, row], mode="lines", line=line, hoverinfo="skip"
+            )
             traces.append(bar.update(meta={"layer": i}))
             values += [low, high]
         traces.append(
@@ -493,7 +533,9 @@ def _horizon_spread(every: Sequence[tuple[int, Any, Any]]) -> View | None:
             if low is not None and high is not None:
                 text += f"<br>80% between {units.count(round(low))} and {units.count(round(high))}"
             mark = {"size": 13, "color": colour(i), "line": {"width": 2, "color": "var(--panel)"}}
-            traces.append(go.Scatter(x=_round([max(middle, 1.0)]), y=[row], mode="markers", marker=mark, text=[text], **shared))
+            traces.append(
+                go.Scatter(x=_round([max(middle, 1.0)]), y=[row], mode="markers", marker=mark, text=[text], **shared)
+            )
             values.append(middle)
     if not rows:
         return None
@@ -501,25 +543,17 @@ def _horizon_spread(every: Sequence[tuple[int, Any, Any]]) -> View | None:
     figure = _figure(
         traces,
         xaxis=axis,
-        yaxis={
-            "tickvals": list(range(len(rows))),
-            "ticktext": rows,
-            "range": [len(rows) - 0.4, -0.6],
-            "showgrid": False,
-            "tickfont": {"color": "var(--ink)", "size": 13},
-            "ticksuffix": "  ",
-            "fixedrange": True,
-        },
         hovermode="closest",
+        **_rows(rows, _SPREAD),
     )
-    return View("Spread", (Panel(figure, height=90 + 46 * len(rows)),))
+    return View("Spread", (Panel(figure, height=90 + _SPREAD * len(rows)),))
 
 
 def _horizon_along(every: Sequence[tuple[int, Any, Any]]) -> View | None:
     traces, ends, values, furthest = [], [], [1.0], 1.0
     for i, layer, horizon in every:
         where, medians = at(horizon, "by_position", "t") or [], at(horizon, "by_position", "median") or []
-        points = [(t + 1, max(m, 1.0)) for t, m in zip(where, medians) if m is not None]
+        points = [(t + 1, max(m, 1.0)) for t, m in zip(where, medians) if None not in (t, m)]
         if len(points) < 2:
             continue
         tips = [f"{units.count(round(m))} tokens back" for _, m in points]
@@ -573,8 +607,8 @@ def attention_maps(result: Mapping[str, Any]) -> Figure | None:
     return Figure(
         "maps",
         "Which token reads which?",
-        "The weight of each earlier token (column) in the output at a token (row): the effective attention, defined for "
-        "every layer. The shade grows with the square root of the weight, so that small ones show.",
+        "The weight of each earlier token (column) in the output at a token (row): the effective attention, which "
+        "every layer has. The shade grows with the square root of the weight, so that small ones show.",
         (one, View("Side by side", panels, True)),
     )
 
@@ -584,7 +618,13 @@ def _map(layer: int, large: bool) -> go.Figure:
     stops = [0.0, 0.25, 0.5, 0.75, 1.0]
     below = [[0.5 - 0.5 * s * s, f"var(--minus-{k})"] for k, s in reversed(list(enumerate(stops)))]
     above = [[0.5 + 0.5 * s * s, f"var(--plus-{k})"] for k, s in enumerate(stops)]
-    bar = {"thickness": 10, "len": 0.6, "outlinewidth": 0, "ticks": "", "tickfont": {"color": "var(--muted)", "size": 11}}
+    bar = {
+        "thickness": 10,
+        "len": 0.6,
+        "outlinewidth": 0,
+        "ticks": "",
+        "tickfont": {"color": "var(--muted)", "size": 11},
+    }
     trace = go.Heatmap(
         colorscale=below[:-1] + above,
         zmid=0,
@@ -599,6 +639,7 @@ def _map(layer: int, large: bool) -> go.Figure:
         [trace],
         xaxis=axis | {"title": {"text": "is read" if large else ""}, "scaleanchor": "y"},
         yaxis=axis | {"title": {"text": "reads" if large else ""}, "autorange": "reversed"},
+        plot_bgcolor="var(--later)",
         hovermode="closest",
         margin={"l": 4, "r": 4, "t": 4, "b": 4},
     )
@@ -626,7 +667,7 @@ def equality(result: Mapping[str, Any]) -> Figure | None:
         tip += f"<br>relative difference {units.error(pair.get('error'))}"
         if first is not None:
             tip += f"<br>first at token {first}, sequence {at(pair, 'first', 'row')}"
-        if (shared := content._shared(pair)) != units.MISSING:
+        if (shared := content.shared(pair)) != units.MISSING:
             tip += f"<br>weights made equal: {shared}"
         for i, j in ((a, b), (b, a)):
             z[i][j], words[i][j], tips[i][j] = (2 if equal else 0), word, tip
@@ -647,10 +688,11 @@ def equality(result: Mapping[str, Any]) -> Figure | None:
     )
     shown = [label(visible(name)) for name in every]
     axis = {"showgrid": False, "tickvals": list(range(n)), "ticktext": shown, "tickfont": {"color": "var(--ink)"}}
+    axis |= {"ticks": "outside", "ticklen": 6, "tickcolor": "rgba(0,0,0,0)"}
     figure = _figure(
         [trace],
         xaxis=axis | {"side": "top", "fixedrange": True},
-        yaxis=axis | {"autorange": "reversed", "fixedrange": True, "ticksuffix": "  "},
+        yaxis=axis | {"autorange": "reversed", "fixedrange": True},
         hovermode="closest",
     )
     same = [p for p in pairs if p.get("equal")]
@@ -658,14 +700,22 @@ def equality(result: Mapping[str, Any]) -> Figure | None:
     return Figure(
         "equality",
         "Which layers are the same function?",
-        "Weights of the same name and shape are made equal, both layers read this text, and their outputs are compared. "
+        "Weights of the same name and shape are made equal, both layers read this text, and the outputs are compared. "
         "≠ at 3: they first differ at token 3.",
-        (View("Pairs", (Panel(figure, height=70 + (64 if n < 6 else 48) * n),)),),
+        (View("Pairs", (Panel(figure, height=70 + (64 if n < 6 else 48) * n, width=240 + 140 * n),)),),
         " ".join(finding),
     )
 
 
 def figures(result: Mapping[str, Any]) -> list[Figure]:
     """Every figure that the result has data for, in the order in which they are shown."""
-    makers = (state_over_length, time_over_length, cost_at_longest, eigenvalues, memory_horizon, attention_maps, equality)
+    makers = (
+        state_over_length,
+        time_over_length,
+        cost_at_longest,
+        eigenvalues,
+        memory_horizon,
+        attention_maps,
+        equality,
+    )
     return [figure for figure in (make(result) for make in makers) if figure is not None]

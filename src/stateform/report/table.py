@@ -12,9 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from . import content
-from .content import Grid
+from .content import Column, Grid
+from .units import MISSING
 
-NAME_WIDTH = 24
+WIDTH = 80
+_LONGEST_NAME, _SHORTEST_NAME = 24, 12
+_NOTES = 5
 
 
 def tables(result: Mapping[str, Any]) -> list[RenderableType]:
@@ -27,17 +30,19 @@ def tables(result: Mapping[str, Any]) -> list[RenderableType]:
         Renderables for `rich.console.Console.print`, to be printed one after the other: the headline, one table and
         a line of explanation for each question that the result answers, and what to remember of it all.
     """
-    top = Text.assemble(("Stateform comparison", "bold"), ": ", content.subject(result))
-    parts: list[RenderableType] = [top]
+    parts: list[RenderableType] = [Text.assemble(("Stateform comparison", "bold"), ": ", content.subject(result))]
     stopped = content.interrupted(result)
     if stopped:
         parts.append(Text(stopped, style="bold yellow"))
     for grid in content.grids(result):
-        parts.append(_table(grid))
-        parts.extend(Padding(Text(note, style="dim"), (0, 0, 0, 2)) for note in grid.notes)
+        parts += [Text(), Text(grid.title, style="bold"), _table(grid)]
+        notes = list(grid.notes[:_NOTES])
+        if len(grid.notes) > _NOTES:
+            notes.append(f"{len(grid.notes) - _NOTES} more such notes are in the report.")
+        parts += [Padding(Text(note, style="dim"), (0, 0, 0, 2)) for note in notes]
     found = content.headlines(result)
     if found:
-        parts.append(Padding(Text("In short", style="bold"), (1, 0, 0, 0)))
+        parts += [Text(), Text("In short", style="bold")]
         summary = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 2))
         summary.add_column(no_wrap=True, style="dim")
         summary.add_column(overflow="fold")
@@ -48,29 +53,47 @@ def tables(result: Mapping[str, Any]) -> list[RenderableType]:
 
 
 def _table(grid: Grid) -> Table:
-    """One grid; numbers keep their width, and only words wrap."""
-    table = Table(
-        title=Text(grid.title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0)
-    )
+    """One grid; numbers keep their width, long names break where names have joints, and only words wrap."""
     shown = [k for k, column in enumerate(grid.columns) if not column.page_only]
+    widest = {k: max(len(t) for t in (grid.columns[k].heading, *(row.cells[k] for row in grid.rows))) for k in shown}
+    labels = [k for k in shown if _is_name(grid.columns[k])]
+    words = [k for k in shown if k not in labels and not grid.columns[k].numeric and widest[k] > 16]
+    taken = sum(widest[k] for k in shown if k not in labels and k not in words) + 20 * len(words)
+    rooms = {k: min(widest[k], _LONGEST_NAME) for k in labels}
+    gap = 2 if taken + sum(rooms.values()) + 2 * len(shown) <= WIDTH else 1
+    while taken + sum(rooms.values()) + gap * len(shown) > WIDTH and max(rooms.values(), default=0) > _SHORTEST_NAME:
+        rooms[max(rooms, key=rooms.__getitem__)] -= 1
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap - 1, 0, 0))  # + the box
     for k in shown:
-        column = grid.columns[k]
-        widest = max((len(row.cells[k]) for row in grid.rows), default=0)
-        name = column.heading in ("Layer", "and")
-        fixed = column.numeric or widest <= (NAME_WIDTH if name else 12)
         table.add_column(
-            column.heading,
-            justify="right" if column.numeric else "left",
-            no_wrap=fixed,
-            max_width=NAME_WIDTH if name else None,
+            grid.columns[k].heading,
+            justify="right" if grid.columns[k].numeric else "left",
+            no_wrap=k not in words,
             overflow="fold",
-            style="bold" if name else "",
+            style="bold" if k in labels else "",
             header_style="dim",
         )
     for row in grid.rows:
-        table.add_row(*(Text(row.cells[k], style=_style(row.cells[k])) for k in shown))
+        cells = [_broken(row.cells[k], rooms[k]) if k in rooms else row.cells[k] for k in shown]
+        table.add_row(*(Text(cell, style=_style(cell)) for cell in cells))
     return table
 
 
+def _is_name(column: Column) -> bool:
+    return column.heading in ("Layer", "and")
+
+
+def _broken(name: str, room: int) -> str:
+    """`name` in lines of at most `room` characters, broken after the last joint that fits, if there is one."""
+    lines = []
+    while len(name) > room:
+        joints = [k + 1 for k, character in enumerate(name[:room]) if character in "/:.(,_-= "]
+        cut = joints[-1] if joints and joints[-1] >= room // 3 else room
+        lines.append(name[:cut])
+        name = name[cut:]
+    return "\n".join([*lines, name])
+
+
 def _style(cell: str) -> str:
-    return {"DIFFER": "bold red", "agree": "green", "yes": "green", content.MISSING: "dim"}.get(cell, "")
+    return {"DIFFER": "bold red", "agree": "green", "yes": "green", MISSING: "dim"}.get(cell, "")

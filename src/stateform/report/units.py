@@ -82,9 +82,8 @@ def near_one(x: float | None) -> str:
     """A magnitude that may be 1 or just below it, with the digits that tell the two apart: 0.83, 0.9992, 1."""
     if x is None or not math.isfinite(x) or not 0.99 < x < 1:
         return plain(x)
-    digits = min(9, 2 + math.ceil(-math.log10(1 - x)))
-    text = f"{x:.{digits}f}"
-    return text if float(text) < 1 else "1 − " + error(1 - x)
+    text = f"{x:.{1 + math.ceil(-math.log10(1 - x))}f}".rstrip("0")
+    return text if len(text) < 9 and float(text) < 1 else f"1 − {error(1 - x)}"
 
 
 def times(ratio: float) -> str:

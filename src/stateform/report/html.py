@@ -1,0 +1,113 @@
+"""The comparison as one self-contained page: interactive figures, no address outside itself, dark and light."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from . import content, figures
+from .figures import TEMPLATE, Figure
+
+
+def render_html(result: Mapping[str, Any]) -> str:
+    """The comparison as the text of one HTML page, which needs neither a network nor any other file.
+
+    The page holds the result itself, as JSON in the element `#result`, the figures, and the plotting library. Numbers
+    that JSON cannot hold (NaN, infinities) become null there; the tables still name them.
+
+    Args:
+        result: what a comparison found, as plain values (the content of its JSON file). Missing parts are left out.
+
+    Returns:
+        The page, free of characters that UTF-8 cannot encode. Names and texts in it are escaped.
+    """
+    drawn = figures.figures(result)
+    page = _environment().get_template("report.html.j2")
+    text = page.render(
+        subject=content.subject(result),
+        created=content.visible(str(result.get("created") or "")).replace("T", " "),
+        excerpt=_excerpt(result),
+        interrupted=content.interrupted(result),
+        names=content.names(result),
+        colours=figures.COLOURS,
+        headlines=content.headlines(result),
+        grids={grid.key: grid for grid in content.grids(result, lengths=12)},
+        figures={figure.key: figure for figure in drawn},
+        conditions=content.conditions(result),
+        result=_json(_finite(result)),
+        plots=_json(_plots(drawn)),
+        style=_file("report.css"),
+        script=_file("report.js"),
+        plotly=_plotly(),
+    )
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _excerpt(result: Mapping[str, Any]) -> str:
+    text = str(content.at(result, "text", "excerpt") or "")
+    return "\n".join(content.visible(line) for line in text.splitlines())
+
+
+def _plots(drawn: list[Figure]) -> dict[str, Any]:
+    """What the script draws: the template once, and for each figure the panels of each view."""
+    found = {figure.key: [[_panel(p) for p in view.panels] for view in figure.views] for figure in drawn}
+    return {"template": TEMPLATE.to_plotly_json(), "figures": found}
+
+
+def _panel(panel: figures.Panel) -> dict[str, Any]:
+    body = panel.figure.to_plotly_json()
+    body["layout"].pop("template", None)
+    return {"data": body["data"], "layout": body["layout"], "height": panel.height}
+
+
+def _json(value: Any) -> Markup:
+    """`value` as JSON that may stand inside a script element, whatever its strings say."""
+    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("stateform.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["joints"] = _joints
+    return environment
+
+
+def _joints(name: str) -> Markup:
+    """`name`, which may break after its joints when the page is narrow."""
+    return Markup("").join(part + Markup("<wbr>") * (part in "/:.(,_") for part in name)
+
+
+def _file(name: str) -> Markup:
+    """A file that the page carries as it is."""
+    loader = _environment().loader
+    assert loader is not None
+    return Markup(loader.get_source(_environment(), name)[0])
+
+
+@cache
+def _plotly() -> Markup:
+    return Markup(get_plotlyjs().replace("</script", "<\\/script"))
