@@ -106,15 +106,19 @@ CASES: dict[str, Callable[[], sf.System]] = {
     **{f"{kind} + feedback, b, d": (lambda kind=kind: feedback(kind, b=u(B, T, 4), d=r(B, T, 4))) for kind in KINDS},
     "grouped queries": lambda: sf.System(r(B, T, 4, N), r(B, T, 2, N), r(B, T, 2, P), log_decay=-u(B, T, 2)),
     "grouped queries, feedback": lambda: sf.System(
-        r(B, T, 4, N), r(B, T, 2, N), r(B, T, 2, P), log_decay=-u(B, T, 4), f=-0.3 * r(B, T, 2, N), w=0.3 * r(B, T, 2, N)
+        r(B, T, 4, N), r(B, T, 2, N), r(B, T, 2, P), log_decay=-u(B, T, 4),
+        f=-0.3 * r(B, T, 2, N), w=0.3 * r(B, T, 2, N),
     ),
     "three head counts": lambda: sf.System(r(B, T, 6, N), r(B, T, 2, N), r(B, T, 3, P), log_decay=-u(B, T, 6)),
     "shared keys, product decay": lambda: sf.System(
         r(B, T, 1, N), r(B, T, 1, N), r(B, T, 8, 1), log_decay=(u(B, T, 8), -u(8, N)), b=u(B, T, 8), d=r(8)
     ),
-    "groups": lambda: sf.System(r(B, T, 2, N), r(B, T, 2, N), r(B, T, 8, P), log_decay=-u(B, T, 8), b=u(B, T, 8), d=r(8)),
+    "groups": lambda: sf.System(
+        r(B, T, 2, N), r(B, T, 2, N), r(B, T, 8, P), log_decay=-u(B, T, 8), b=u(B, T, 8), d=r(8)
+    ),
     "output axis": lambda: sf.System(
-        r(B, T, 4, 3, N), r(B, T, 4, N), r(B, T, 4, P), log_decay=-u(B, T, 4, N), f=-0.1 * r(B, T, 1, N), w=0.1 * r(B, T, 1, N)
+        r(B, T, 4, 3, N), r(B, T, 4, N), r(B, T, 4, P), log_decay=-u(B, T, 4, N),
+        f=-0.1 * r(B, T, 1, N), w=0.1 * r(B, T, 1, N)
     ),
     "whole state": lambda: sf.System(None, r(B, T, 4, N), None, log_decay=-u(B, T, 4, N)),
     "vector state, output axis": lambda: sf.System(r(4, 3, N), r(B, T, 4, N), None, log_decay=-u(4, N), phase=u(4, N)),
@@ -127,10 +131,15 @@ CASES: dict[str, Callable[[], sf.System]] = {
     ),
     "micro-steps, exclusive": lambda: micro(log_decay=-u(B, 3 * T, 4, N), exclusive=True),
     "eta sum": lambda: sf.System(u(B, T, 4, N), u(B, T, 4, N), r(B, T, 4, P), eta="sum", d=u(B, T, 4), b=u(B, T, 4)),
-    "eta floor": lambda: sf.System(u(B, T, 4, N), u(B, T, 4, N), r(B, T, 4, P), eta="sum", log_decay=-u(4), eta_floor=0.3),
-    "eta given": lambda: sf.System(r(B, T, 4, N), r(B, T, 4, N), r(B, T, 4, P), eta=r(B, T, 4).exp(), log_decay=-u(B, T, 4)),
+    "eta floor": lambda: sf.System(
+        u(B, T, 4, N), u(B, T, 4, N), r(B, T, 4, P), eta="sum", log_decay=-u(4), eta_floor=0.3
+    ),
+    "eta given": lambda: sf.System(
+        r(B, T, 4, N), r(B, T, 4, N), r(B, T, 4, P), eta=r(B, T, 4).exp(), log_decay=-u(B, T, 4)
+    ),
     "exponential gate": lambda: sf.System(
-        r(B, T, 4, N), r(B, T, 4, N), r(B, T, 4, P), eta="sum", log_decay=-u(B, T, 4), log_b=5 * r(B, T, 4), eta_floor=1.0
+        r(B, T, 4, N), r(B, T, 4, N), r(B, T, 4, P), eta="sum", log_decay=-u(B, T, 4),
+        log_b=5 * r(B, T, 4), eta_floor=1.0
     ),
     "exponential gate, exclusive, direct": lambda: sf.System(
         torch.ones(8, 1, dtype=torch.float64), torch.ones(8, 1, dtype=torch.float64), r(B, T, 8, 1), eta="sum",

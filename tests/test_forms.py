@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -69,7 +70,7 @@ def test_packed_sequences_are_as_if_alone(system: sf.System) -> None:
             continue
         got, state = run(one, form, cu_seqlens=torch.tensor(ends))
         again, _ = run(one, form, cu_seqlens=torch.tensor(ends), initial_state=state)
-        for row, (low, high) in enumerate(zip(ends, ends[1:])):
+        for row, (low, high) in enumerate(itertools.pairwise(ends)):
             if low == high:
                 assert int(state.position[row]) == 0
                 continue
@@ -166,7 +167,9 @@ def test_growing_and_shrinking_decays_that_cancel_stay_finite(form: str) -> None
 def test_long_phases_do_not_drift_in_float32() -> None:
     torch.manual_seed(3)
     length = 4096
-    system = sf.System(c(1, length, 2, 4), c(1, length, 2, 4), r(1, length, 2, 3), log_decay=-1e-3 * u(2, 4), phase=3 * r(2, 4))
+    system = sf.System(
+        c(1, length, 2, 4), c(1, length, 2, 4), r(1, length, 2, 3), log_decay=-1e-3 * u(2, 4), phase=3 * r(2, 4)
+    )
     single = system.to(torch.float32)
     want = sf.run(single.to(torch.float64), "recurrent")
     assert error(sf.run(single, "chunkwise").double(), want) < tolerance(torch.float32, length)
@@ -213,7 +216,9 @@ def test_gradients_by_finite_differences() -> None:
     inputs = tuple(x.requires_grad_() for x in (q, k, v, g, f, w, S))
     for form in ("recurrent", "chunkwise", "matrix"):
 
-        def compute(q: Tensor, k: Tensor, v: Tensor, g: Tensor, f: Tensor, w: Tensor, S: Tensor, form: str = form) -> tuple[Tensor, Tensor]:
+        def compute(
+            q: Tensor, k: Tensor, v: Tensor, g: Tensor, f: Tensor, w: Tensor, S: Tensor, form: str = form
+        ) -> tuple[Tensor, Tensor]:
             y, state = run(sf.System(q, k, v, log_decay=g, f=f, w=w), form, initial_state=S)
             return y, state.S
 

@@ -16,6 +16,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # From the bottom up: a part, its modules, and the parts that it may import besides itself. Imports inside functions
 # and those for type checking count like any other.
 BASE = "errors transition system"
+CHECKS = "draw check equivalence timing"
 HOUSE = [
     ("errors", "_errors", ""),
     ("transition", "transition", "errors"),
@@ -30,12 +31,15 @@ HOUSE = [
     ("convert", "convert", f"{BASE} forms analysis layers"),
     ("hub", "hub", f"{BASE} forms analysis layers models convert"),
     ("experiments", "experiments", f"{BASE} forms analysis layers tasks models convert hub"),
-    ("check", "check", f"{BASE} tolerances forms analysis layers models"),
-    ("compare", "compare", f"{BASE} tolerances report forms analysis layers models convert check"),
+    ("draw", "draw", f"{BASE} forms"),
+    ("check", "check", f"{BASE} tolerances draw forms analysis layers models"),
+    ("equivalence", "equivalence", f"{BASE} tolerances forms"),
+    ("timing", "timing", f"{BASE} forms analysis layers"),
+    ("compare", "compare", f"{BASE} tolerances report forms analysis layers {CHECKS}"),
     (
         "top",
         "__init__ __main__ cli",
-        f"{BASE} tolerances report forms analysis layers tasks models convert hub experiments check compare",
+        f"{BASE} report forms analysis layers tasks models hub experiments {CHECKS} compare",
     ),
 ]
 ALLOWED = {part: {part, *below.split()} for part, _, below in HOUSE}

@@ -145,6 +145,7 @@ def _layer(k: int, rng: random.Random) -> dict[str, Any]:
             "decode_us": {"median": 60.0 + 31 * k, "low": 55.0 + 31 * k, "high": 80.0 + 31 * k},
             "flops": {str(T): 2.0 * T * (16640 + (size or T * 64)) for T in LENGTHS},
             "memory_bytes": memory,
+            "peak_bytes": {str(T): 4096.0 * T * (k + 1) for T in LENGTHS},
             "crossover": {"T": None, "text": "the reference"}
             if k == 0
             else {
@@ -465,10 +466,11 @@ def test_any_part_may_be_missing(empty: str) -> None:
     small = example(2)
     for layer in small["layers"]:
         layer["dynamics"]["eigenvalues"] = {"re": [0.5, 0.9], "im": [0.0, 0.1]}
+        layer["dynamics"]["coefficients"]["heads"] = [{"head": 0, "alpha": [[1.0, 0.0], [0.5, 0.5]]}]
         cost = layer["cost"]
         for key in ("forward_ms", "memory_bytes"):
             cost[key] = {"recurrent": {"256": cost[key]["recurrent"]["256"]}}
-        cost |= {key: {"256": cost[key]["256"]} for key in ("flops", "auto_form")}
+        cost |= {key: {"256": cost[key]["256"]} for key in ("flops", "auto_form", "peak_bytes")}
         layer["certificate"]["forms"] = {"recurrent": 0.0}
     for path in _paths(small):
         result = copy.deepcopy(small)

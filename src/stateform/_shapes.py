@@ -136,7 +136,7 @@ def _check_combinations(s: System) -> None:
         require(s.q is not None and s.q.ndim == 4 and s.v is not None and s.k.ndim == 4,
                 'readout "exp" needs q and k [B,T,H,n] and v [B,T,H,p]')  # fmt: skip
         require(s.decay_kind in ("identity", "scalar") or _only_phase(s),
-                'readout "exp" takes a scalar log decay on the weights and a phase on the keys; diagonal or dense decays are refused')  # fmt: skip
+                'readout "exp" takes a scalar log decay (on weights) and a phase (on keys), no other decay')  # fmt: skip
         require(s.f is None and s.sign is None, 'readout "exp" has no feedback and no sign')
         require(not s.exclusive and s.micro == 1, 'readout "exp" is inclusive and has one step a token')
         require(s.window is None or s.window >= 1, f"window is {s.window}; expected 1 or more tokens")

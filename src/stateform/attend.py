@@ -122,8 +122,8 @@ def attend(system: System, state: State | None, block: int) -> tuple[Tensor, Sta
 def _bias(
     cache: Cache, log_weight: Tensor | None, g: Tensor | None, start: int, stop: int, system: System
 ) -> tuple[int, Tensor | None, Tensor | None]:
-    """For the queries start..stop: the first key any of them sees, what is added to their logits ([B|1,H|1,queries,keys],
-    None for "causal, nothing else"), and the running log weights of all keys up to `stop`.
+    """For the queries start..stop: the first key any of them sees; what is added to their logits, [B|1,H|1,queries,keys]
+    or None for "causal, nothing else"; and the running log weights of all keys up to `stop`.
     """
     L, device = cache.past, cache.keys.device
     low = 0 if system.window is None else max(0, L + start - system.window + 1)

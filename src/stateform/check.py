@@ -11,13 +11,14 @@ import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ._errors import StateformError, require, validate
+from .draw import REGIMES, drawn, in_regime
 from .forms import exists, run
 from .layers import build
 from .state import State
@@ -125,91 +126,6 @@ class Report:
         if not condition:
             outcome.failures.append(text)
             outcome.worst = math.inf
-
-
-# -- drawing ------------------------------------------------------------------------------------------------------
-
-
-def redraw(layer: nn.Module, generator: torch.Generator, how: str) -> None:
-    """New parameters: `own` keeps the initialisation and adds noise, `wide` draws vectors anew."""
-    with torch.no_grad():
-        for p in layer.parameters():
-            noise = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p)
-            if p.ndim < 2 and how == "wide":
-                p.copy_(noise)
-            else:
-                p.add_(noise * (0.3 if p.ndim < 2 else 0.5 * p.shape[-1] ** -0.5))
-
-
-def parts_that_matter(system: System) -> dict[str, float]:
-    """By how much y changes (relative, largest) when a part of the system is left out: state, decay, feedback, eta."""
-    y = run(system)
-    assert isinstance(y, Tensor)
-    without: dict[str, System] = {}
-    decay = [x for x in ("log_decay", "phase", "sign", "transition") if getattr(system, x) is not None]
-    if decay:
-        without["decay"] = replace(system, log_decay=None, phase=None, sign=None, transition=None)
-    if system.f is not None:
-        without["feedback"] = replace(system, f=None, w=None)
-    if system.eta is not None and system.readout == "linear":
-        without["eta"] = replace(system, eta=None, eta_floor=None)
-    half = system.T // 2
-    changes = {"state": _change(run(system[half:]), y[:, half:])}
-    return changes | {name: _change(run(other), y) for name, other in without.items()}
-
-
-def _change(got: Any, want: Tensor) -> float:
-    return float(((got - want).abs().max() / want.abs().max().clamp_min(1e-300)).nan_to_num(math.inf))
-
-
-def drawn(layer: nn.Module, x: Tensor, generator: torch.Generator) -> tuple[nn.Module, dict[str, float]]:
-    """A copy of the layer with parameters in which every part of its system changes y by over 1%."""
-    best: tuple[nn.Module, dict[str, float]] | None = None
-    for how in ("own", "own", "wide", "wide", "wide", "wide"):
-        candidate = copy.deepcopy(layer)
-        redraw(candidate, generator, how)
-        with torch.no_grad():
-            changes = parts_that_matter(candidate.system(x))  # type: ignore[operator]
-        if best is None or min(changes.values()) > min(best[1].values()):
-            best = candidate, changes
-        if min(changes.values()) > 0.01:
-            break
-    assert best is not None
-    return best
-
-
-REGIMES = ("own", "forgetful", "lasting", "reset", "growing")
-
-
-def in_regime(system: System, regime: str, generator: torch.Generator) -> System | None:
-    """The system with its decays redrawn: forgetful [1e-4, 0.1], lasting [0.99, 1], a hard reset in mid-chunk followed
-    by decays near 1, or growing slightly. None if it has no such decay.
-    """
-    if regime == "own":
-        return system
-    parts = system.tensors()
-    if "log_decay" not in parts:
-        return None
-    low, high = {"forgetful": (1e-4, 0.1), "lasting": (0.99, 1.0), "reset": (0.99, 1.0), "growing": (1.0, 1.002)}[
-        regime
-    ]
-
-    def draw(x: Tensor) -> Tensor:
-        a = torch.rand(x.shape, generator=generator, dtype=torch.float64) * (high - low) + low
-        return a.log().to(x)
-
-    g = draw(parts["log_decay"])
-    if regime == "reset":
-        if system.is_constant("log_decay") or system.readout == "exp":
-            return None
-        at = g.shape[1] // 3
-        g = torch.cat([g[:, :at], torch.full_like(g[:, :1], -math.inf), g[:, at + 1 :]], 1)
-    if "rate" in parts:
-        if regime == "reset":
-            return replace(system, log_decay=(-g, -torch.ones_like(parts["rate"])))
-        spread = torch.rand(parts["rate"].shape, generator=generator, dtype=torch.float64).to(g) * 0.1 + 0.9
-        return replace(system, log_decay=(-g, -spread))
-    return replace(system, log_decay=g)
 
 
 # -- the parts of the contract ------------------------------------------------------------------------------------
@@ -332,7 +248,7 @@ def _parts_matter(b: _Bench) -> None:
 
 
 def _forms(b: _Bench) -> None:
-    """Every form of the layer's own systems, in every regime of decays and precision, against the float64 recurrence."""
+    """Every form of the layer's own systems, in every regime and precision, against the float64 recurrence."""
     if not b.ours:
         return
     for T in b.lengths((1, 97), (1, 2, 63, 64, 65, 200, 1000)):
@@ -423,8 +339,8 @@ def _gradients(b: _Bench) -> None:
             else (want[name] * direction).sum()
         )
         size = float(want[name].abs().max() * direction.abs().sum().sqrt())
-        b.report.expect(b.part, abs(float(slope - expected)) <= 1e-5 * max(size, abs(float(expected))),
-                        f"the gradient of {name} says {float(expected):.8g} along a direction, differences say {float(slope):.8g}")  # fmt: skip
+        text = f"along a direction the gradient of {name} says {float(expected):.8g}, differences {float(slope):.8g}"
+        b.report.expect(b.part, abs(float(slope - expected)) <= 1e-5 * max(size, abs(float(expected))), text)
 
 
 def _floor(gradients: Iterable[Tensor]) -> float:
@@ -542,7 +458,7 @@ def _padding(b: _Bench) -> None:
 
 
 def _packing(b: _Bench) -> None:
-    """Packed sequences are as if alone, in every form; nothing leaks between them, nor between rows, nor back in time."""
+    """Packed sequences are as if alone, in every form; nothing leaks between them, between rows or back in time."""
     layer, T = b.drawn(), 61
     x = b.input(1, T)
     allowed = tolerance(torch.float64, T)

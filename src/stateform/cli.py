@@ -74,7 +74,7 @@ def compare_command(
     seed: Annotated[int, typer.Option(help="Of weights and draws.")] = 0,
     repeats: Annotated[int, typer.Option(help="Runs per time.")] = 5,
 ) -> None:
-    """Put layers side by side on a text: what they are, whether their forms agree, what they cost, what they remember."""
+    """Put layers side by side on a text: what they are, whether their forms agree, what they cost and remember."""
     for path in (html, json):
         if path is not None:
             writable(path)
@@ -104,7 +104,7 @@ def check_command(
     ] = False,
     seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
 ) -> None:
-    """Check the contract: every form, split, precision, padding and packing gives the same outputs, states, gradients."""
+    """Check the contract: every form, split, padding and packing gives the same outputs, states and gradients."""
     wanted = names() if layers == ["all"] else layers
     reports: list[Report] = []
     try:

@@ -5,26 +5,24 @@ from __future__ import annotations
 import copy
 import json
 import platform
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ._errors import StateformError, require, validate
-from .analysis import cost, has_weights, horizon, influence, spectrum
-from .check import redraw
+from .analysis import has_weights, horizon, influence, spectrum
+from .draw import redraw
 from .equivalence import equivalent, share_weights
-from .forms import choose, exists, run
+from .forms import exists, run
 from .layers import REGISTRY, accepted, build, resolve
 from .state import write_atomically
 from .system import System
+from .timing import blank_cost, measure, system_of
 from .tolerances import relative_error, tolerance, wide
 
 Progress = Callable[[str, int, int], None]
@@ -146,8 +144,8 @@ def compare(
     """Put layers side by side on a text.
 
     Args:
-        layers: names (`sf.names()`), names with options ("qlstm(reversed=True)"), files "path/file.py:Class", classes or
-            layers.
+        layers: names (`sf.names()`), names with options ("qlstm(reversed=True)"), files "path/file.py:Class",
+            classes or layers.
         text: a file whose bytes are the tokens; default: Python's own documentation.
         d_model: width of every layer that is built here.
         n_heads: for the layers that take it (default: each layer's own).
@@ -195,13 +193,15 @@ def compare(
     try:
         with torch.no_grad(), validate(False):
             for name, layer in built.items():
+                _try(name, layer, x[:, :2])
+            for name, layer in built.items():
                 step(f"{name}: forms agree?")
                 row = {"name": name, **_about(layer), "certificate": _certificate(layer, x[:, :CERTIFIED])}
                 step(f"{name}: dynamics")
-                row |= {"identity": _identity(layer, x), "dynamics": _dynamics(layer, x, data), "cost": _blank_cost()}
+                row |= {"identity": _identity(layer, x), "dynamics": _dynamics(layer, x, data), "cost": blank_cost()}
                 rows[name] = row
                 result["layers"].append(row)
-            _measure(built, rows, x.to(DTYPES[dtype]), lengths, memory_limit_gb, repeats, step)
+            measure(built, rows, x.to(DTYPES[dtype]), lengths, memory_limit_gb, repeats, step)
             for a, b in _pairs(list(built)):
                 step(f"{a} = {b}?")
                 result["pairs"].append(_pair(a, built[a], b, built[b], x[:, :SHOWN], seed))
@@ -210,6 +210,20 @@ def compare(
         pass
     report("done", total, total)
     return Comparison(result)
+
+
+def _try(name: str, layer: nn.Module, x: Tensor) -> None:
+    """Run a layer on two tokens, so that one that cannot run is told of before any work."""
+    try:
+        y = layer(x)
+    except StateformError as error:
+        raise StateformError(f"{name}: {error}") from None
+    except Exception as error:
+        raise StateformError(f"{name} failed on two tokens: {type(error).__name__}: {error}") from error
+    shape = list(y.shape) if isinstance(y, Tensor) else type(y).__name__
+    require(
+        shape == list(x.shape), f"{name} gave {shape} for an input {list(x.shape)}; expected a tensor of the same shape"
+    )
 
 
 # -- one layer ----------------------------------------------------------------------------------------------------
@@ -254,11 +268,6 @@ def _about(layer: nn.Module) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _system(layer: nn.Module, x: Tensor) -> System:
-    system: System = layer.system(x)  # type: ignore[operator]
-    return system
-
-
 def describe(system: System) -> str:
     """The transition in words."""
     if system.readout == "exp":
@@ -288,7 +297,7 @@ def describe(system: System) -> str:
 
 
 def _identity(layer: nn.Module, x: Tensor) -> dict[str, Any]:
-    system = _system(layer, x[:, :CERTIFIED])
+    system = system_of(layer, x[:, :CERTIFIED])
     found = spectrum(system)
     grows = system.readout == "exp"
     if grows:
@@ -310,15 +319,16 @@ def _identity(layer: nn.Module, x: Tensor) -> dict[str, Any]:
     else:
         contractive, why = "on this text", f"largest norm of a transition seen: {found.norm:.6f}"
     return {
-        "system": repr(_system(layer, x[:, :1])), "transition": describe(system),
+        "system": repr(system_of(layer, x[:, :1])), "transition": describe(system),
         "state_size": 0 if grows else system.state_size, "state_growth": system.state_size if grows else 0,
-        "contractive": contractive, "contractive_why": why, "spectral_radius": found.radius,
+        "contractive": contractive, "contractive_why": why, "spectral_radius": None if grows else found.radius,
         "eigenvalue_range": found.to_dict(),
+        "eigenvalue_of": "eta_{t-1}/eta_t, as A_t = I (the DSF's coordinates)" if grows else "A_t",
     }  # fmt: skip
 
 
 def _certificate(layer: nn.Module, x: Tensor) -> dict[str, Any]:
-    system = _system(layer, x)
+    system = system_of(layer, x)
     want = run(system, "recurrent")
     assert isinstance(want, Tensor)
     errors: dict[str, float] = {}
@@ -327,14 +337,15 @@ def _certificate(layer: nn.Module, x: Tensor) -> dict[str, Any]:
         assert isinstance(got, Tensor)
         errors[form] = float(relative_error(wide(got), wide(want), heads=True).max())
     allowed, worst = tolerance(torch.float64, x.shape[1]), max(errors.values())
+    refused = {name: why.partition(";")[0] for name, why in system.forms().items() if why is not None}
     return {
         "ok": worst <= allowed, "worst": worst, "tolerance": allowed, "dtype": "float64", "length": x.shape[1],
-        "forms": errors, "refused": {name: why for name, why in system.forms().items() if why is not None},
+        "forms": errors, "refused": refused,
     }  # fmt: skip
 
 
 def _dynamics(layer: nn.Module, x: Tensor, data: bytes) -> dict[str, Any]:
-    system = _system(layer, x[:, :1024])
+    system = system_of(layer, x[:, :1024])
     values = spectrum(system[:CERTIFIED]).sample(600)
     found = horizon(system, queries=sorted({int(t) for t in torch.linspace(min(15, system.T - 1), system.T - 1, 24)}))
     first = system[:SHOWN]
@@ -358,118 +369,7 @@ def _rounded(x: Tensor) -> list[float]:
 
 
 def _printable(byte: int) -> str:
-    c = chr(byte)
-    return {"\n": "\\n", "\t": "\\t", "\r": "\\r", " ": "space"}.get(c, c if 32 < byte < 127 else f"\\x{byte:02x}")
-
-
-# -- time ---------------------------------------------------------------------------------------------------------
-
-
-def _blank_cost() -> dict[str, Any]:
-    return {
-        "forward_ms": {}, "left_out": [], "auto_form": {}, "decode_us": None, "flops": {}, "memory_bytes": {},
-        "crossover": {"T": None, "text": "not measured"},
-    }  # fmt: skip
-
-
-def _measure(
-    built: dict[str, nn.Module], rows: dict[str, dict[str, Any]], x: Tensor, lengths: list[int], limit_gb: float, repeats: int,
-    step: Callable[[str], None],
-) -> None:  # fmt: skip
-    """Time of every form at every length: all layers take turns, so that a slow moment of the machine hits all alike."""
-    layers = {name: copy.deepcopy(layer).to(x.dtype) for name, layer in built.items()}
-    reference = next((name for name, layer in layers.items() if _system(layer, x[:, :1]).readout == "exp"), None)
-    if reference is None:
-        layers["softmax"] = build("softmax", d_model=x.shape[2]).to(x.dtype).eval()
-    softmax: dict[int, float] = {}
-    for T in lengths:
-        step(f"time at T = {T:,}")
-        part = x[:, :T]
-        jobs: dict[tuple[str, str], Callable[[], Any]] = {}
-        for name, layer in layers.items():
-            system = _system(layer, part)
-            auto = choose(system)
-            for form in exists(system) if name in rows else [auto]:
-                estimate = cost(system, form)
-                if name in rows:
-                    table = rows[name]["cost"]
-                    table["memory_bytes"].setdefault(form, {})[str(T)] = estimate.bytes
-                    table["auto_form"][str(T)] = auto
-                    if form == auto:
-                        table["flops"][str(T)] = estimate.flops + _projection_flops(layer, system)
-                    if estimate.bytes > limit_gb * 1e9:
-                        reason = f"estimated {estimate.bytes / 1e9:.1f} GB, the limit is {limit_gb:g} GB"
-                        table["left_out"].append({"form": form, "T": T, "reason": reason})
-                        continue
-                jobs[name, form] = partial(layer, part, form=form)
-        for (name, form), times in _take_turns(jobs, repeats).items():
-            if name in rows:
-                spread = {"median": 1e3 * median(times), "low": 1e3 * min(times), "high": 1e3 * max(times)}
-                rows[name]["cost"]["forward_ms"].setdefault(form, {})[str(T)] = spread
-            if name == (reference or "softmax") and form == choose(_system(layers[name], part)):
-                softmax[T] = 1e3 * median(times)
-    step_times = _decode({name: layers[name] for name in rows}, x)
-    for name, row in rows.items():
-        row["cost"]["decode_us"] = step_times[name]
-        row["cost"]["crossover"] = _crossover(row["cost"], softmax, name == reference)
-
-
-def _take_turns(jobs: dict[tuple[str, str], Callable[[], Any]], repeats: int) -> dict[tuple[str, str], list[float]]:
-    """Warm up once, then `repeats` rounds over all jobs; a job that takes over half a second runs once."""
-    times: dict[tuple[str, str], list[float]] = {}
-    first = {key: _seconds(job) for key, job in jobs.items()}
-    for round_ in range(repeats):
-        for key, job in jobs.items():
-            if round_ == 0 or first[key] < 0.5:
-                times.setdefault(key, []).append(_seconds(job) if first[key] < 2 else first[key])
-    return times
-
-
-def _seconds(job: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    job()
-    return time.perf_counter() - start
-
-
-def _decode(layers: dict[str, nn.Module], x: Tensor, steps: int = 40) -> dict[str, dict[str, float]]:
-    """Time of one token from the state after the longest sequence, in microseconds; layers take turns."""
-    states = {name: layer(x, return_state=True)[1] for name, layer in layers.items()}
-    token = x[:, -1]
-    times: dict[str, list[float]] = {name: [] for name in layers}
-    for i in range(steps + 5):
-        for name, layer in layers.items():
-            taken = _seconds(partial(layer.step, token, states[name]))  # type: ignore[arg-type]
-            if i >= 5:
-                times[name].append(1e6 * taken)
-    return {name: {"median": median(t), "low": min(t), "high": max(t)} for name, t in times.items()}
-
-
-def _projection_flops(layer: nn.Module, system: System) -> float:
-    """Two operations per weight and token for every map from inputs to parts of the system and to the output."""
-    weights = sum(
-        p.numel()
-        for m in layer.modules()
-        for name, p in m.named_parameters(recurse=False)
-        if name == "weight" and p.ndim > 1
-    )
-    maps = sum(2 * w.numel() for w in (system.w_in, system.w_out) if w is not None)
-    return 2.0 * system.B * system.T * (weights + maps)
-
-
-def _crossover(cost_: dict[str, Any], softmax: dict[int, float], is_softmax: bool) -> dict[str, Any]:
-    if is_softmax:
-        return {"T": None, "text": "this is softmax"}
-    faster = []
-    for T, reference in softmax.items():
-        best = [times[str(T)]["median"] for times in cost_["forward_ms"].values() if str(T) in times]
-        faster.append((T, bool(best) and min(best) < reference))
-    wins = [T for T, ok in faster if ok]
-    if not wins:
-        return {"T": None, "text": f"slower than softmax up to T = {max(softmax):,}"}
-    since = next(T for i, (T, _) in enumerate(faster) if all(ok for _, ok in faster[i:])) if faster[-1][1] else None
-    if since is None:
-        return {"T": None, "text": f"faster than softmax at T = {', '.join(f'{T:,}' for T in wins)} alone"}
-    return {"T": since, "text": f"faster than softmax from T = {since:,} on, of the lengths measured"}
+    return chr(byte) if byte < 127 else f"\\x{byte:02x}"
 
 
 # -- pairs --------------------------------------------------------------------------------------------------------
@@ -510,8 +410,8 @@ def machine() -> dict[str, Any]:
     except OSError:
         pass
     return {
-        "cpu": name, "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(),
-        "device": "cpu",
+        "cpu": name, "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "python": platform.python_version(), "device": "cpu",
     }  # fmt: skip
 
 

@@ -69,8 +69,8 @@ def matrices(system: System, *, normalised: bool, limit: float) -> Matrices:
     B, T, H, n, r = system.B, system.T, system.H, system.n, system.micro
     p, vector = system.p, system.v is None
     size = B * T * H * (n * p) ** 2 * upcast(system.k).element_size()
-    require(size <= limit, f"these matrices would take {size / 1e9:.1f} GB ([{B},{T},{H},{n * p},{n * p}]); the limit is "
-            f"{limit / 1e9:.1f} GB. Take a stretch system[start:stop] or system.select_heads([...])")  # fmt: skip
+    require(size <= limit, f"these matrices would take {size / 1e9:.1f} GB ([{B},{T},{H},{n * p},{n * p}]); the limit "
+            f"is {limit / 1e9:.1f} GB. Take a stretch system[start:stop] or system.select_heads([...])")  # fmt: skip
     core = system.core()
 
     def full(x: Tensor) -> Tensor:  # [B,T,G,R,...] with every axis written out, heads together

@@ -25,9 +25,10 @@ def cost(system: System, form: str, *, chunk_size: int = 64) -> Cost:
         chunk_size: of the form chunkwise.
 
     Returns:
-        An estimate: constants of the implementation (temporaries, tiles) are counted as they are here, on the high side.
+        An estimate, on the high side: temporaries and tiles are counted as they are in this implementation.
     """
-    T, n, p = system.T * system.micro, system.n, system.p + (1 if system.eta == "sum" else 0)
+    T, n = system.T * system.micro, system.n
+    p = system.p + (1 if system.eta == "sum" and system.readout == "linear" else 0)  # the normaliser's column
     scalar = 2 if system.is_complex else 1
     work = 4 if system.is_complex else 1  # a complex product is four real ones
     size = upcast(system.k).element_size() / (2 if system.k.is_complex() else 1) * scalar
@@ -60,7 +61,7 @@ def cost(system: System, form: str, *, chunk_size: int = 64) -> Cost:
         transforms = 3 * 5 * padded * max(1, padded.bit_length())
         powers = n * n if dense or feedback else n
         return Cost(
-            work * heads * (transforms * p + 4 * T * n * p), 2 * result + heads * T * (3 * powers + 4 * p) * size
+            work * heads * (transforms * p + 4 * T * n * p), 2 * result + heads * T * (6 * powers + 6 * p) * size
         )
     c = T if form == "matrix" else min(chunk_size, T)
     sums = 2 * outputs * c * n + (6 * c * n if feedback else 0) + (2 * c * c if feedback else 0)

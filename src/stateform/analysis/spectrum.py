@@ -52,7 +52,8 @@ class Spectrum:
         """Plain numbers."""
         low, high = self.real_range()
         return {
-            "abs_min": self.smallest, "abs_max": self.radius, "real_min": low, "real_max": high, "complex": self.is_complex,
+            "abs_min": self.smallest, "abs_max": self.radius, "real_min": low, "real_max": high,
+            "complex": self.is_complex,
         }  # fmt: skip
 
 

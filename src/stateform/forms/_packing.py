@@ -24,7 +24,8 @@ class Group:
 
 def check_cu_seqlens(cu_seqlens: Tensor, tokens: int, batch: int) -> None:
     """Raise unless cu_seqlens marks sequences of a pack [1,tokens,...]."""
-    require(isinstance(cu_seqlens, Tensor) and cu_seqlens.ndim == 1 and len(cu_seqlens) >= 1 and not cu_seqlens.is_floating_point(),
+    ends_given = isinstance(cu_seqlens, Tensor) and cu_seqlens.ndim == 1 and len(cu_seqlens) >= 1
+    require(ends_given and not cu_seqlens.is_floating_point(),
             "cu_seqlens is expected to be an integer tensor [N+1]: 0 and the end of each sequence")  # fmt: skip
     require(batch == 1, f"packed sequences lie in one row (B = 1); this input has B = {batch}")
     if not values_checked(cu_seqlens):

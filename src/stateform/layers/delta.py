@@ -21,7 +21,7 @@ class DeltaNet(Layer):
         n_heads: heads.
         d_state: keys per head (default d_model / n_heads).
         d_conv: taps of the short convolutions of q, k, v.
-        allow_negative_eigenvalues: beta in (0,2) instead of (0,1), so that I - beta k k^T can reflect (arXiv 2411.12537).
+        allow_negative_eigenvalues: beta in (0,2) instead of (0,1): I - beta k k^T can reflect (arXiv 2411.12537).
     """
 
     def __init__(
@@ -58,9 +58,10 @@ class DeltaNet(Layer):
 
 @register("gated_deltanet", paper="arXiv 2412.06464")
 class GatedDeltaNet(DeltaNet):
-    """Gated DeltaNet: S_t = a_t (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T, a_t = exp(-exp(A) softplus(W u_t + dt)).
+    """Gated DeltaNet: S_t = a_t (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T, with a decay a_t per head.
 
-    The read and the gate after it: y_t = (q_t / sqrt(n))^T S_t, normalised per head, times silu(W_z u_t) (eq. 10).
+    a_t = exp(-exp(A) softplus(W u_t + dt)); the read (q_t / sqrt(n))^T S_t is normalised per head and gated by
+    silu(W_z u_t) (eq. 10).
 
     Args:
         d_model: width.

@@ -55,7 +55,8 @@ class Retention(Layer):
 class GLA(Layer):
     """Gated linear attention: a decay per key, from the input through a low-rank map.
 
-    S_t = diag(a_t) S_{t-1} + k_t v_t^T,  a_t = sigmoid(W_2 W_1 u_t)^{1/16},  y_t = (q_t / sqrt(n))^T S_t (eq. 3, section 4.4).
+    S_t = diag(a_t) S_{t-1} + k_t v_t^T,  a_t = sigmoid(W_2 W_1 u_t)^{1/16},  y_t = (q_t / sqrt(n))^T S_t
+    (eq. 3, section 4.4).
 
     Args:
         d_model: width.

@@ -44,7 +44,7 @@ def log_uniform(size: int, low: float, high: float) -> Tensor:
 
 
 def rope_angles(n: int, base: float) -> Tensor:
-    """The angles per token of rotary positions, base^(-2i/n), i = 0 .. n/2 - 1 (arXiv 2104.09864), as phases [1,n/2]."""
+    """Rotary positions: the angles per token base^(-2i/n), i = 0 .. n/2 - 1, as phases [1,n/2] (arXiv 2104.09864)."""
     require(n % 2 == 0, f"rotary positions pair the keys up: d_state = {n} is odd")
     return base ** (-torch.arange(0, n, 2, dtype=torch.float64) / n)[None]
 

@@ -67,7 +67,8 @@ class BlockLinear(nn.Module):
 class RGLRU(Layer):
     """The recurrent block of Hawk and Griffin: a real-gated linear recurrent unit behind a short convolution.
 
-    h_t = a_t h_{t-1} + sqrt(1 - a_t^2) i_t x_t,  log a_t = -c softplus(Lambda) r_t,  r, i = sigmoid(W x_t) (eq. 1 to 4).
+    h_t = a_t h_{t-1} + sqrt(1 - a_t^2) i_t x_t,  log a_t = -c softplus(Lambda) r_t,  r, i = sigmoid(W x_t)
+    (eq. 1 to 4).
 
     Args:
         d_model: width.
@@ -75,7 +76,7 @@ class RGLRU(Layer):
         expand: inner width over d_model.
         d_conv: taps of the short convolution.
         c: the exponent's scale.
-        reset_first: take the first token of a sequence with the factor 1 instead of sqrt(1 - a^2) (as transformers does).
+        reset_first: the first token of a sequence has the factor 1 instead of sqrt(1 - a^2), as in transformers.
     """
 
     contractive = True

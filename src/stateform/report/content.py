@@ -125,15 +125,9 @@ def state_at(layer: Mapping[str, Any], T: float) -> float | None:
 
 
 def memory_at(layer: Mapping[str, Any], T: int | None) -> tuple[str, float] | None:
-    """The form that is fastest at length `T` and its estimated peak memory; not timed: the form that needs least."""
-    if T is None:
-        return None
-    estimated = {form: at_length(sizes, T) for form, sizes in (at(layer, "cost", "memory_bytes") or {}).items()}
-    fastest = best(layer, T)
-    if fastest and estimated.get(fastest[0]) is not None:
-        return fastest[0], float(estimated[fastest[0]] or 0)
-    known = [(form, value) for form, value in estimated.items() if value is not None]
-    return min(known, key=lambda pair: pair[1], default=None)
+    """The form that `auto` takes at length `T`, and the peak memory measured in it."""
+    measured = at_length(at(layer, "cost", "peak_bytes"), T)
+    return None if measured is None else (str(at_length(at(layer, "cost", "auto_form"), T) or "auto"), float(measured))
 
 
 def _has(result: Mapping[str, Any], *keys: str) -> bool:
@@ -301,7 +295,7 @@ def cost(result: Mapping[str, Any]) -> Grid | None:
         rows.append(_row(i, layer, *cells))
     columns = [Column("Layer"), *(Column(heading, True) for heading in ("Next token", "FLOPs", "Peak memory"))]
     where = f" at T = {T}" if T else ""
-    note = f"Next token: generating one from a state. FLOPs (counted) and peak memory (estimated, fastest form){where}."
+    note = f"Next token: one from a state. FLOPs counted, peak memory measured (in the form that auto takes){where}."
     if against:
         columns += [Column(f"Beats {BASELINE}", numeric=True), Column(f"Against {BASELINE}", page_only=True)]
         note += f" Beats {BASELINE}: the length from which on it is faster."

@@ -2,7 +2,8 @@
 
 Colours are names of the page's custom properties (`var(--layer-0)`), so that one set of figures serves the dark and the
 light theme; the page's script puts the values in. A trace, an end label or a panel that is about one layer carries the
-layer's position, so that the page can hide the layer everywhere at once.
+layer's position, so that the page can hide the layer everywhere at once. A layout's `meta` says what else the page is
+to do: `over` heads a tooltip, `rows` are the layers of the rows.
 """
 
 from __future__ import annotations
@@ -262,7 +263,8 @@ def _best_times(timed: Sequence[tuple[int, Any, Any]], every: Sequence[int], per
     axis = _logarithmic(min(values), max(values), write, unit)
     figure = _figure(
         traces,
-        xaxis=_length_axis(every) | {"unifiedhovertitle": {"text": "T = %{x}"}},
+        xaxis=_length_axis(every),
+        meta={"over": "T = %{x}"},
         yaxis=axis,
         hovermode="x unified",
         annotations=_end_labels(ends, 10 ** axis["range"][0], 10 ** axis["range"][1], WIDE - 70),
@@ -389,10 +391,8 @@ def state_over_length(result: Mapping[str, Any]) -> Figure | None:
     axis = _logarithmic(min(values), max(values), units.count, "numbers in the state")
     figure = _figure(
         traces,
-        xaxis={
-            **_logarithmic(1, x[-1], units.count, "tokens read", 0.02),
-            "unifiedhovertitle": {"text": "after %{x} tokens"},
-        },
+        xaxis=_logarithmic(1, x[-1], units.count, "tokens read", 0.02),
+        meta={"over": "after %{x} tokens"},
         yaxis=axis,
         hovermode="x unified",
         annotations=_end_labels(ends, 10 ** axis["range"][0], 10 ** axis["range"][1], WIDE - 70),
@@ -426,12 +426,15 @@ def _overtakes(held: Sequence[tuple[int, Mapping[str, Any]]]) -> str:
 
 def eigenvalues(result: Mapping[str, Any]) -> Figure | None:
     """The eigenvalues of the transitions on the unit disk, a panel for each layer."""
-    panels = []
+    seen: list[tuple[int, str, list[tuple[float, float]]]] = []
     for i, layer in enumerate(layers(result)):
         re, im = at(layer, "dynamics", "eigenvalues", "re") or [], at(layer, "dynamics", "eigenvalues", "im") or []
         points = [(a, b) for a, b in zip(re, im) if a is not None and b is not None]
         if points:
-            panels.append(Panel(_disk(points, i), name_of(layer), i, None))
+            seen.append((i, name_of(layer), points))
+    reach = {i: max(1.0, *(math.hypot(a, b) for a, b in points)) for i, _, points in seen}
+    shared = min(1.5, max(reach.values(), default=1.0))  # one scale for all, but for a layer that is far outside
+    panels = [Panel(_disk(points, i, max(shared, reach[i])), name, i, None) for i, name, points in seen]
     if not panels:
         return None
     return Figure(
@@ -443,9 +446,8 @@ def eigenvalues(result: Mapping[str, Any]) -> Figure | None:
     )
 
 
-def _disk(points: Sequence[tuple[float, float]], layer: int) -> go.Figure:
+def _disk(points: Sequence[tuple[float, float]], layer: int, reach: float) -> go.Figure:
     real = all(abs(b) < 1e-9 for _, b in points)
-    reach = max(1.0, max(math.hypot(a, b) for a, b in points)) * 1.12
     marker: dict[str, Any] = {"color": colour(layer), "size": 5, "opacity": 0.5, "line": {"width": 0}}
     if real:  # points on a line hide each other; strokes show how dense they are
         marker = {"symbol": "line-ns", "size": 22, "opacity": 0.25, "line": {"color": colour(layer), "width": 1.25}}
@@ -463,7 +465,13 @@ def _disk(points: Sequence[tuple[float, float]], layer: int) -> go.Figure:
         ring | {"x0": -r, "x1": r, "y0": -r, "y1": r, "line": {"color": f"var(--{c})", "width": w}, "fillcolor": fill}
         for r, c, w, fill in ((1.0, "axis", 1.5, "var(--disk)"), (0.5, "grid", 1, "rgba(0,0,0,0)"))
     ]
-    ticks = {"tickvals": [-1, 0, 1], "range": [-reach, reach], "showgrid": False, "zeroline": True, "zerolinewidth": 1}
+    ticks = {
+        "tickvals": [-1, 0, 1],
+        "range": [-1.12 * reach, 1.12 * reach],
+        "showgrid": False,
+        "zeroline": True,
+        "zerolinewidth": 1,
+    }
     axis = ticks | {"zerolinecolor": "var(--grid)", "ticktext": ["−1", "0", "1"]}
     return _figure(
         [trace],
@@ -584,8 +592,8 @@ def _horizon_along(every: Sequence[tuple[int, Any, Any]]) -> View | None:
     }
     figure = _figure(
         [limit, *traces],
-        xaxis=_logarithmic(1.0, furthest, units.count, "position in the text", 0.02)
-        | {"unifiedhovertitle": {"text": "position %{x}"}},
+        xaxis=_logarithmic(1.0, furthest, units.count, "position in the text", 0.02),
+        meta={"over": "position %{x}"},
         yaxis=axis,
         hovermode="x unified",
         annotations=[hint, *_end_labels(ends, 10 ** axis["range"][0], 10 ** axis["range"][1], WIDE - 70)],

@@ -9,6 +9,7 @@
   const hidden = new Set();
   const heads = new Map(); // layer -> the head that is shown
   const missing = "–";
+  const mono = "ui-monospace, SFMono-Regular, Menlo, Consolas, DejaVu Sans Mono, monospace";
   const canHover = window.matchMedia("(hover: hover)").matches;
 
   // Theme ------------------------------------------------------------------------------------------------------------
@@ -78,9 +79,10 @@
     }
     if (!large) return;
     const places = z.map((_, k) => k);
-    const short = tokens.length === z.length && tokens.every((token) => [...tokenName(token)].length <= 2);
+    const brief = (k) => [...tokenName(tokens[k] ?? k)].length <= 2;
+    const short = tokens.length === z.length && places.filter(brief).length >= 0.8 * places.length;
     const ticks = short
-      ? { tickvals: places, ticktext: places.map(name), tickfont: { size: 9, family: "ui-monospace, Menlo, Consolas, monospace" }, tickangle: 0 }
+      ? { tickvals: places, ticktext: places.map((k) => (brief(k) ? name(k) : "·")), tickfont: { size: 9, family: mono }, tickangle: 0 }
       : { tickvals: places.filter((k) => k % 8 === 0) };
     Object.assign(layout.xaxis, ticks);
     Object.assign(layout.yaxis, ticks);
@@ -128,6 +130,7 @@
     layout.height = spec.height === null ? width + (view.classList.contains("small") ? 0 : -40) : spec.height;
     if (spec.height === null) layout.height = Math.min(layout.height, 600);
     if (width < narrow && labels.length) layout.height = 320;
+    if (layout.meta?.over) layout.xaxis.unifiedhovertitle = { text: layout.meta.over };
     if (layout.meta?.rows) closeRows(data, layout, width);
     if (figure.dataset.figure === "equality" && width < narrow) numberNames(data[0], layout);
     const name = `stateform-${figure.dataset.figure}`;
