@@ -113,3 +113,11 @@ def test_the_readme_has_code_to_run() -> None:
     assert COMMANDS
     unknown = [line for line in SHELL if line not in COMMANDS and shlex.split(line)[0] not in NOT_RUN]
     assert not unknown, f"neither run here nor known to be left out: {unknown}"
+
+
+def test_the_table_of_architectures_is_that_of_the_registry() -> None:
+    from stateform.layers import REGISTRY
+
+    table = dict(re.findall(r"^\| `(\w+)` \|.*\| (arXiv [\d.]+) \|$", TEXT, re.M))
+    ours = {name: e for name, e in REGISTRY.items() if e.cls.__module__.startswith("stateform.")}
+    assert table == {name: entry.paper for name, entry in ours.items()}

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from ._form import WEIGHTS
 from ._shapes import spread_heads
 from .state import State
-from .transition import upcast, wrap
+from .transition import DOUBLE, real_dtype, upcast, wrap
 
 if TYPE_CHECKING:
     from .system import System
@@ -70,7 +70,7 @@ def absorb(system: System, state: State | None) -> Cache:
         angles = torch.cumsum(phase, 1) + (0 if start is None else start.unsqueeze(1))
         angle = torch.remainder(angles[:, -1], 2 * math.pi)
         turn = torch.polar(torch.ones_like(angles), angles)
-        turn = turn if q.dtype in (torch.float64, torch.complex128) else turn.to(torch.complex64)
+        turn = turn if q.dtype in DOUBLE else turn.to(torch.complex64)
         q, k = _per_head(upcast(q), turn), _per_head(upcast(k), turn.conj())
     if q.is_complex() or k.is_complex():
         q, k = torch.cat([q.real, -_imag(q)], -1), torch.cat([k.real, _imag(k)], -1)
@@ -78,7 +78,7 @@ def absorb(system: System, state: State | None) -> Cache:
     seen = torch.zeros(B, dtype=torch.long, device=k.device)
     log_weight, g = None, system.tensors().get("log_decay")
     if g is not None:
-        g = g.to(upcast(q).dtype.to_real())
+        g = g.to(real_dtype(upcast(q).dtype))
         g = g.squeeze(-1) if g.ndim in (2, 4) else g
         g = g if g.ndim == 3 else g[None, None].expand(1, T, -1)
         log_weight = g.new_zeros(B, 0, g.shape[2])

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from .transition import Dense, Diagonal, Feedback, Identity, Transition, cis
+from .transition import Dense, Diagonal, Feedback, Identity, Transition, cis, complex_dtype
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Core:
         dtype = parts[0].dtype
         for x in parts:
             dtype = torch.promote_types(dtype, x.dtype)
-        return dtype.to_complex() if self.phase is not None else dtype
+        return complex_dtype(dtype) if self.phase is not None else dtype
 
     @property
     def constant(self) -> bool:

@@ -12,7 +12,7 @@ from ._errors import require
 from ._form import FORMS
 from ._shapes import spread_heads
 from .attend import log_normaliser
-from .transition import upcast
+from .transition import real_dtype, upcast
 
 if TYPE_CHECKING:
     from .system import System
@@ -56,7 +56,7 @@ def normaliser(system: System) -> Tensor:
     core = sums.core()
     form = next(form for name in ("chunkwise", "recurrent") if (form := FORMS[name]).refuses(sums) is None)
     raw, _ = form.compute(core, core.zero_state())
-    eta = sums.finish(raw.flatten(2, 3)).squeeze(-1).to(upcast(system.k).dtype.to_real())
+    eta = sums.finish(raw.flatten(2, 3)).squeeze(-1).to(real_dtype(upcast(system.k).dtype))
     return eta if system.eta_floor is None else torch.maximum(eta.abs(), system.gate("eta_floor"))
 
 

@@ -12,20 +12,23 @@ y_i = C_i h_i + D_i u_i, with h = vec(S)) and Coefficient Dynamics (arXiv 2510.0
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from math import lcm
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ._errors import StateformError, require, require_finite
+from ._errors import StateformError, require, require_finite, require_values
 from ._form import FORMS, WEIGHTS
-from ._shapes import DECAYS, PER_TOKEN, check_shapes, layout, select_heads, split_heads, spread_heads
+from ._shapes import DECAYS, PER_TOKEN, TENSORS, check_shapes, layout, select_heads, split_heads, spread_heads
 from .core import Core
 from .dense import Matrices, matrices, spectrum
-from .transition import associative_scan, upcast
+from .transition import associative_scan, complex_dtype, real_dtype, upcast
 
 Decay = Tensor | tuple[Tensor, Tensor]
 
@@ -44,10 +47,13 @@ class System:
         v: values* [B,T,H,p]; None means p = 1 and v_t = 1 (k is then the whole input).
         log_decay: log |decay|*, scalar [B,T,H] or [H], diagonal [B,T,H,n] or [H,n], or a product (dt [B,T,H], a [H,n]).
             -inf is a hard reset; its gradient is 0.
-        phase: angle of the decay* in radians, shapes of log_decay. sign: +1 or -1, the same shapes.
+        phase: angle of the decay* in radians, shapes of log_decay.
+        sign: of the decay*, +1 or -1, shapes of log_decay.
         transition: dense decay* [B,T,H,n,n] or [H,n,n], instead of the three above.
-        f, w: feedback f_t w_t^T* [B,T,H,n] or [H,n]; plain transpose.
-        b: write strength* [B,T,H] or [H]; or log_b, its logarithm (exponential gates; see `stabilise`).
+        f: feedback f_t w_t^T* [B,T,H,n] or [H,n] (a plain transpose).
+        w: its other half.
+        b: write strength* [B,T,H] or [H].
+        log_b: its logarithm instead, for exponential gates (see `stabilise`).
         d: direct term [B,T,H] or [H], added before the division; with eta = "sum" it acts on the normaliser too.
         eta: None, "sum" (of the weights: a column of ones appended to v) or a tensor [B,T,H] or [H].
         eta_floor: eta = max(|eta|, eta_floor); a number, [H] or [B,T,H].
@@ -56,8 +62,8 @@ class System:
         micro: write steps per token; the read comes after the last (exclusive: before the first).
         window: with readout "exp", only the last `window` tokens are seen.
         causal: False (readout "exp", form "matrix") lets every token see every other.
-        w_in: [H,n,i], the constant map with k = w_in u; w_out: [o,H,n], a constant map with y = Re(w_out S) over all
-            heads (vector states with q = None).
+        w_in: [H,n,i], the constant map with k = w_in u, where there is one (vector states).
+        w_out: [o,H,n], a constant map over all heads, y = Re(w_out S) (vector states with q = None).
 
     Raises:
         StateformError: shapes, dtypes or devices that do not fit, or parts that exclude each other.
@@ -92,44 +98,53 @@ class System:
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that are there, by name; a product decay counts as `log_decay` (dt) and `rate` (a)."""
-        out = {f.name: x for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
+        return dict(self._parts)
+
+    @cached_property
+    def _parts(self) -> dict[str, Tensor]:
+        out = {name: x for name in TENSORS if isinstance(x := getattr(self, name), Tensor)}
         if isinstance(self.log_decay, tuple):
             out["log_decay"], out["rate"] = self.log_decay
         return out
 
+    @cached_property
+    def _layouts(self) -> dict[str, str]:
+        return {name: layout(name, x) for name, x in self._parts.items()}
+
     def is_constant(self, name: str) -> bool:
         """Whether the part `name` has no time axis."""
-        return "B" not in layout(name, self.tensors()[name])
+        return "B" not in self._layouts[name]
 
     def _varying(self) -> tuple[Tensor, bool]:
-        for name, x in self.tensors().items():
+        for name, x in self._parts.items():
             if not self.is_constant(name):
                 return x, name in PER_TOKEN
         raise StateformError("every part of this system is constant; give v (or k) a batch and a time axis")
 
-    @property
+    @cached_property
     def B(self) -> int:
         """Batch size."""
         return self._varying()[0].shape[0]
 
-    @property
+    @cached_property
     def T(self) -> int:
         """Length in tokens."""
         x, per_token = self._varying()
         return x.shape[1] if per_token else x.shape[1] // self.micro
 
-    @property
+    @cached_property
     def H(self) -> int:
         """Heads."""
-        return max(self._head_counts().values())
+        return max(self._head_counts.values())
 
-    @property
+    @cached_property
     def state_heads(self) -> int:
         """Heads of the state: those of k, v, decay and feedback broadcast together."""
-        return max(h for name, h in self._head_counts().items() if name not in PER_TOKEN)
+        return lcm(*(h for name, h in self._head_counts.items() if name not in PER_TOKEN))
 
+    @cached_property
     def _head_counts(self) -> dict[str, int]:
-        return {name: x.shape[layout(name, x).index("H")] for name, x in self.tensors().items()}
+        return {name: x.shape[self._layouts[name].index("H")] for name, x in self._parts.items()}
 
     @property
     def n(self) -> int:
@@ -145,35 +160,34 @@ class System:
     def dtype(self) -> torch.dtype:
         """Dtype of the output (real: that of v, else that of k)."""
         x = self.k if self.v is None or self.v.is_complex() else self.v
-        return x.dtype.to_real() if x.is_complex() else x.dtype
+        return real_dtype(x.dtype)
 
     @property
     def device(self) -> torch.device:
         """Device of all parts."""
         return self.k.device
 
-    @property
+    @cached_property
     def is_complex(self) -> bool:
         """Whether the state is complex."""
-        return self.phase is not None or any(x.is_complex() for x in self.tensors().values())
+        return self.phase is not None or any(x.is_complex() for x in self._parts.values())
 
-    @property
+    @cached_property
     def decay_kind(self) -> Literal["identity", "scalar", "diagonal", "dense"]:
         """Structure of the open-loop decay."""
         if self.transition is not None:
             return "dense"
-        parts = self.tensors()
-        decays = {name: parts[name] for name in DECAYS if name in parts}
+        decays = {name: self._parts[name] for name in DECAYS if name in self._parts}
         if not decays:
             return "identity"
-        wide = any(layout(name, x)[-1] == "n" and x.shape[-1] > 1 for name, x in decays.items())
+        wide = any(self._layouts[name][-1] == "n" and x.shape[-1] > 1 for name, x in decays.items())
         return "diagonal" if wide else "scalar"
 
     @property
     def time_invariant(self) -> bool:
         """Whether decay, feedback, k, q, b and eta are all constant (v is the input; for v = None and n = 1, k is)."""
         inputs = {"v", "d"} | ({"k"} if self.v is None and self.n == 1 else set())
-        varying = [x for x in self.tensors() if x not in inputs and not self.is_constant(x)]
+        varying = [x for x in self._parts if x not in inputs and not self.is_constant(x)]
         return not varying and self.eta != "sum" and self.readout == "linear" and self.micro == 1
 
     @property
@@ -182,7 +196,7 @@ class System:
         With readout "exp" it is the size of one cached token: the state grows by it with each token.
         """
         if self.readout == "exp":
-            counts = self._head_counts()
+            counts = self._head_counts
             keys = counts["k"] * self.n * (2 if self.is_complex else 1)
             values = counts.get("v", 1) * self.p
             return keys + values
@@ -193,14 +207,19 @@ class System:
 
     def map(self, fn: Callable[[str, Tensor], Tensor]) -> System:
         """A system with `fn(name, tensor)` in place of each tensor."""
-        new: dict[str, Any] = {name: fn(name, x) for name, x in self.tensors().items()}
+        new: dict[str, Any] = {name: fn(name, x) for name, x in self._parts.items()}
         if "rate" in new:
             new["log_decay"] = (new["log_decay"], new.pop("rate"))
         return replace(self, **new)
 
     def __getitem__(self, at: slice) -> System:
         """A stretch of tokens, `system[start:stop]`."""
-        require(isinstance(at, slice) and at.step in (None, 1), "slice a system in time: system[start:stop]")
+        require(
+            isinstance(at, slice)
+            and at.step in (None, 1)
+            and all(x is None or hasattr(x, "__index__") for x in (at.start, at.stop)),
+            f"a system is sliced in time, system[start:stop] with whole numbers; got {at!r}",
+        )
         start, stop, _ = at.indices(self.T)
         return self.gather(lambda x, r: x[:, start * r : max(start, stop) * r])
 
@@ -216,20 +235,23 @@ class System:
 
     def select_heads(self, heads: Sequence[int] | int) -> System:
         """The system of some heads."""
-        index = torch.as_tensor([heads] if isinstance(heads, int) else list(heads), device=self.device)
-        inside = index.numel() == 0 or bool((index >= 0).all() and (index < self.H).all())
-        require(inside, f"heads {heads} are not all among the {self.H} heads 0..{self.H - 1}")
         H = self.H
+        index = torch.tensor(indices(heads, H, "heads"), device=self.device)
+        require(len(index) > 0, f"no heads are named; expected some of the {H} heads 0..{H - 1}")
         return self.map(lambda name, x: select_heads(name, x, index, H))
 
     def to(self, *args: Any, **kwargs: Any) -> System:
         """Move or cast as `Tensor.to` does; complex parts stay complex."""
         device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        require(
+            dtype is None or dtype.is_floating_point or dtype.is_complex,
+            f"a system cannot be cast to {dtype}; expected a floating dtype",
+        )
 
         def move(_: str, x: Tensor) -> Tensor:
             if dtype is None:
                 return x.to(device)
-            return x.to(device=device, dtype=dtype.to_complex() if x.is_complex() else dtype)
+            return x.to(device=device, dtype=complex_dtype(dtype) if x.is_complex() else real_dtype(dtype))
 
         return self.map(move)
 
@@ -238,9 +260,11 @@ class System:
         return self.map(lambda _, x: x.detach())
 
     def check_values(self) -> None:
-        """Raise if a part holds NaN or inf (a log decay or log_b may be -inf)."""
-        for name, x in self.tensors().items():
+        """Raise if a part holds NaN or inf (a log decay or log_b may be -inf), or `sign` other values than its two."""
+        for name, x in self._parts.items():
             require_finite(x, name, allow_minus_inf=name in ("log_decay", "log_b"))
+        if self.sign is not None:
+            require_values(self.sign, "sign", (1, -1), "give the magnitude of the decay as log_decay")
 
     # -- the normal form -----------------------------------------------------------------------------------------
 
@@ -249,10 +273,10 @@ class System:
         precision that of the state (float32 at least).
         """
         r, H, hs = self.micro, self.H, self.state_heads
-        G = hs if 1 < hs < H else max((x for x in self._head_counts().values() if 1 < x < H), default=H)
+        G = hs if 1 < hs < H else max([x for x in self._head_counts.values() if 1 < x < H] or [H])
         left_out = ("w_in", "w_out", "d", "eta", "eta_floor")
-        axes = {x: split_heads(x, upcast(t), G, H // G) for x, t in self.tensors().items() if x not in left_out}
-        real = upcast(self.k).dtype.to_real()
+        axes = {x: split_heads(x, upcast(t), G, H // G) for x, t in self._parts.items() if x not in left_out}
+        real = real_dtype(upcast(self.k).dtype)
         axes = {x: t if x == "phase" or t.is_complex() else t.to(real) for x, t in axes.items()}
 
         k, v = axes["k"], axes.get("v")
@@ -264,7 +288,7 @@ class System:
             v = v * (axes["b"] if "b" in axes else axes["log_b"].exp())
         q = axes.get("q")
         if q is None:
-            q = torch.eye(self.n, dtype=k.dtype.to_real(), device=k.device)[None, None, None, None]
+            q = torch.eye(self.n, dtype=real_dtype(k.dtype), device=k.device)[None, None, None, None]
         elif r > 1:
             # The read of a token happens at one of its micro-steps; elsewhere q is zero.
             at = 0 if self.exclusive else r - 1
@@ -283,7 +307,7 @@ class System:
         """A number per step and head as [B|1, T|1, H|1] in the precision of the state; `default` where not given."""
         x = getattr(self, name)
         if not isinstance(x, Tensor):
-            x = torch.full((1,), default if x is None else x, dtype=upcast(self.k).dtype.to_real(), device=self.device)
+            x = torch.full((1,), default if x is None else x, dtype=real_dtype(upcast(self.k).dtype), device=self.device)
         x = upcast(x)
         return spread_heads(x if x.ndim == 3 else x[None, None], self.H)
 
@@ -315,7 +339,7 @@ class System:
         if self.w_out is not None:
             y = torch.einsum("bthn,ohn->bto", y, upcast(self.w_out).to(y.dtype)).unsqueeze(2)
             y = y.real if y.is_complex() else y
-        return y.to(self.dtype.to_complex() if y.is_complex() else self.dtype)
+        return y.to(complex_dtype(self.dtype) if y.is_complex() else self.dtype)
 
     # -- what can be asked of it ---------------------------------------------------------------------------------
 
@@ -372,6 +396,7 @@ class System:
     ) -> Tensor:
         """alpha with the output axis, [B,H,o,queries,T*micro]."""
         system = self if heads is None else self.select_heads(heads)
+        queries = None if queries is None else indices(queries, system.T, "queries")
         rows = system.T if queries is None else len(queries)
         size = system.B * system.H * rows * system.T * system.micro * upcast(system.k).element_size()
         require(
@@ -411,7 +436,7 @@ class System:
             "diagonal": "diagonal decay",
             "dense": "dense transition",
         }
-        decay = [x for x in ("log_decay", "rate", "phase", "sign", "transition") if x in self.tensors()]
+        decay = [x for x in ("log_decay", "rate", "phase", "sign", "transition") if x in self._parts]
         constant = all(self.is_constant(x) for x in decay)
         words = [
             ("constant " if decay and constant else "")

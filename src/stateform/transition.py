@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,11 +37,35 @@ def cis(phase: Tensor) -> Tensor:
     return unit if phase.dtype == torch.float64 else unit.to(torch.complex64)
 
 
+DOUBLE = (torch.float64, torch.complex128)
+HALF = (torch.float16, torch.bfloat16)
+_REAL = {torch.complex128: torch.float64, torch.complex64: torch.float32, torch.complex32: torch.float16}
+
+
+def real_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the real part."""
+    return _REAL.get(dtype, dtype)
+
+
+def complex_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The complex dtype that goes with a dtype. There is no complex half: complex64 goes with half precision."""
+    return torch.complex128 if dtype in DOUBLE else torch.complex64
+
+
 def upcast(x: Tensor) -> Tensor:
     """To the precision in which states and sums of log decays are kept: float32 or complex64 at least."""
-    double = x.dtype in (torch.float64, torch.complex128)
-    real = torch.float64 if double else torch.float32
-    return x.to(real.to_complex() if x.is_complex() else real)
+    real = torch.float64 if x.dtype in DOUBLE else torch.float32
+    return x.to(complex_dtype(real) if x.is_complex() else real)
+
+
+def autocast_on(device: torch.device) -> bool:
+    """Whether autocast is on for a device (some, like meta, have none)."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """A block in which autocast does not lower the precision."""
+    return torch.autocast(device.type, enabled=False) if autocast_on(device) else nullcontext()
 
 
 class Transition:

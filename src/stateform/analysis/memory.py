@@ -49,6 +49,7 @@ class Horizon:
         }
 
 
+@torch.no_grad()
 def horizon(
     system: System, *, share: float = 0.95, queries: Sequence[int] | None = None, heads: Sequence[int] | None = None
 ) -> Horizon:

@@ -57,6 +57,7 @@ class Spectrum:
         }  # fmt: skip
 
 
+@torch.no_grad()
 def spectrum(system: System, tokens: Sequence[int] | None = None) -> Spectrum:
     """Eigenvalues of A_t at the tokens given (default: up to 32 spread evenly).
 

@@ -322,7 +322,7 @@ def cost_at_longest(result: Mapping[str, Any]) -> Figure | None:
     if not panels:
         return None
     reading = (
-        "The fastest form of each layer. Work is counted from the structure, memory is estimated; shorter is cheaper."
+        "Time in the fastest form, memory measured in the form that auto takes, work counted. Shorter is cheaper."
     )
     title = f"What does each layer cost at T = {T}?" if T else "What does each layer cost?"
     return Figure("cost", title, reading, (View("Cost", tuple(panels), True),))
