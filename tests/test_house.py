@@ -31,7 +31,7 @@ HOUSE = [
     ("convert", "convert", f"{BASE} forms analysis layers"),
     ("hub", "hub", f"{BASE} forms analysis layers models convert"),
     ("experiments", "experiments", f"{BASE} forms analysis layers tasks models convert hub"),
-    ("draw", "draw", f"{BASE} forms"),
+    ("draw", "draw", f"{BASE} tolerances forms"),
     ("check", "check", f"{BASE} tolerances draw forms analysis layers models"),
     ("equivalence", "equivalence", f"{BASE} tolerances forms"),
     ("timing", "timing", f"{BASE} forms analysis layers"),

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from ._errors import StateformError, require, validate
-from .draw import REGIMES, drawn, in_regime
+from .draw import REGIMES, drawn, in_regime, sensitivity
 from .forms import exists, run
 from .layers import build
 from .state import State
 from .system import System
-from .tolerances import GRADIENT, HALF, PROJECTED, first_difference, relative_error, tolerance, wide
+from .tolerances import GRADIENT, HALF, PROJECTED, UNIT, first_difference, relative_error, tolerance, wide
 
 
 @dataclass
@@ -259,7 +259,9 @@ def _forms(b: _Bench) -> None:
                 exact = in_regime(own, regime, b.generator)
                 if exact is None:
                     continue
+                lost = 4 * sensitivity(exact, _some_state(exact, b), b.generator)
                 for dtype in (torch.float64, torch.float32, torch.bfloat16):
+                    unit = UNIT[torch.float32 if dtype in HALF else dtype]
                     given = _cast(exact, dtype)
                     oracle = _cast(given, torch.float64)
                     start = _some_state(oracle, b)
@@ -269,7 +271,8 @@ def _forms(b: _Bench) -> None:
                         got, state = run(given, form, initial_state=low, return_state=True)
                         where = f"form {form}, {regime} decays, {_short(dtype)}, T = {T}"
                         rounded = 4 if given.readout == "exp" else 1  # fused attention rounds q, k, the weights and y
-                        b.report.compare(b.part, where, got, want, tolerance(dtype, T, rounded=rounded), heads=True)
+                        allowed = tolerance(dtype, T, rounded=rounded) + lost * unit
+                        b.report.compare(b.part, where, got, want, allowed, heads=True)
                         kept = torch.float32 if dtype in HALF and "S" in end else dtype
                         b.states(where, state, end, tolerance(kept, T))
 
@@ -500,6 +503,20 @@ def _packing(b: _Bench) -> None:
         b.report.compare(b.part, "the future changed", changed[2:, :11], got[2:, :11], allowed)
 
 
+def _promise(b: _Bench) -> None:
+    """A layer that says it is contractive has no decay above 1, with its own parameters and with those drawn."""
+    if not (b.ours and getattr(b.layer, "contractive", False)):
+        return
+    for which, layer in (("its own", b.layer), ("drawn", b.drawn())):
+        broken = ""
+        try:
+            with validate(True), torch.no_grad():
+                b.call(layer, b.input(2, 9))
+        except StateformError as error:
+            broken = str(error)
+        b.report.expect(b.part, not broken, f"with {which} parameters: {broken}")
+
+
 def _empty(b: _Bench) -> None:
     """No rows, no tokens, one token: an empty result, the state unchanged."""
     layer = b.drawn()
@@ -520,6 +537,7 @@ PARTS: dict[str, Callable[[_Bench], None]] = {
     "steps": _steps,
     "padding": _padding,
     "packing": _packing,
+    "promise": _promise,
     "empty": _empty,
 }
 

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from .forms import run
+from .state import State
 from .system import System
+from .tolerances import relative_error
 
 
 def redraw(layer: nn.Module, generator: torch.Generator, how: str) -> None:
@@ -94,3 +96,21 @@ def in_regime(system: System, regime: str, generator: torch.Generator) -> System
         spread = torch.rand(parts["rate"].shape, generator=generator, dtype=torch.float64).to(g) * 0.1 + 0.9
         return replace(system, log_decay=(-g, -spread))
     return replace(system, log_decay=g)
+
+
+def sensitivity(system: System, state: State | None, generator: torch.Generator) -> float:
+    """How much larger the relative change of y is than that of the inputs (angles held), measured in float64.
+
+    Near a zero of its denominator, say, a system loses digits however it is computed.
+    """
+    small = 2.0**-30
+
+    def moved(name: str, x: Tensor) -> Tensor:
+        if name in ("phase", "sign"):
+            return x
+        noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device)
+        return torch.where(x.abs() < torch.inf, x * (1 + small * noise), x)
+
+    y, other = (run(s, "recurrent", initial_state=state) for s in (system, system.map(moved)))
+    assert isinstance(y, Tensor) and isinstance(other, Tensor)
+    return float(relative_error(other, y, heads=True).max()) / small if y.numel() else 0.0

@@ -27,8 +27,9 @@ def tolerance(dtype: torch.dtype, length: int, *, rounded: int = 1) -> float:
 
 GRADIENT = 16.0
 """A gradient may be off by this many times more: it passes the recurrence twice and sums over time."""
-PROJECTED = 4
-"""Roundings to half precision between a layer's input and output: projections, gates, norms."""
+PROJECTED = 8
+"""Roundings to half precision between a layer's input and output: projection, convolution, activation, read, norm,
+gate, their product, output projection."""
 
 
 FAINT = 0.05

@@ -30,6 +30,20 @@ def wrap(phase: Tensor) -> Tensor:
     return torch.remainder(phase.double() + math.pi, 2 * math.pi) - math.pi
 
 
+def angles(phase: Tensor, block: int = 64) -> Tensor:
+    """phase_1 + ... + phase_t along axis -2, in float64 and modulo 2 pi (not reduced to a range).
+
+    Summed within blocks, and over the reduced sums of the blocks: the terms stay small at any length, and so exact.
+    """
+    x = wrap(phase)
+    length = x.shape[-2]
+    if length <= block:
+        return torch.cumsum(x, -2)
+    x = torch.nn.functional.pad(x, (0, 0, 0, -length % block)).unflatten(-2, (-1, block)).cumsum(-2)
+    totals = wrap(x[..., -1:, :])
+    return (x + (totals.cumsum(-3) - totals)).flatten(-3, -2)[..., :length, :]
+
+
 def cis(phase: Tensor) -> Tensor:
     """exp(i phase), reduced modulo 2 pi in float64. Complex of the precision of `phase` (complex64 at least)."""
     angle = wrap(phase)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core import Core, contract
-from ..transition import cis, wrap
+from ..transition import angles, cis
 
 BASE = 4
 """A diagonal decay is summed directly in blocks of at most this many steps, by halves above."""
@@ -78,7 +78,7 @@ def cut(core: Core, c: int) -> Stretch:
     q, k, v, f, w = axes(core.q, True), axes(core.k), axes(core.v), axes(core.f), axes(core.w)
     g, phase, sign = axes(core.decay_log()), axes(core.phase), axes(core.sign)
     assert q is not None and k is not None and v is not None
-    unit = None if phase is None else cis(torch.cumsum(wrap(phase), -2)).to(core.dtype)
+    unit = None if phase is None else cis(angles(phase)).to(core.dtype)
     if sign is not None:
         signs = torch.cumprod(sign, -2)
         unit = signs if unit is None else unit * signs
@@ -120,6 +120,18 @@ def pairs(q: Tensor, k: Tensor, g: Tensor | None) -> Tensor:
         M = torch.cat([top, torch.cat([cross, M[..., 1::2, :, :]], -1)], -2)
         blocks, size = blocks // 2, size * 2
     return M.squeeze(-3)[..., :c, :c]
+
+
+def solve_unit_lower(L: Tensor, *right: Tensor) -> tuple[Tensor, ...]:
+    """(I - L)^{-1} x for each right side, L strictly lower triangular; front axes broadcast, dtypes are promoted."""
+    front = torch.broadcast_shapes(L.shape[:-2], *(x.shape[:-2] for x in right))
+    dtype = L.dtype
+    for x in right:
+        dtype = torch.promote_types(dtype, x.dtype)
+    columns = torch.cat([x.to(dtype).expand(*front, *x.shape[-2:]) for x in right], -1)
+    A = (torch.eye(L.shape[-1], dtype=dtype, device=L.device) - L).expand(*front, *L.shape[-2:])
+    solved = torch.linalg.solve_triangular(A, columns, upper=False, unitriangular=True)
+    return solved.split([x.shape[-1] for x in right], -1)
 
 
 def since_start(g: Tensor) -> Tensor:

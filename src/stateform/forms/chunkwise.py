@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .._form import register_form
 from ..core import Core, contract
-from ._pairs import BASE, Stretch, cut
+from ._pairs import BASE, Stretch, cut, solve_unit_lower
 
 if TYPE_CHECKING:
     from ..system import System
@@ -97,14 +97,8 @@ def _feedback(x: Stretch, f: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     L = x.read(w, f, exclusive=True)
     local = contract("...ij,...jp->...ip", x.read(w, x.k, exclusive=True), x.v)
     start = x.from_start(w, exclusive=True)
-    front = torch.broadcast_shapes(L.shape[:-2], local.shape[:-2], start.shape[:-2])
-    dtype = torch.promote_types(L.dtype, torch.promote_types(local.dtype, start.dtype))
-    right = torch.cat([y.to(dtype).expand(*front, *y.shape[-2:]) for y in (local, start)], -1)
-    eye = torch.eye(L.shape[-1], dtype=dtype, device=L.device)
-    solved = torch.linalg.solve_triangular(
-        (eye - L).expand(*front, *L.shape[-2:]), right, upper=False, unitriangular=True
-    )
-    return solved[..., : local.shape[-1]], solved[..., local.shape[-1] :]
+    Z, W = solve_unit_lower(L, local, start)
+    return Z, W
 
 
 def _states(S: Tensor, total: Tensor | None, carry: Tensor | None, write: Tensor, N: int) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from .._form import WEIGHTS, register_form
 from .._shapes import spread_heads
 from ..core import Core, contract
-from ._pairs import cut
+from ._pairs import cut, solve_unit_lower
 
 if TYPE_CHECKING:
     from ..system import System
@@ -48,9 +48,7 @@ def _solve(core: Core) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     write = write.mT
     if x.f is not None and x.w is not None:
         L = x.read(x.w, x.f, exclusive=True)
-        inverse = torch.linalg.inv(torch.eye(core.length, dtype=L.dtype, device=L.device) - L)
-        z_v = contract("...ij,...jk->...ik", inverse, x.read(x.w, x.k, exclusive=True))
-        z_S = contract("...ij,...jn->...in", inverse, x.from_start(x.w, exclusive=True))
+        z_v, z_S = solve_unit_lower(L, x.read(x.w, x.k, exclusive=True), x.from_start(x.w, exclusive=True))
         M, f = x.read(x.q, x.f, exclusive=x.exclusive), x.to_end(x.f).mT
         alpha, read = alpha + contract("...ij,...jk->...ik", M, z_v), read + contract("...ij,...jn->...in", M, z_S)
         write, carry = write + contract("...mj,...jk->...mk", f, z_v), carry + contract("...mj,...jn->...mn", f, z_S)

@@ -321,9 +321,7 @@ def cost_at_longest(result: Mapping[str, Any]) -> Figure | None:
             panels.append(Panel(_bars(bars, write), title, None, 12 + _BAR * len(bars)))
     if not panels:
         return None
-    reading = (
-        "Time in the fastest form, memory measured in the form that auto takes, work counted. Shorter is cheaper."
-    )
+    reading = "Time in the fastest form, memory measured in the form that auto takes, work counted. Shorter is cheaper."
     title = f"What does each layer cost at T = {T}?" if T else "What does each layer cost?"
     return Figure("cost", title, reading, (View("Cost", tuple(panels), True),))
 
