@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import contextlib
 import difflib
 from collections.abc import Iterable, Iterator
@@ -46,10 +47,23 @@ def validate(on: bool) -> Iterator[None]:
 
 def values_checked(x: Tensor) -> bool:
     """Whether the values of `x` are to be checked here and now."""
-    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x):
+    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x) or x.is_meta:
         return False
     on = _validation.get()
     return x.device.type == "cpu" if on is None else on
+
+
+def require_values(x: Tensor, name: str, allowed: tuple[int, int], hint: str) -> None:
+    """Raise if `x` holds another value than the two allowed, naming the first position."""
+    if x.numel() == 0 or not values_checked(x):
+        return
+    bad = ~((x == allowed[0]) | (x == allowed[1]))
+    if bool(bad.any()):
+        first = tuple(int(i) for i in bad.nonzero()[0])
+        raise StateformError(
+            f"{name} holds {x[first].item()} at index {first} of shape {tuple(x.shape)}; "
+            f"expected {allowed[0]} or {allowed[1]}: {hint}"
+        )
 
 
 def require_finite(x: Tensor, name: str, *, allow_minus_inf: bool = False) -> None:
@@ -57,12 +71,13 @@ def require_finite(x: Tensor, name: str, *, allow_minus_inf: bool = False) -> No
     if x.numel() == 0 or not values_checked(x):
         return
     # A sum is non-finite whenever an entry is; the entries are looked at only when it is.
-    if not allow_minus_inf and bool(torch.isfinite(x.detach().sum())):
+    if not allow_minus_inf and cmath.isfinite(x.detach().sum().item()):
         return
     bad = torch.isnan(x) | (torch.isinf(x) if not allow_minus_inf else torch.isposinf(x))
     if bool(bad.any()):
         first = tuple(int(i) for i in bad.nonzero()[0])
         raise StateformError(
-            f"{name} holds {x[first].item()} at index {first} of shape {tuple(x.shape)}; expected finite values. "
-            "Mask padded positions with attention_mask, or switch this check off with `with sf.validate(False):`."
+            f"{name} holds {x[first].item()} at index {first} of shape {tuple(x.shape)}; expected finite values"
+            f"{' or -inf' if allow_minus_inf else ''}. Mask padded positions with attention_mask, or switch this check "
+            "off with `with sf.validate(False):`"
         )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ._errors import StateformError, require
+from .transition import DOUBLE, HALF, real_dtype
 
 if TYPE_CHECKING:
     from .system import System
@@ -39,6 +40,10 @@ GATES = frozenset(
 )
 VECTORS = ("q", "k", "v", "f", "w", "transition", "w_in", "w_out")
 DECAYS = ("log_decay", "rate", "phase", "sign")
+TENSORS = tuple(name for name in SHAPES if name != "rate")
+"""The fields of a System that may be tensors; a product decay is a pair, log_decay and rate."""
+AXES = {"B": "batch size", "t": "length", "n": "number of keys", "p": "number of values", "o": "number of outputs",
+        "i": "number of inputs"}  # fmt: skip
 
 
 def layout(name: str, x: Tensor) -> str:
@@ -47,31 +52,48 @@ def layout(name: str, x: Tensor) -> str:
         if len(axes) == x.ndim:
             return axes
     expected = " or ".join("[" + ",".join(axes) + "]" for axes in SHAPES[name])
-    raise StateformError(f"{name} has shape {list(x.shape)}; expected {expected} (t tokens, T = t * micro)")
+    letters = "t tokens, T = t * micro" if name in PER_TOKEN else "T = tokens * micro"
+    raise StateformError(f"{label(name)} has shape {list(x.shape)}; expected {expected} (B batch, {letters}, H heads)")
+
+
+def label(name: str) -> str:
+    """The name of a part in messages."""
+    return "log_decay[1]" if name == "rate" else name
 
 
 def check_shapes(s: System) -> None:
     """Raise unless the parts of a system fit each other."""
+    _check_types(s)
     parts = s.tensors()
-    for name in ("q", "k", "v", "phase", "sign", "transition", "f", "w", "b", "log_b", "d", "w_in", "w_out"):
-        x = getattr(s, name)
-        require(
-            x is None or isinstance(x, Tensor),
-            f"{name} is a {type(x).__name__}; expected a tensor" + (" or None" if name != "k" else ""),
-        )
-    require(isinstance(s.k, Tensor), f"k is {type(s.k).__name__}; expected a tensor [B,T,H,n] or [H,n]")
-    require(s.readout in ("linear", "exp"), f"readout is {s.readout!r}; expected 'linear' or 'exp'")
-    require(
-        s.eta is None or isinstance(s.eta, Tensor) or s.eta == "sum",
-        f"eta is {s.eta!r}; expected None, 'sum' or a tensor",
-    )
-    require(
-        isinstance(s.micro, int) and s.micro >= 1,
-        f"micro is {s.micro!r}; expected a number of steps per token, 1 or more",
-    )
     _check_sizes(s, parts)
     _check_kinds(parts)
     _check_combinations(s)
+
+
+def _check_types(s: System) -> None:
+    require(isinstance(s.k, Tensor), f"k is a {type(s.k).__name__}; expected a tensor [B,T,H,n] or [H,n]")
+    for name in TENSORS:
+        x = getattr(s, name)
+        if x is None or isinstance(x, Tensor):
+            continue
+        if name == "log_decay":
+            pair = isinstance(x, tuple) and len(x) == 2 and all(isinstance(part, Tensor) for part in x)
+            given = f"a tuple of {len(x)}" if isinstance(x, tuple) else f"a {type(x).__name__}"
+            require(pair, f"log_decay is {given}; expected a tensor, a pair of tensors (dt, a), or None")
+        elif name == "eta":
+            require(isinstance(x, str) and x == "sum", f"eta is {x!r}; expected None, 'sum' or a tensor")
+        elif name == "eta_floor":
+            number = isinstance(x, int | float) and not isinstance(x, bool) and 0 <= x < float("inf")
+            require(number, f"eta_floor is {x!r}; expected a number, 0 or more, or a tensor")
+        else:
+            raise StateformError(f"{name} is a {type(x).__name__}; expected a tensor or None")
+    require(s.readout in ("linear", "exp"), f"readout is {s.readout!r}; expected 'linear' or 'exp'")
+    for name, least in (("micro", "steps per token"), ("window", "tokens")):
+        size = getattr(s, name)
+        whole = isinstance(size, int) and not isinstance(size, bool) and size >= 1
+        require(whole or (size is None and name == "window"), f"{name} is {size!r}; expected 1 or more {least}")
+    for name in ("exclusive", "causal"):
+        require(isinstance(getattr(s, name), bool), f"{name} is {getattr(s, name)!r}; expected True or False")
 
 
 def _check_sizes(s: System, parts: dict[str, Tensor]) -> None:
@@ -83,48 +105,64 @@ def _check_sizes(s: System, parts: dict[str, Tensor]) -> None:
                 heads[name] = size
                 continue
             if axis == "T":
-                require(size % s.micro == 0, f"{name} has {size} steps; expected a multiple of micro = {s.micro}")
+                if size % s.micro:
+                    raise StateformError(
+                        f"{label(name)} has {size} steps; expected a multiple of micro = {s.micro}, the steps per token"
+                    )
                 axis, size = "t", size // s.micro
             if axis == "n" and size == 1 and name in DECAYS:
                 continue
             known, first = seen.setdefault(axis, (size, name))
-            what = {
-                "B": "batch size",
-                "t": "length",
-                "n": "number of keys",
-                "p": "values",
-                "o": "outputs",
-                "i": "inputs",
-            }[axis]
             if axis == "o" and {name, first} == {"q", "w_out"}:
-                raise StateformError("w_out maps the state of a system with q = None; give one of them")
-            require(
-                known == size, f"{name} has {what} {size}, but {first} has {known}; shape of {name}: {list(x.shape)}"
-            )
-    H = max(heads.values())
+                raise StateformError("w_out maps the state of a system with q = None; give q or w_out, not both")
+            if known != size:
+                raise StateformError(
+                    f"{label(name)} and {label(first)} differ in their {AXES[axis]}, {size} and {known}; "
+                    f"their shapes are {list(x.shape)} and {list(parts[first].shape)}"
+                )
+    for axis in "npoi":
+        size, name = seen.get(axis, (1, ""))
+        require(size > 0, f"the {AXES[axis]} of {name} is 0; expected 1 or more")
+    most = max(heads, key=lambda name: heads[name])
     for name, h in heads.items():
-        require(h > 0 and H % h == 0, f"{name} has {h} heads; expected a divisor of {H} (the most heads any part has)")
+        if h == 0 or heads[most] % h:
+            rest = (
+                "; expected 1 or more" if h == 0 else f", {label(most)} has {heads[most]}; expected a divisor of that"
+            )
+            raise StateformError(f"{label(name)} has {h} heads{rest}")
     require("B" in seen, "every part of this system is constant; give v (or k) a batch and a time axis")
 
 
 def _check_kinds(parts: dict[str, Tensor]) -> None:
     k = parts["k"]
-    double = (torch.float64, torch.complex128)
-    half = (torch.float16, torch.bfloat16)
     for name, x in parts.items():
-        require(x.is_floating_point() or x.is_complex(), f"{name} has dtype {x.dtype}; expected a floating dtype")
-        require(x.device == k.device, f"{name} is on {x.device}, but k is on {k.device}; move them with .to(device)")
-        require(not (x.is_complex() and name in GATES), f"{name} is complex; give the angle of the decay as phase")
+        if not (x.is_floating_point() or x.is_complex()):
+            raise StateformError(
+                f"{label(name)} has dtype {x.dtype}; expected a floating dtype: cast it with .to(dtype)"
+            )
+        if x.layout != torch.strided:
+            raise StateformError(f"{label(name)} is a sparse tensor; expected a dense one: use .to_dense()")
+        if x.device != k.device:
+            raise StateformError(f"{label(name)} is on {x.device}, k on {k.device}; move one of them with .to(device)")
+        if x.is_complex() and name in GATES:
+            hint = "give the angle of the decay as phase" if name in DECAYS else "its phase belongs to k, v or q"
+            raise StateformError(f"{label(name)} is complex; expected a real tensor: {hint}")
         # Decays may be more precise than the values they act on. There is no complex half: complex64 goes with half.
-        same = x.dtype.to_real() == k.dtype.to_real() if name in VECTORS else (x.dtype in double) == (k.dtype in double)
-        paired = {x.dtype, k.dtype} & {torch.complex64} and {x.dtype, k.dtype} & set(half)
-        fits = same or paired or name in (*DECAYS, "log_b", "eta_floor")
-        require(fits, f"{name} has dtype {x.dtype}, but k has {k.dtype}; cast one of them with .to(dtype)")
+        if x.dtype == k.dtype or name in (*DECAYS, "log_b", "eta_floor"):
+            continue
+        same = (
+            real_dtype(x.dtype) == real_dtype(k.dtype)
+            if name in VECTORS
+            else (x.dtype in DOUBLE) == (k.dtype in DOUBLE)
+        )
+        paired = {x.dtype, k.dtype} & {torch.complex64} and {x.dtype, k.dtype} & set(HALF)
+        if not (same or paired):
+            raise StateformError(f"{name} has dtype {x.dtype}, but k has {k.dtype}; cast one of them with .to(dtype)")
 
 
 def _check_combinations(s: System) -> None:
     require(s.k.ndim == 4 or s.v is not None, "with v = None, k is the whole input: give it a batch and a time axis")
-    require((s.f is None) == (s.w is None), "feedback f w^T needs both f and w")
+    require((s.f is None) == (s.w is None), "feedback f w^T needs both f and w; give the other one too, or neither")
     require(s.b is None or s.log_b is None, "give b or log_b (its logarithm), not both")
     dense = s.transition is not None
     require(not dense or (s.log_decay is None and s.phase is None and s.sign is None),
@@ -135,19 +173,22 @@ def _check_combinations(s: System) -> None:
     if s.readout == "exp":
         require(s.q is not None and s.q.ndim == 4 and s.v is not None and s.k.ndim == 4,
                 'readout "exp" needs q and k [B,T,H,n] and v [B,T,H,p]')  # fmt: skip
-        require(s.decay_kind in ("identity", "scalar") or _only_phase(s),
-                'readout "exp" takes a scalar log decay (on weights) and a phase (on keys), no other decay')  # fmt: skip
-        require(s.f is None and s.sign is None, 'readout "exp" has no feedback and no sign')
+        assert s.v is not None
+        require(
+            not s.v.is_complex(), 'readout "exp" needs real values v; give their real and imaginary parts side by side'
+        )
+        require(not dense and (s.log_decay is None or _on_weights(s.log_decay)),
+                'readout "exp" takes a scalar log decay, [B,T,H] or [H], on the weights and a phase on the keys; '
+                "diagonal, product or dense decays are refused")  # fmt: skip
+        require(s.f is None and s.sign is None, 'readout "exp" has no feedback and no sign; leave out f, w and sign')
         require(not s.exclusive and s.micro == 1, 'readout "exp" is inclusive and has one step a token')
-        require(s.window is None or s.window >= 1, f"window is {s.window}; expected 1 or more tokens")
     else:
         require(s.window is None, 'window is for readout "exp"; a linear readout forgets by its decay')
-        require(s.causal, 'causal=False is for readout "exp"')
+        require(s.causal, 'causal=False is for readout "exp"; a linear readout is causal')
 
 
-def _only_phase(s: System) -> bool:
-    log = s.tensors().get("log_decay")
-    return "rate" not in s.tensors() and (log is None or log.ndim in (1, 3) or log.shape[-1] == 1)
+def _on_weights(log_decay: Tensor | tuple[Tensor, Tensor]) -> bool:
+    return isinstance(log_decay, Tensor) and (log_decay.ndim in (1, 3) or log_decay.shape[-1] == 1)
 
 
 def split_heads(name: str, x: Tensor, G: int, R: int) -> Tensor:

@@ -9,7 +9,6 @@ query at a time are the forms matrix, chunkwise and recurrent.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -18,10 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ._errors import StateformError
 from ._form import WEIGHTS
 from ._shapes import spread_heads
 from .state import State
-from .transition import DOUBLE, real_dtype, upcast, wrap
+from .transition import DOUBLE, angles, real_dtype, upcast, wrap
 
 if TYPE_CHECKING:
     from .system import System
@@ -62,14 +62,14 @@ def absorb(system: System, state: State | None) -> Cache:
         b = upcast(system.b) if system.b is not None else upcast(system.log_b).exp()  # type: ignore[arg-type]
         k = _per_head(upcast(k), (b if b.ndim == 3 else b[None, None]).unsqueeze(-1))
     if system.phase is not None:
-        phase = wrap(system.phase)
+        phase = system.phase
         if phase.ndim < 3:
             phase = phase.expand(B, T, *phase.shape)
         phase = phase if phase.ndim == 4 else phase.unsqueeze(-1)
         start = None if state is None else state.get("angle")
-        angles = torch.cumsum(phase, 1) + (0 if start is None else start.unsqueeze(1))
-        angle = torch.remainder(angles[:, -1], 2 * math.pi)
-        turn = torch.polar(torch.ones_like(angles), angles)
+        turned = angles(phase.movedim(1, 2)).movedim(2, 1) + (0 if start is None else start.unsqueeze(1))
+        angle = wrap(turned[:, -1])
+        turn = torch.polar(torch.ones_like(turned), turned)
         turn = turn if q.dtype in DOUBLE else turn.to(torch.complex64)
         q, k = _per_head(upcast(q), turn), _per_head(upcast(k), turn.conj())
     if q.is_complex() or k.is_complex():
@@ -84,7 +84,15 @@ def absorb(system: System, state: State | None) -> Cache:
         log_weight = g.new_zeros(B, 0, g.shape[2])
     if state is not None:
         seen = state["position"]
-        k, v = torch.cat([state["keys"], k], 1), torch.cat([state["values"], v], 1)
+        keys, values = state["keys"], state["values"]
+        fits = keys.shape[2:] == k.shape[2:] and values.shape[2:] == v.shape[2:] and keys.shape[:2] == values.shape[:2]
+        if not fits:
+            expected = f"[{B},L,{k.shape[2]},{k.shape[3]}] and [{B},L,{v.shape[2]},{v.shape[3]}]"
+            raise StateformError(
+                f"the state holds keys {list(keys.shape)} and values {list(values.shape)}; expected {expected}, "
+                "as in the State that return_state=True gave"
+            )
+        k, v = torch.cat([keys.to(k.dtype), k], 1), torch.cat([values.to(v.dtype), v], 1)
         log_weight = state.get("log_weight") if g is not None else None
     return Cache(q, k, v, log_weight, g, angle, seen)
 
@@ -122,8 +130,8 @@ def attend(system: System, state: State | None, block: int) -> tuple[Tensor, Sta
 def _bias(
     cache: Cache, log_weight: Tensor | None, g: Tensor | None, start: int, stop: int, system: System
 ) -> tuple[int, Tensor | None, Tensor | None]:
-    """For the queries start..stop: the first key any of them sees; what is added to their logits, [B|1,H|1,queries,keys]
-    or None for "causal, nothing else"; and the running log weights of all keys up to `stop`.
+    """For the queries start..stop: the first key any of them sees; what is added to their logits,
+    [B|1,H|1,queries,keys] or None for "causal, nothing else"; and the running log weights of all keys up to `stop`.
     """
     L, device = cache.past, cache.keys.device
     low = 0 if system.window is None else max(0, L + start - system.window + 1)
@@ -212,6 +220,8 @@ def _alpha(system: System, logits: Tensor, rows: slice | Tensor) -> tuple[Tensor
 
 def log_normaliser(system: System) -> Tensor:
     """log sum_j exp(...) of every query from an empty cache, [B,T,H]."""
+    if system.B * system.T == 0:
+        return torch.zeros(system.B, system.T, system.H, device=system.device)
     cache = absorb(system, None)
     _, bias, _ = _bias(cache, cache.log_weight, cache.g, 0, system.T, system)
     return _logits(cache.q, cache.keys, bias, system.H).logsumexp(-1).transpose(1, 2)

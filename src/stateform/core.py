@@ -84,6 +84,8 @@ class Core:
 
     def slice(self, start: int, stop: int) -> Core:
         """The steps start <= t < stop; constant parts stay as they are."""
+        if stop - start == self.length:
+            return self
         cut = {name: x[:, start:stop] for name, x in self.tensors().items() if name != "rate" and x.shape[1] != 1}
         # A varying part of a sequence of one step has size 1 too; it needs no cut.
         return replace(self, **cut, length=stop - start)  # type: ignore[arg-type]

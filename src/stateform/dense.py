@@ -47,6 +47,8 @@ def _mv(M: Tensor, x: Tensor) -> Tensor:
 def normaliser(system: System) -> Tensor:
     """eta_t [B,T,H], measured from a zero state where it is a sum (ones where there is none)."""
     B, T, H = system.B, system.T, system.H
+    if B * T == 0:
+        return torch.ones(B, T, H, dtype=real_dtype(upcast(system.k).dtype), device=system.device)
     if system.readout == "exp" and system.eta == "sum":
         return log_normaliser(system).exp()
     if system.eta != "sum":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ._errors import StateformError, nearest, require
+from ._errors import StateformError, nearest, require, values_checked
+from .transition import complex_dtype, real_dtype
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,18 +34,35 @@ class State:
     """Which layer the state belongs to; a state of another layer is refused."""
 
     def __post_init__(self) -> None:
+        require(
+            isinstance(self.tensors, Mapping),
+            f"a State is made of a {type(self.tensors).__name__}; expected a dict from names to tensors",
+        )
+        rows = None
+        for name, x in self.tensors.items():
+            if not (isinstance(name, str) and isinstance(x, Tensor) and x.ndim):
+                what = f"a tensor of shape {list(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+                raise StateformError(f"{name!r} of this state is {what}; expected a name and a tensor [rows, ...]")
+            rows = x.shape[0] if rows is None else rows
+            if x.shape[0] != rows:
+                raise StateformError(
+                    f"{name!r} of this state has {x.shape[0]} rows, {next(iter(self.tensors))!r} has {rows}; "
+                    "expected one row a sequence in every tensor"
+                )
         object.__setattr__(self, "tensors", MappingProxyType(dict(self.tensors)))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return State, (dict(self.tensors), self.fingerprint)
+
     def __getattr__(self, name: str) -> Tensor:
-        try:
-            return self.__dict__["tensors"][name]
-        except KeyError:
-            raise AttributeError(
-                f"this state has no {name!r}; it holds {', '.join(self.__dict__['tensors'])}"
-            ) from None
+        tensors = self.__dict__.get("tensors", {})
+        if name not in tensors:
+            raise AttributeError(f"this state has no {name!r}; it holds {', '.join(tensors) or 'nothing'}")
+        return tensors[name]
 
     def __getitem__(self, name: str) -> Tensor:
-        require(name in self.tensors, f"this state has no {name!r}: {nearest(name, self.tensors)}")
+        if name not in self.tensors:
+            raise StateformError(f"this state has no {name!r}: {nearest(str(name), self.tensors)}")
         return self.tensors[name]
 
     def __contains__(self, name: str) -> bool:
@@ -60,7 +78,7 @@ class State:
     @property
     def rows(self) -> int:
         """Number of sequences."""
-        return next(iter(self.tensors.values())).shape[0]
+        return next((x.shape[0] for x in self.tensors.values()), 0)
 
     @property
     def nbytes(self) -> int:
@@ -72,14 +90,17 @@ class State:
         return State({name: fn(x) for name, x in self.tensors.items()}, self.fingerprint)
 
     def to(self, *args: Any, **kwargs: Any) -> State:
-        """Move or cast as `Tensor.to` does; a dtype reaches the floating tensors alone and keeps complex ones complex."""
+        """Move or cast as `Tensor.to` does; a dtype reaches floating tensors alone, and complex ones stay complex."""
         device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        require(
+            dtype is None or dtype.is_floating_point or dtype.is_complex,
+            f"a state cannot be cast to {dtype}; expected a floating dtype",
+        )
 
         def move(x: Tensor) -> Tensor:
             if dtype is None or not (x.is_floating_point() or x.is_complex()):
                 return x.to(device) if device else x
-            target = dtype if not x.is_complex() or dtype.is_complex else dtype.to_complex()
-            return x.to(device=device, dtype=target)
+            return x.to(device=device, dtype=complex_dtype(dtype) if x.is_complex() else real_dtype(dtype))
 
         return self.map(move)
 
@@ -93,32 +114,48 @@ class State:
 
     def select(self, rows: Tensor | list[int]) -> State:
         """The rows given by integer indices (or a boolean mask), in that order."""
-        return self.map(lambda x: x[torch.as_tensor(rows, device=x.device)])
+        index = torch.as_tensor(rows)
+        index = index.long() if index.numel() == 0 else index
+        whole = not (index.is_floating_point() or index.is_complex())
+        require(index.ndim == 1 and whole, f"rows are {rows!r}; expected a list or tensor [N] of indices, or a mask")
+        if index.dtype == torch.bool:
+            require(len(index) == self.rows, f"the mask of rows has {len(index)} entries, the state {self.rows} rows")
+        elif values_checked(index):
+            inside = bool(((index >= -self.rows) & (index < self.rows)).all())
+            require(inside, f"rows {index.tolist()} are not all among the {self.rows} of the state")
+        return self.map(lambda x: x[index.to(x.device)])
 
     def repeat(self, n: int) -> State:
         """Each row n times in a row (beam search, several samples of a prompt)."""
+        require(isinstance(n, int) and n >= 0, f"n is {n!r}; expected a whole number of copies")
         return self.map(lambda x: x.repeat_interleave(n, 0))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to a safetensors file, atomically, with the fingerprint."""
         from safetensors.torch import save
 
-        path = Path(path)
-        data = save({k: x.contiguous() for k, x in self.tensors.items()}, metadata={"stateform": self.fingerprint})
-        write_atomically(path, data)
+        require(not any(x.is_meta for x in self.tensors.values()), "a state on the device meta has no values to save")
+        whole = {k: x.detach().resolve_conj().resolve_neg().contiguous().clone() for k, x in self.tensors.items()}
+        write_atomically(Path(path), save(whole, metadata={"stateform": self.fingerprint}))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> State:
         """Read what `save` wrote. Raises StateformError if the file is missing, truncated or of another kind."""
         from safetensors import SafetensorError, safe_open
 
+        path = Path(path)
+        require(path.exists(), f"cannot read a state from {path}: there is no such file")
+        require(not path.is_dir(), f"cannot read a state from {path}: it is a folder; name a file in it")
         try:
             with safe_open(path, framework="pt") as file:
                 fingerprint = (file.metadata() or {}).get("stateform")
-                require(fingerprint is not None, f"{path} is a safetensors file, but not a state written by Stateform")
+                require(fingerprint is not None, f"{path} is a safetensors file, but not a state; name a file that "
+                        "State.save wrote")  # fmt: skip
                 return cls({name: file.get_tensor(name) for name in file.keys()}, str(fingerprint))  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise StateformError(f"cannot read a state from {path}: {error}") from None
+        except OSError as error:
+            raise StateformError(f"cannot read a state from {path}: {error.strerror or error}") from None
+        except SafetensorError as error:
+            raise StateformError(f"cannot read a state from {path}: not a whole safetensors file ({error})") from None
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{k} {list(x.shape)}" for k, x in self.tensors.items())
@@ -127,29 +164,28 @@ class State:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a whole file or nothing: a temporary file beside it, then a rename."""
+    require(not path.is_dir(), f"cannot write {path}: it is a folder; name a file in it")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        if path.exists() and not path.is_file():  # a pipe or a terminal takes bytes, but no other file's name
+            path.write_bytes(data)
+            return
+        with temporary.open("xb") as file:
+            file.write(data)
+        os.replace(temporary, path)
     except OSError as error:
         raise StateformError(
             f"cannot write {path}: {error.strerror or error}; give a path in a folder you can write to"
         ) from None
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        # mkstemp makes a private file; give it the permissions that open() would.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise StateformError(f"cannot write {path}: {error.strerror or error}") from None
     finally:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
 
 
-pytree.register_pytree_node(
-    State,
-    lambda s: (list(s.tensors.values()), (tuple(s.tensors), s.fingerprint)),
-    lambda xs, context: State(dict(zip(context[0], xs, strict=True)), context[1]),
-)
+def _unflatten(xs: Any, context: tuple[tuple[str, ...], str]) -> State:
+    names, fingerprint = context
+    state = object.__new__(State)  # not validated: transformed leaves need not be tensors
+    state.__dict__.update(tensors=MappingProxyType(dict(zip(names, xs, strict=True))), fingerprint=fingerprint)
+    return state
+
+
+pytree.register_pytree_node(State, lambda s: (list(s.tensors.values()), (tuple(s.tensors), s.fingerprint)), _unflatten)

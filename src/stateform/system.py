@@ -15,7 +15,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
 from math import lcm
 from typing import Any, Literal
 
@@ -25,7 +24,8 @@ from torch.utils import _pytree as pytree
 
 from ._errors import StateformError, require, require_finite, require_values
 from ._form import FORMS, WEIGHTS
-from ._shapes import DECAYS, PER_TOKEN, TENSORS, check_shapes, layout, select_heads, split_heads, spread_heads
+from ._lazy import Lazy
+from ._shapes import DECAYS, PER_TOKEN, TENSORS, check_shapes, label, layout, select_heads, split_heads, spread_heads
 from .core import Core
 from .dense import Matrices, matrices, spectrum
 from .transition import associative_scan, complex_dtype, real_dtype, upcast
@@ -100,14 +100,14 @@ class System:
         """The tensors that are there, by name; a product decay counts as `log_decay` (dt) and `rate` (a)."""
         return dict(self._parts)
 
-    @cached_property
+    @Lazy
     def _parts(self) -> dict[str, Tensor]:
         out = {name: x for name in TENSORS if isinstance(x := getattr(self, name), Tensor)}
         if isinstance(self.log_decay, tuple):
             out["log_decay"], out["rate"] = self.log_decay
         return out
 
-    @cached_property
+    @Lazy
     def _layouts(self) -> dict[str, str]:
         return {name: layout(name, x) for name, x in self._parts.items()}
 
@@ -121,28 +121,28 @@ class System:
                 return x, name in PER_TOKEN
         raise StateformError("every part of this system is constant; give v (or k) a batch and a time axis")
 
-    @cached_property
+    @Lazy
     def B(self) -> int:
         """Batch size."""
         return self._varying()[0].shape[0]
 
-    @cached_property
+    @Lazy
     def T(self) -> int:
         """Length in tokens."""
         x, per_token = self._varying()
         return x.shape[1] if per_token else x.shape[1] // self.micro
 
-    @cached_property
+    @Lazy
     def H(self) -> int:
         """Heads."""
         return max(self._head_counts.values())
 
-    @cached_property
+    @Lazy
     def state_heads(self) -> int:
         """Heads of the state: those of k, v, decay and feedback broadcast together."""
         return lcm(*(h for name, h in self._head_counts.items() if name not in PER_TOKEN))
 
-    @cached_property
+    @Lazy
     def _head_counts(self) -> dict[str, int]:
         return {name: x.shape[self._layouts[name].index("H")] for name, x in self._parts.items()}
 
@@ -157,6 +157,10 @@ class System:
         return 1 if self.v is None else self.v.shape[-1]
 
     @property
+    def _outputs(self) -> int:
+        return self.n if self.q is None else self.q.shape[-2] if self.q.ndim in (3, 5) else 1
+
+    @property
     def dtype(self) -> torch.dtype:
         """Dtype of the output (real: that of v, else that of k)."""
         x = self.k if self.v is None or self.v.is_complex() else self.v
@@ -167,12 +171,12 @@ class System:
         """Device of all parts."""
         return self.k.device
 
-    @cached_property
+    @Lazy
     def is_complex(self) -> bool:
         """Whether the state is complex."""
         return self.phase is not None or any(x.is_complex() for x in self._parts.values())
 
-    @cached_property
+    @Lazy
     def decay_kind(self) -> Literal["identity", "scalar", "diagonal", "dense"]:
         """Structure of the open-loop decay."""
         if self.transition is not None:
@@ -262,7 +266,7 @@ class System:
     def check_values(self) -> None:
         """Raise if a part holds NaN or inf (a log decay or log_b may be -inf), or `sign` other values than its two."""
         for name, x in self._parts.items():
-            require_finite(x, name, allow_minus_inf=name in ("log_decay", "log_b"))
+            require_finite(x, label(name), allow_minus_inf=name in ("log_decay", "log_b"))
         if self.sign is not None:
             require_values(self.sign, "sign", (1, -1), "give the magnitude of the decay as log_decay")
 
@@ -299,15 +303,17 @@ class System:
         names = {"log_decay": "log", "transition": "matrix"}
         rest = {names.get(x, x): axes.get(x) for x in ("log_decay", "rate", "phase", "sign", "transition", "f", "w")}
         return Core(
-            q, k, v, **rest, exclusive=self.exclusive, real=self.q is not None, length=self.T * r, heads=(G, H // G), state_heads=shared,
-            batch=self.B,
+            q, k, v, **rest, exclusive=self.exclusive, real=self.q is not None, length=self.T * r, batch=self.B,
+            heads=(G, H // G), state_heads=shared,
         )  # fmt: skip
 
     def gate(self, name: Literal["b", "log_b", "d", "eta", "eta_floor"], default: float = 0.0) -> Tensor:
         """A number per step and head as [B|1, T|1, H|1] in the precision of the state; `default` where not given."""
         x = getattr(self, name)
         if not isinstance(x, Tensor):
-            x = torch.full((1,), default if x is None else x, dtype=real_dtype(upcast(self.k).dtype), device=self.device)
+            x = torch.full(
+                (1,), default if x is None else x, dtype=real_dtype(upcast(self.k).dtype), device=self.device
+            )
         x = upcast(x)
         return spread_heads(x if x.ndim == 3 else x[None, None], self.H)
 
@@ -364,7 +370,7 @@ class System:
             StateformError: for vector states (see `contributions`), and where the result would be too large.
         """
         require(self.v is not None and self.q is not None and self.q.ndim in (2, 4),
-                "coefficients are scalar weights of values; this system has vector states: use contributions()")  # fmt: skip
+                "coefficients are scalar weights of values; for vector states use contributions()")  # fmt: skip
         return self._weights_of_inputs(heads, queries, limit).squeeze(2)
 
     def contributions(
@@ -373,12 +379,12 @@ class System:
     ) -> Tensor:  # fmt: skip
         """What each token j adds to y_i: [B,H,queries,T * micro,o], whose sum over j is y (from a zero state).
 
-        For scalar weights o = p and the entry is alpha_ij v_j; for vector states (v = None) it is C A_i ... A_{j+1} k_j.
+        For scalar weights o = p and the entry is alpha_ij v_j; for vector states (v = None), C A_i ... A_{j+1} k_j.
         With `w_out` the heads are mapped together and H = 1. Arguments and errors as for `coefficients`.
         """
         scalar = self.v is not None and self.q is not None and self.q.ndim in (2, 4)
         require(scalar or self.v is None, "contributions of a matrix read need q without an output axis, or v = None")
-        width = self.p if scalar else self.n if self.q is None else self.q.shape[-2] if self.q.ndim in (3, 5) else 1
+        width = self.p if scalar else self._outputs
         alpha = self._weights_of_inputs(heads, queries, limit / max(1, width))
         system = self if heads is None else self.select_heads(heads)
         if system.v is not None:
@@ -401,14 +407,19 @@ class System:
         size = system.B * system.H * rows * system.T * system.micro * upcast(system.k).element_size()
         require(
             size <= limit,
-            f"these coefficients would take {size / 1e9:.1f} GB ([{system.B},{system.H},{rows},{system.T * system.micro}]);"
-            f" the limit is {limit / 1e9:.1f} GB. Choose heads=, queries=, a shorter stretch system[start:stop], or limit=",
+            f"coefficients [{system.B},{system.H},{rows},{system.T * system.micro}] would take {size / 1e9:.2g} GB; "
+            f"the limit is {limit / 1e9:.2g} GB: choose heads=, queries=, a shorter system[start:stop], or limit=",
         )
+        if size == 0:
+            shape = (system.B, system.H, system._outputs, rows, system.T * system.micro)
+            real = real_dtype(upcast(system.k).dtype)
+            whole = system.is_complex and system.q is None
+            return torch.zeros(shape, dtype=complex_dtype(real) if whole else real, device=system.device)
         return WEIGHTS[system.readout](system, queries)
 
     def matrices(self, *, normalised: bool = False, limit: float = 1e9) -> Matrices:
-        """The DSF's dense Lambda, B, C, D at each token: h_t = Lambda_t h_{t-1} + B_t u_t, y_t = C_t h_t + D_t u_t, with
-        h = vec(S) (key-major, N = n p) and u_t = v_t (or the layer input where `w_in` is known).
+        """The DSF's dense Lambda, B, C, D at each token: h_t = Lambda_t h_{t-1} + B_t u_t, y_t = C_t h_t + D_t u_t,
+        with h = vec(S) (key-major, N = n p) and u_t = v_t (or the layer input where `w_in` is known).
 
         Args:
             normalised: put the division by eta into Lambda and B (the DSF's own coordinates, eq. 15:
@@ -507,20 +518,30 @@ def stabilise(system: System, log_scale: Tensor | None = None) -> tuple[System, 
     return replace(system, log_decay=g + shift, log_b=None, b=b, eta_floor=floor, d=d), m[:, 1:]
 
 
+def indices(given: Sequence[int] | int, size: int, what: str) -> list[int]:
+    """Whole numbers as indices 0..size-1; negative ones count from the end."""
+    try:
+        index = [operator.index(i) for i in ([given] if isinstance(given, int) else given)]
+    except TypeError:
+        raise StateformError(f"{what} is {given!r}; expected whole numbers") from None
+    require(all(-size <= i < size for i in index), f"{what} {index} are not all among the {size}: 0..{size - 1}")
+    return [i % size for i in index]
+
+
 def _flatten(s: System) -> tuple[list[Tensor], tuple[tuple[str, ...], tuple[tuple[str, Any], ...]]]:
-    parts = s.tensors()
-    rest = tuple((f.name, x) for f in fields(s) if not isinstance(x := getattr(s, f.name), Tensor | tuple))
+    parts = s._parts
+    rest = tuple((f.name, getattr(s, f.name)) for f in fields(s) if f.name not in parts)
     return list(parts.values()), (tuple(parts), rest)
 
 
 def _unflatten(xs: Any, context: Any) -> System:
     names, rest = context
-    new = {**dict(zip(names, xs, strict=True)), **dict(rest)}
+    parts = dict(zip(names, xs, strict=True))
+    new = {**parts, **dict(rest)}
     if "rate" in new:
         new["log_decay"] = (new["log_decay"], new.pop("rate"))
-    system = object.__new__(System)  # transformed leaves need not be valid tensors
-    for f in fields(System):
-        object.__setattr__(system, f.name, new.get(f.name, f.default))
+    system = object.__new__(System)  # not validated: transformed leaves need not be tensors
+    system.__dict__.update(new, _parts=parts)
     return system
 
 

@@ -9,11 +9,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .._errors import nearest, require, values_checked
+from .._errors import StateformError, nearest, require, values_checked
 from .._form import FORMS
 from ..attend import attend
 from ..state import State
 from ..system import System, stabilise
+from ..transition import DOUBLE, real_dtype, without_autocast
 from ._packing import check_cu_seqlens, groups
 
 for _module in pkgutil.iter_modules(__path__):
@@ -33,7 +34,7 @@ def run(
     Args:
         system: what to compute.
         form: "auto", or one of recurrent, chunkwise, scan, matrix, convolution.
-        initial_state: the State (or S itself, [B,H,n,p]) before the first token; default zero. Packed: one row a sequence.
+        initial_state: the State (or S itself, [B,H,n,p]) before the first token; default zero. Packed: a row each.
         return_state: give the state after the last token too.
         cu_seqlens: integer [N+1], the ends of N sequences packed into one row (B = 1).
 
@@ -44,17 +45,20 @@ def run(
         StateformError: a form that does not exist for this system (and why), a state that does not fit, bad cu_seqlens,
             or (where values are checked, see `sf.validate`) NaN or inf.
     """
+    require(isinstance(system, System), f"system is a {type(system).__name__}; expected a System, e.g. layer.system(x)")
+    known_form(form)
+    require(system.causal or not return_state, "a non-causal system has no state; leave out return_state")
     if values_checked(system.k):
         system.check_values()
     if cu_seqlens is None:
         y, state = compute(system, form, initial_state)
         return (y, state) if return_state else y
-    check_cu_seqlens(cu_seqlens, system.T, system.B)
+    check_cu_seqlens(cu_seqlens, system.T, system.B, system.device)
     rows = len(cu_seqlens) - 1
     given = as_state(system, initial_state, rows)
     state = blank_state(system, rows) if given is None else given
     packed: Tensor | None = None
-    for group in groups(cu_seqlens):
+    for group in groups(cu_seqlens, system.device):
         part = system.gather(partial(_take, tokens=group.tokens))
         y_part, s_part = compute(part, form, None if given is None else given.select(group.rows))
         packed = y_part.new_zeros(1, system.T, *y_part.shape[2:]) if packed is None else packed
@@ -73,21 +77,27 @@ def _take(x: Tensor, r: int, tokens: Tensor) -> Tensor:
 def compute(system: System, form: str, initial_state: State | Tensor | None) -> tuple[Tensor, State]:
     """One plain batch: y and the final state. Values are not checked again."""
     chosen = choose(system) if form == "auto" else form
-    require(chosen in FORMS, f"unknown form {form!r}: {nearest(form, FORMS)}")
+    known_form(chosen)
     reason = FORMS[chosen].refuses(system)
-    require(
-        reason is None,
-        f"the form {chosen!r} does not exist for this system: {reason}. Forms that do: {', '.join(exists(system))}",
-    )
+    if reason is not None:
+        raise StateformError(
+            f"the form {chosen!r} does not exist for this system: {reason}. Forms that do: {', '.join(exists(system))}"
+        )
     state = as_state(system, initial_state, system.B)
-    require(system.causal or state is None, "a non-causal system has no state to start from")
-    with torch.autocast(system.device.type, enabled=False):
+    require(system.causal or state is None, "a non-causal system has no state to start from; leave out initial_state")
+    with without_autocast(system.device):
         if system.B == 0 or system.T == 0:
             return _empty(system), blank_state(system, system.B) if state is None else state
         if system.readout == "exp":
             block = {"recurrent": 1, "chunkwise": CHUNK, "matrix": system.T}[chosen]
             return attend(system, state, block)
         return _linear(system, chosen, state)
+
+
+def known_form(form: str) -> None:
+    """Raise unless there is a form of that name."""
+    if not isinstance(form, str) or (form != "auto" and form not in FORMS):
+        raise StateformError(f"unknown form {form!r}: {nearest(str(form), FORMS)} (or auto)")
 
 
 CHUNK = 256
@@ -100,7 +110,7 @@ def _linear(system: System, form: str, state: State | None) -> tuple[Tensor, Sta
     if system.log_b is not None and system.eta == "sum":
         start = None if state is None else state.get("log_scale")
         if S is not None and start is None:
-            start = torch.zeros(S.shape[:2], dtype=S.real.dtype, device=S.device)
+            start = torch.zeros(S.shape[:2], dtype=real_dtype(S.dtype), device=S.device)
         system, scales = stabilise(system, start)
         log_scale = scales[:, -1]
     core = system.core()
@@ -159,7 +169,7 @@ def blank_state(system: System, rows: int) -> State:
     shape = (rows, system.state_heads, core.n, core.p)
     new = {"S": torch.zeros(shape, dtype=core.dtype, device=system.device)}
     if system.log_b is not None and system.eta == "sum":
-        new["log_scale"] = torch.full(shape[:2], -torch.inf, dtype=core.dtype.to_real(), device=system.device)
+        new["log_scale"] = torch.full(shape[:2], -torch.inf, dtype=real_dtype(core.dtype), device=system.device)
     return State({**new, "position": position})
 
 
@@ -202,25 +212,46 @@ def as_state(system: System, given: State | Tensor | None, rows: int) -> State |
         )
         given = State({"S": given})
     require(isinstance(given, State), f"initial_state is a {type(given).__name__}; expected a State or a tensor")
-    needed = "keys" if system.readout == "exp" else "S"
-    require(
-        needed in given, f"this state holds {', '.join(given)}; a system with readout {system.readout!r} needs {needed}"
-    )
-    x = given[needed]
-    require(x.device == system.device, f"the state is on {x.device}, the system on {system.device}; move it with .to()")
-    require(x.shape[0] == rows, f"the state has {x.shape[0]} rows; expected {rows}")
-    if needed == "S":
-        columns = system.p + (1 if system.eta == "sum" else 0)
-        shape = (rows, system.state_heads, system.n, columns)
-        extra = " (the last column is the normaliser)" if system.eta == "sum" else ""
-        require(tuple(x.shape) == shape, f"the state has shape {list(x.shape)}; expected {list(shape)}{extra}")
-        double = (torch.float64, torch.complex128)
-        require(
-            (x.dtype in double) == (system.k.dtype in double),
-            f"the state has dtype {x.dtype}, the system {system.k.dtype}; use state.to(dtype)",
+    exp = system.readout == "exp"
+    needed = ["keys", "values", "position"] if exp else ["S"]
+    needed += ["angle"] if exp and system.phase is not None else []
+    needed += ["log_weight"] if exp and system.log_decay is not None else []
+    if not all(name in given for name in needed):
+        raise StateformError(
+            f"the state holds {', '.join(given) or 'nothing'}; expected {', '.join(needed)}, "
+            "as in the State that return_state=True gave"
         )
-        require(system.is_complex or not x.is_complex(), "the state is complex, the system real")
+    if given.rows != rows:
+        raise StateformError(f"the state has {given.rows} rows; expected {rows}, one for each sequence")
+    double = system.k.dtype in DOUBLE
+    for name in given:
+        x = given[name]
+        if x.device != system.device:
+            raise StateformError(f"the state is on {x.device}, the system on {system.device}; use state.to(device)")
+        if name in ("S", "keys", "values") and ((x.dtype in DOUBLE) != double or not _numbers(x)):
+            raise StateformError(f"the state has dtype {x.dtype}, the system {system.k.dtype}; use state.to(dtype)")
+    if not exp:
+        _check_matrix(system, given)
     return given
+
+
+def _numbers(x: Tensor) -> bool:
+    return x.is_floating_point() or x.is_complex()
+
+
+def _check_matrix(system: System, given: State) -> None:
+    """Raise unless S (and its scale, where it has one) fits the system."""
+    S, scale = given["S"], given.get("log_scale")
+    columns = system.p + (1 if system.eta == "sum" else 0)
+    shape = (S.shape[0], system.state_heads, system.n, columns)
+    if tuple(S.shape) != shape:
+        extra = " (the last column is the normaliser)" if system.eta == "sum" else ""
+        raise StateformError(f"the state S has shape {list(S.shape)}; expected {list(shape)}{extra}")
+    require(
+        system.is_complex or not S.is_complex(), "the state is complex, the system real; use the state of this system"
+    )
+    if scale is not None and tuple(scale.shape) != shape[:2]:
+        raise StateformError(f"log_scale of the state has shape {list(scale.shape)}; expected {list(shape[:2])}")
 
 
 __all__ = ["choose", "compute", "exists", "run"]

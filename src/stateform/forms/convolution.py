@@ -39,7 +39,7 @@ class Convolution:
                 if system.micro > 1
                 else "k"
             )
-            return f"a convolution needs a time-invariant system; here {what} changes with time"
+            return f"a convolution needs a time-invariant system; varying here: {what}"
         return None
 
     def compute(self, core: Core, S: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._errors import require
 from ..system import System
 from .base import Layer, Past
 from .parts import heads, pair_up, precise, rope_angles, split_size
@@ -40,8 +39,7 @@ class Softmax(Layer):
         super().__init__(d_model)
         p = split_size(d_model, n_heads)
         self.n_heads, self.n_kv_heads, self.d_state = n_heads, n_kv_heads or n_heads, d_state or p
-        split_size(n_heads, self.n_kv_heads, "n_heads")
-        require(positions in ("rope", "none"), f"positions is {positions!r}; expected 'rope' or 'none'")
+        split_size(n_heads, self.n_kv_heads, "n_heads", "n_kv_heads")
         self.positions, self.rope_base = positions, rope_base
         if positions == "rope":
             rope_angles(self.d_state, rope_base)
@@ -106,7 +104,6 @@ class Normalized(Layer):
         eta: Literal["exp", "softplus", "sigmoid"] = "exp",
     ) -> None:  # fmt: skip
         super().__init__(d_model)
-        require(eta in ETAS, f"eta is {eta!r}; expected one of {', '.join(ETAS)}")
         self.n_heads, self.d_state, self.eta = n_heads, d_state or split_size(d_model, n_heads), ETAS[eta]
         split_size(d_model, n_heads)
         self.q_proj = nn.Linear(d_model, n_heads * self.d_state, bias=False)

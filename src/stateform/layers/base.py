@@ -7,6 +7,7 @@ steps, padding and packed sequences are here, once for all.
 from __future__ import annotations
 
 import inspect
+import math
 import zlib
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -14,12 +15,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 
 from .._errors import StateformError, require, require_finite, values_checked
-from ..forms import blank_state, compute, put_rows
+from ..forms import blank_state, compute, known_form, put_rows
 from ..forms._packing import check_cu_seqlens, from_mask, groups
 from ..state import State
 from ..system import System
+from ..transition import autocast_on
+from ._options import check_options
+
+OURS = ("S", "log_scale", "keys", "values", "log_weight", "angle", "position")
+"""Names in a State that a short convolution cannot have."""
 
 
 class Past:
@@ -62,7 +69,9 @@ class ShortConv(nn.Module):
         self, channels: int, width: int, name: str, *, bias: bool = False, activation: str | None = "silu"
     ) -> None:
         super().__init__()
-        require(width >= 2, f"a short convolution needs 2 or more taps; got {width}")
+        require(isinstance(width, int) and width >= 2, f"a short convolution has {width!r} taps; expected 2 or more")
+        require(activation in ("silu", None), f"activation is {activation!r}; expected 'silu' or None")
+        require(name not in OURS, f"a short convolution cannot be named {name!r}: the State has that name already")
         self.name, self.width, self.activation = name, width, activation
         bound = width**-0.5
         self.weight = nn.Parameter(torch.empty(channels, 1, width).uniform_(-bound, bound))
@@ -71,10 +80,12 @@ class ShortConv(nn.Module):
     def forward(self, x: Tensor, past: Past | None) -> Tensor:
         T = x.shape[1]
         x = (past or Past()).extend(self.name, x, self.width - 1)
-        y = sum(x[:, i : i + T] * self.weight[:, 0, i] for i in range(self.width))
-        assert isinstance(y, Tensor)
+        first, *later = self.weight.squeeze(1).unbind(1)
+        y = x[:, :T] * first
+        for i, weight in enumerate(later, 1):
+            y = y + x[:, i : i + T] * weight
         y = y if self.bias is None else y + self.bias
-        return F.silu(y) if self.activation == "silu" else y
+        return (F.silu(y) if self.activation == "silu" else y).to(x.dtype)  # under autocast weights are wider than x
 
 
 class Layer(nn.Module):
@@ -95,19 +106,29 @@ class Layer(nn.Module):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if "system" in cls.__dict__:
+            parameters = inspect.signature(cls.system)
+            try:
+                parameters.bind(None, None, None)
+            except TypeError:
+                raise StateformError(
+                    f"{cls.__name__} defines system{parameters}; expected system(self, u, past=None)"
+                ) from None
         if "__init__" not in cls.__dict__:
             return
         init: Callable[..., None] = cls.__init__
         signature = inspect.signature(init)
 
         def recording(self: Layer, *args: Any, **options: Any) -> None:
-            outermost = "_given" not in self.__dict__
+            bound = signature.bind(self, *args, **options)
+            bound.apply_defaults()
+            check_options(bound, init)
+            outermost = "config" not in self.__dict__
             if outermost:
-                self.__dict__["_given"] = True
-                bound = signature.bind(self, *args, **options)
-                bound.apply_defaults()
                 self.__dict__["config"] = {k: v for k, v in list(bound.arguments.items())[1:]}
-            init(self, *args, **options)
+            init(*bound.args, **bound.kwargs)
+            if outermost and not any(is_lazy(p) for p in self.parameters()):
+                _ = self.fingerprint  # known from here on: no call computes it, and torch.compile need not trace it
 
         recording.__signature__ = signature  # type: ignore[attr-defined]
         recording.__doc__ = init.__doc__
@@ -116,7 +137,7 @@ class Layer(nn.Module):
     # -- what an architecture says -------------------------------------------------------------------------------
 
     def system(self, u: Tensor, past: Past | None = None) -> System:
-        """The System of the input u [B,T,d_model]; `past` for layers with a short convolution (None: from the start)."""
+        """The System of the input u [B,T,d_model]; `past` is for short convolutions (None: from the start)."""
         raise NotImplementedError(
             f"{type(self).__name__} does not say what its system is: define system(self, u, past=None)"
         )
@@ -145,8 +166,8 @@ class Layer(nn.Module):
             x: [B,T,d_model].
             initial_state: the state to go on from (any number of tokens); one row a sequence.
             return_state: give the state after the last token too.
-            attention_mask: [B,T] of 0 and 1 (or bool), padding on the left or right: a masked token is absent (no decay,
-                no write, skipped by convolutions and positions), its output is 0, its value is never looked at.
+            attention_mask: [B,T] of 0 and 1 (or bool), padding on the left or right: a masked token is absent (no
+                decay, no write, skipped by convolutions and positions), its output is 0, its value is never looked at.
             cu_seqlens: integer [N+1], the ends of N sequences packed into one row (B = 1).
             form: how to compute, see `sf.run`.
 
@@ -158,28 +179,27 @@ class Layer(nn.Module):
                 cu_seqlens; NaN or inf at unmasked positions (where values are checked, see `sf.validate`).
         """
         self._check_input(x)
+        known_form(form)
         if attention_mask is None and cu_seqlens is None:
             require_finite(x, "x")
             y, state = self._run(x, self._check_state(initial_state, x, x.shape[0]), form)
             return (y, state) if return_state else y
         require(attention_mask is None or cu_seqlens is None, "give attention_mask or cu_seqlens, not both")
         if attention_mask is not None:
-            shape = tuple(attention_mask.shape)
-            require(
-                shape == tuple(x.shape[:2]), f"attention_mask has shape {list(shape)}; expected {list(x.shape[:2])}"
-            )
+            _check_mask(attention_mask, x)
             kept, ends = from_mask(attention_mask)
+            require_finite(torch.where(attention_mask.bool().unsqueeze(-1), x, 0.0), "x (at unmasked positions)")
         else:
             assert cu_seqlens is not None
-            check_cu_seqlens(cu_seqlens, x.shape[1], x.shape[0])
+            check_cu_seqlens(cu_seqlens, x.shape[1], x.shape[0], x.device)
             kept, ends = torch.arange(x.shape[1], device=x.device), cu_seqlens
+            require_finite(x, "x")
         tokens = x.flatten(0, 1)[kept]
-        require_finite(tokens, "x (at unmasked positions)")
         rows = len(ends) - 1
         given = self._check_state(initial_state, x, rows)
         state = given if given is not None else self.init_state(rows)
         y = x.new_zeros(x.shape[0] * x.shape[1], self.d_model)
-        for group in groups(ends):
+        for group in groups(ends, x.device):
             part, s = self._run(tokens[group.tokens], None if given is None else given.select(group.rows), form)
             y = y.to(part.dtype).index_copy(0, kept[group.tokens.flatten()], part.flatten(0, 1))
             state = put_rows(state, group.rows, s)
@@ -192,19 +212,21 @@ class Layer(nn.Module):
         Args:
             inplace: write the new state into the tensors of `state` (a cache that grows is still replaced).
         """
-        require(x_t.ndim == 2, f"x_t has shape {list(x_t.shape)}; expected [B,{self.d_model}], one token a row")
+        if not (isinstance(x_t, Tensor) and x_t.ndim == 2):
+            given = f"has shape {list(x_t.shape)}" if isinstance(x_t, Tensor) else f"is a {type(x_t).__name__}"
+            raise StateformError(f"x_t {given}; expected a tensor [B,{self.d_model}], one token a row")
+        if not isinstance(state, State):
+            raise StateformError(f"state is a {type(state).__name__}; begin with layer.init_state(batch)")
         y, new = self(x_t.unsqueeze(1), initial_state=state, return_state=True, form="recurrent")
-        if inplace:
-            for name, x in new.tensors.items():
-                if state[name].shape == x.shape and state[name].dtype == x.dtype:
-                    state[name].copy_(x)
-            same = all(state[name].shape == x.shape and state[name].dtype == x.dtype for name, x in new.tensors.items())
-            new = state if same else new
+        if inplace and all(state[k].shape == x.shape and state[k].dtype == x.dtype for k, x in new.tensors.items()):
+            for k, x in new.tensors.items():
+                state[k].copy_(x)
+            new = state
         return y.squeeze(1), new
 
     def init_state(self, batch: int = 1) -> State:
         """The state before anything was seen, `batch` rows."""
-        require(batch >= 0, f"batch is {batch}; expected 0 or more rows")
+        require(isinstance(batch, int) and batch >= 0, f"batch is {batch!r}; expected a number of rows, 0 or more")
         weight = next(self.parameters(), torch.empty(0))
         past = Past()
         with torch.no_grad():
@@ -215,62 +237,98 @@ class Layer(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """What tells states of this layer from those of another: its class, options and the shapes of its weights."""
-        shapes = [(name, tuple(p.shape)) for name, p in self.named_parameters()]
-        options = sorted((k, repr(v)) for k, v in getattr(self, "config", {}).items())
-        return f"{type(self).__name__}-{zlib.crc32(repr((shapes, options)).encode()):08x}"
+        """What tells states of this layer from those of another: its class, options and the shapes of its weights (as
+        they are when it is first asked for).
+        """
+        known = self.__dict__.get("_fingerprint")
+        if known is None:
+            shapes = [(name, tuple(p.shape)) for name, p in self.named_parameters()]
+            options = sorted((k, repr(v)) for k, v in getattr(self, "config", {}).items())
+            known = f"{type(self).__name__}-{zlib.crc32(repr((shapes, options)).encode()):08x}"
+            self.__dict__["_fingerprint"] = known
+        return known
 
     def _run(self, x: Tensor, state: State | None, form: str) -> tuple[Tensor, State]:
         if x.shape[0] == 0 or x.shape[1] == 0:
             return x.new_zeros(x.shape), self.init_state(x.shape[0]) if state is None else state
         past = Past(state)
         system = self.system(x, past)
-        if self.contractive and values_checked(x):
+        if not isinstance(system, System):
+            raise StateformError(f"{type(self).__name__}.system gave a {type(system).__name__}; expected a System")
+        if self.contractive:
             self._check_contraction(system)
         y, new = compute(system, form, state)
-        return self.output(y, x, system), State({**new.tensors, **past.windows}, self.fingerprint)
+        y = self.output(y, x, system)
+        if y.shape != x.shape:
+            raise StateformError(
+                f"{type(self).__name__} gave y of shape {list(y.shape)} for x of shape {list(x.shape)}; expected the "
+                "same: a system as long as u, and an out_proj (or output) from the values of all heads to d_model"
+            )
+        return y, State({**new.tensors, **past.windows}, self.fingerprint)
 
     def _check_input(self, x: Tensor) -> None:
-        require(isinstance(x, Tensor), f"x is a {type(x).__name__}; expected a tensor [B,T,{self.d_model}]")
-        require(x.ndim == 3, f"x has shape {list(x.shape)}; expected [B,T,{self.d_model}]")
-        require(x.shape[2] == self.d_model, f"x has width {x.shape[2]}; expected d_model = {self.d_model}")
-        require(x.is_floating_point(), f"x has dtype {x.dtype}; expected a floating dtype (embed tokens first)")
+        if not isinstance(x, Tensor):
+            raise StateformError(f"x is a {type(x).__name__}; expected a tensor [B,T,{self.d_model}]")
+        if not (x.is_floating_point() or x.is_complex()):
+            raise StateformError(f"x has dtype {x.dtype}; expected a floating dtype (embed tokens first)")
+        if x.ndim != 3:
+            raise StateformError(f"x has shape {list(x.shape)}; expected [B,T,{self.d_model}]")
+        if x.shape[2] != self.d_model:
+            raise StateformError(f"x has width {x.shape[2]}; expected d_model = {self.d_model}")
+        if x.is_complex():
+            raise StateformError(
+                f"x has dtype {x.dtype}; expected real numbers: give x.real, or both parts side by side"
+            )
         weight = next(self.parameters(), None)
         if weight is None:
             return
-        require(
-            x.device == weight.device, f"x is on {x.device}, the layer on {weight.device}; move one with .to(device)"
-        )
-        autocast = torch.is_autocast_enabled(x.device.type)
-        require(
-            autocast or x.dtype == weight.dtype,
-            f"x has dtype {x.dtype}, the layer {weight.dtype}; cast one with .to(dtype)",
-        )
+        if x.device != weight.device:
+            raise StateformError(f"x is on {x.device}, the layer on {weight.device}; move one with .to(device)")
+        if x.dtype != weight.dtype and not autocast_on(x.device):
+            raise StateformError(f"x has dtype {x.dtype}, the layer {weight.dtype}; cast one with .to(dtype)")
 
     def _check_state(self, state: State | None, x: Tensor, rows: int) -> State | None:
         if state is None:
             return None
-        require(
-            isinstance(state, State), f"initial_state is a {type(state).__name__}; expected the State of this layer"
-        )
-        require(state.fingerprint == self.fingerprint,
-                f"this state belongs to {state.fingerprint or 'a bare system'}, not to this layer ({self.fingerprint}); "
-                "use layer.init_state(batch) or a state that this layer returned")  # fmt: skip
-        require(state.rows == rows, f"the state has {state.rows} rows, the input {rows}")
-        device = next(iter(state.tensors.values())).device
-        require(device == x.device, f"the state is on {device}, x on {x.device}; use state.to(device)")
+        if not isinstance(state, State):
+            raise StateformError(f"initial_state is a {type(state).__name__}; expected the State of this layer")
+        if state.fingerprint != self.fingerprint:
+            raise StateformError(
+                f"this state belongs to {state.fingerprint or 'a bare system'}, this layer is {self.fingerprint}; "
+                "expected the same class, options and sizes: use a state of this layer, or layer.init_state(batch)"
+            )
+        if state.rows != rows:
+            raise StateformError(f"the state has {state.rows} rows, the input {rows}; expected one row a sequence")
+        device = next((t.device for t in state.tensors.values()), x.device)
+        if device != x.device:
+            raise StateformError(f"the state is on {device}, x on {x.device}; use state.to(device)")
         return state
 
     def _check_contraction(self, system: System) -> None:
         parts = system.tensors()
-        if "log_decay" not in parts:
+        if "log_decay" not in parts or not values_checked(parts["log_decay"]):
             return
         log = parts["log_decay"].detach()
         if "rate" in parts:
-            log = log.amax() * parts["rate"].detach().clamp_min(0) + log.amin() * parts["rate"].detach().clamp_max(0)
-        top = float(log.max()) if log.numel() else 0.0
+            rate = parts["rate"].detach()
+            log = torch.maximum(log.amax() * rate, log.amin() * rate)
+        top = float(log.amax()) if log.numel() else 0.0
+        name = type(self).__name__
+        require(not math.isnan(top), f"a decay of {name} is not a number; look for NaN in its parameters or its state")
         if top > 1e-6:
             raise StateformError(
-                f"{type(self).__name__} promises a contraction, but its parameters give a decay of exp({top:.3g}) > 1; "
-                "check the parameters of its decay"
+                f"{name} promises a contraction, but here a decay is exp({top:.3g}), above 1; "
+                "check the parameters of its decay, or leave out `contractive = True`"
             )
+
+
+def _check_mask(mask: Tensor, x: Tensor) -> None:
+    """Raise unless a mask has the shape and the device of x."""
+    if not (isinstance(mask, Tensor) and mask.shape == x.shape[:2] and not mask.is_complex()):
+        tensor = isinstance(mask, Tensor)
+        given = f"{mask.dtype} of shape {list(mask.shape)}" if tensor else f"a {type(mask).__name__}"
+        raise StateformError(
+            f"attention_mask is {given}; expected a tensor {list(x.shape[:2])}, 1 for a token and 0 for padding"
+        )
+    if mask.device != x.device:
+        raise StateformError(f"attention_mask is on {mask.device}, x on {x.device}; move it with .to(device)")

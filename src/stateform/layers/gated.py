@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ..system import System
 from .base import Layer, Past
-from .parts import HeadNorm, heads, pair_up, precise, rope_angles, split_size
+from .parts import HeadNorm, above_zero, heads, pair_up, precise, rope_angles, split_size
 from .registry import register
 
 
@@ -80,6 +80,7 @@ class GLA(Layer):
         super().__init__(d_model)
         p = split_size(d_model, n_heads)
         self.n_heads, self.d_state, self.gate_temperature = n_heads, d_state or max(1, p // 2), gate_temperature
+        above_zero("gate_temperature", gate_temperature)
         keys = n_heads * self.d_state
         self.q_proj = nn.Linear(d_model, keys, bias=False)
         self.k_proj = nn.Linear(d_model, keys, bias=False)
@@ -120,6 +121,8 @@ class MLSTM(Layer):
         super().__init__(d_model)
         p = split_size(d_model, n_heads)
         self.n_heads, self.d_state, self.gate_cap = n_heads, d_state or max(1, p // 2), gate_cap
+        if gate_cap is not None:
+            above_zero("gate_cap", gate_cap)
         self.q_proj = nn.Linear(d_model, n_heads * self.d_state, bias=False)
         self.k_proj = nn.Linear(d_model, n_heads * self.d_state, bias=False)
         self.v_proj = nn.Linear(d_model, d_model, bias=False)

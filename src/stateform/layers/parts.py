@@ -26,11 +26,17 @@ def precise(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def split_size(total: int, n_heads: int, what: str = "d_model") -> int:
-    """total / n_heads, or an error."""
-    require(isinstance(n_heads, int) and n_heads >= 1, f"n_heads is {n_heads!r}; expected a positive integer")
-    require(total % n_heads == 0, f"{what} = {total} is not divisible by n_heads = {n_heads}")
-    return total // n_heads
+def split_size(total: int, parts: int, what: str = "d_model", by: str = "n_heads") -> int:
+    """total / parts, or an error."""
+    require(isinstance(parts, int) and parts >= 1, f"{by} is {parts!r}; expected a whole number, 1 or more")
+    require(total % parts == 0, f"{what} = {total} is not divisible by {by} = {parts}; choose another {by}")
+    return total // parts
+
+
+def above_zero(name: str, value: float) -> float:
+    """`value`, or an error."""
+    require(0 < value < math.inf, f"{name} is {value}; expected a number above 0")
+    return value
 
 
 def inverse_softplus(x: Tensor) -> Tensor:
@@ -45,8 +51,8 @@ def log_uniform(size: int, low: float, high: float) -> Tensor:
 
 def rope_angles(n: int, base: float) -> Tensor:
     """Rotary positions: the angles per token base^(-2i/n), i = 0 .. n/2 - 1, as phases [1,n/2] (arXiv 2104.09864)."""
-    require(n % 2 == 0, f"rotary positions pair the keys up: d_state = {n} is odd")
-    return base ** (-torch.arange(0, n, 2, dtype=torch.float64) / n)[None]
+    require(n % 2 == 0, f"d_state is {n}; rotary positions pair the keys up: expected an even number")
+    return above_zero("rope_base", base) ** (-torch.arange(0, n, 2, dtype=torch.float64) / n)[None]
 
 
 def pair_up(x: Tensor, *, conjugate: bool = False) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import inspect
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ class Entry:
 
 
 REGISTRY: dict[str, Entry] = {}
+USER_MODULE = "stateform_user_"
+"""How the names of modules begin that were files of a user."""
 
 
 def register(name: str, *, paper: str = "") -> Callable[[L], L]:
@@ -39,11 +42,16 @@ def register(name: str, *, paper: str = "") -> Callable[[L], L]:
         paper: where the architecture comes from.
 
     Raises:
-        StateformError: if another class has that name.
+        StateformError: if another class has that name, or what is named is no class of layers.
     """
+    plain = isinstance(name, str) and re.fullmatch(r"[\w-]+", name) is not None
+    require(plain, f'the name of a layer is {name!r}; expected letters, digits, _ or -, as in @register("my_layer")')
 
     def add(cls: L) -> L:
         known = REGISTRY.get(name)
+        require(
+            isinstance(cls, type) and issubclass(cls, nn.Module), f"{cls!r} is no class of layers; register a class"
+        )
         same = known is None or known.cls.__qualname__ == cls.__qualname__
         require(same, f"the name {name!r} is taken by {known.cls.__qualname__ if known else ''}; choose another")
         REGISTRY[name] = Entry(name, cls, paper, (inspect.getdoc(cls) or "").split("\n")[0])
@@ -65,7 +73,7 @@ def resolve(spec: str) -> tuple[type[nn.Module], dict[str, Any]]:
             only files that you trust.
     """
     head, options = _options(spec)
-    if ".py" in head:
+    if ".py:" in head or head.endswith(".py"):
         return _from_file(head), options
     require(head in REGISTRY, f"unknown layer {head!r}: {nearest(head, REGISTRY)}")
     return REGISTRY[head].cls, options
@@ -73,12 +81,14 @@ def resolve(spec: str) -> tuple[type[nn.Module], dict[str, Any]]:
 
 def _options(spec: str) -> tuple[str, dict[str, Any]]:
     head, bracket, rest = spec.partition("(")
-    if not bracket:
+    if not bracket or (".py" in rest and not rest.endswith(")")):  # a folder may have brackets in its name
         return spec.strip(), {}
     try:
         call = ast.parse(f"f({rest}", mode="eval").body
-        assert isinstance(call, ast.Call) and not call.args
-        return head.strip(), {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+        assert isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args
+        options = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg is not None}
+        assert len(options) == len(call.keywords)
+        return head.strip(), options
     except (SyntaxError, ValueError, AssertionError):
         raise StateformError(
             f"cannot read {spec!r}; expected name(option=value, ...), e.g. qlstm(reversed=True)"
@@ -88,16 +98,18 @@ def _options(spec: str) -> tuple[str, dict[str, Any]]:
 def _from_file(spec: str) -> type[nn.Module]:
     file, _, name = spec.rpartition(":") if ".py:" in spec else (spec, "", "")
     path = Path(file)
-    require(path.is_file(), f"no such file: {file}; expected path/file.py:Class")
-    module_name = f"stateform_user_{path.stem}"
+    require(path.is_file(), f"there is no file {file}; expected path/file.py:Class")
+    module_name = f"{USER_MODULE}{path.stem}"
     module_spec = importlib.util.spec_from_file_location(module_name, path)
     assert module_spec is not None and module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[module_name] = module
     try:
         module_spec.loader.exec_module(module)
-    except Exception as error:
-        raise StateformError(f"{file} could not be run: {type(error).__name__}: {error}") from error
+    except StateformError as error:
+        raise StateformError(f"{file}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise StateformError(f"{file} could not be run: {_one_line(error)}; run it with Python to see where") from error
     classes = {
         k: v
         for k, v in vars(module).items()
@@ -109,8 +121,13 @@ def _from_file(spec: str) -> type[nn.Module]:
             f"{file} has no layer {name!r}: {nearest(name, classes) if classes else 'it defines no nn.Module'}",
         )
         return classes[name]
+    require(classes, f"{file} defines no layer; expected a class derived from stateform.Layer or torch.nn.Module")
     require(len(classes) == 1, f"{file} defines {len(classes)} layers ({', '.join(classes)}); say which: {file}:Class")
     return next(iter(classes.values()))
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def accepted(cls: type[nn.Module]) -> dict[str, inspect.Parameter]:
@@ -135,16 +152,30 @@ def build(spec: str | type[nn.Module] | nn.Module, **options: Any) -> Any:
     if isinstance(spec, nn.Module):
         require(not options, f"{type(spec).__name__} is a layer already; it takes no options")
         return spec
+    named = spec if isinstance(spec, str) else getattr(spec, "__name__", repr(spec))
     cls, given = resolve(spec) if isinstance(spec, str) else (spec, {})
+    require(
+        isinstance(cls, type) and issubclass(cls, nn.Module),
+        f"cannot build a layer from {named}; expected a name ({', '.join(names())}), a file path/file.py:Class, "
+        "a class of layers or a layer",
+    )
     options = {**options, **given}
     known = accepted(cls)
     if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
         for name in options:
-            require(name in known, f"{spec} has no option {name!r}: {nearest(name, known)}")
+            if name not in known:
+                raise StateformError(f"{named} has no option {name!r}: {nearest(name, known)}")
     missing = [
         k
         for k, p in known.items()
         if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and k not in options
     ]
-    require(not missing, f"{spec} needs {', '.join(missing)}")
-    return cls(**options)
+    require(not missing, f"{named} needs a value for {', '.join(missing)}")
+    try:
+        return cls(**options)
+    except StateformError:
+        raise
+    except Exception as error:
+        if not cls.__module__.startswith(USER_MODULE):
+            raise
+        raise StateformError(f"{named} could not be made: {_one_line(error)}") from error

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ..system import System
 from .base import Layer, Past, ShortConv
-from .parts import precise, split_size
+from .parts import above_zero, precise, split_size
 from .registry import register
 
 
@@ -93,7 +93,7 @@ class RGLRU(Layer):
     ) -> None:
         super().__init__(d_model)
         inner = expand * d_model
-        self.c, self.reset_first = c, reset_first
+        self.c, self.reset_first = above_zero("c", c), reset_first
         self.x_proj, self.y_proj = nn.Linear(d_model, inner), nn.Linear(d_model, inner)
         self.conv = ShortConv(inner, d_conv, "conv", bias=True, activation=None)
         self.r_gate, self.i_gate = BlockLinear(inner, n_heads), BlockLinear(inner, n_heads)

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from .._errors import require
 from ..system import System
+from ..transition import without_autocast
 from .base import Layer, Past, ShortConv
-from .parts import HeadNorm, heads, inverse_softplus, log_uniform, precise, split_size
+from .parts import HeadNorm, above_zero, heads, inverse_softplus, log_uniform, precise, split_size
 from .registry import register
 
 
@@ -42,8 +43,9 @@ class S4D(Layer):
         dt_max: float = 1e-1,
     ) -> None:
         super().__init__(d_model)
-        require(d_state >= 2 and d_state % 2 == 0, f"d_state = {d_state}; S4D keeps conjugate pairs: an even number")
-        require(init in ("lin", "inv", "legs"), f"init is {init!r}; expected 'lin', 'inv' or 'legs'")
+        require(d_state % 2 == 0, f"d_state is {d_state}; S4D keeps conjugate pairs: expected an even number")
+        require(0 < dt_min <= dt_max < math.inf,
+                f"dt_min and dt_max are {dt_min} and {dt_max}; expected 0 < dt_min <= dt_max")  # fmt: skip
         half = d_state // 2
         n = torch.arange(half)
         omega = math.pi * n if init == "lin" else d_state / math.pi * (d_state / (2 * n + 1) - 1)
@@ -98,7 +100,8 @@ class LRU(Layer):
         self, d_model: int, *, d_state: int = 64, r_min: float = 0.0, r_max: float = 1.0, max_phase: float = 2 * math.pi
     ) -> None:
         super().__init__(d_model)
-        require(0 <= r_min < r_max <= 1, f"the ring needs 0 <= r_min < r_max <= 1; got {r_min} and {r_max}")
+        require(0 <= r_min < r_max <= 1, f"r_min and r_max are {r_min} and {r_max}; expected 0 <= r_min < r_max <= 1")
+        above_zero("max_phase", max_phase)
         modulus2 = torch.rand(d_state) * (r_max**2 - r_min**2) + r_min**2
         modulus2 = modulus2.clamp(1e-6, 1 - 1e-6)
         self.nu_log = nn.Parameter(torch.log(-0.5 * torch.log(modulus2)))
@@ -111,7 +114,8 @@ class LRU(Layer):
     def system(self, u: Tensor, past: Past | None = None) -> System:
         B = torch.view_as_complex(precise(self.B)) * precise(self.gamma_log).exp().unsqueeze(-1)
         x = precise(u)
-        k = torch.complex(x @ B.real.T, x @ B.imag.T).unsqueeze(-1)
+        with without_autocast(u.device):  # there is no complex half precision
+            k = torch.complex(x @ B.real.T, x @ B.imag.T).unsqueeze(-1)
         C = torch.view_as_complex(precise(self.C)).unsqueeze(-1)
         nu, theta = -precise(self.nu_log).exp(), precise(self.theta_log).exp()
         return System(None, k, None, log_decay=nu, phase=theta, w_in=B.unsqueeze(1), w_out=C)
@@ -196,10 +200,11 @@ class Mamba2(Layer):
         inner = expand * d_model
         d_head = d_head or min(64, inner)
         require(
-            inner % d_head == 0, f"the inner width {inner} = expand * d_model is not divisible by d_head = {d_head}"
+            inner % d_head == 0,
+            f"the inner width expand * d_model = {inner} is not divisible by d_head = {d_head}; choose another d_head",
         )
         self.d_inner, self.d_state, self.n_heads, self.n_groups = inner, d_state, inner // d_head, n_groups
-        split_size(self.n_heads, n_groups, "the number of heads")
+        split_size(self.n_heads, n_groups, "the number of heads", "n_groups")
         self.in_proj = nn.Linear(d_model, inner + 2 * n_groups * d_state, bias=False)
         self.dt_proj = nn.Linear(d_model, self.n_heads, bias=False)
         self.gate_proj = nn.Linear(d_model, inner, bias=False)
