@@ -142,7 +142,7 @@ def _bias(
         visible = visible & (i - j < system.window)
     visible = visible[None, None]
     valid = cache.seen.clamp(max=L)
-    uneven = L > 0 and bool((valid < L).any())
+    uneven = L > 0 and (torch.compiler.is_compiling() or bool((valid < L).any()))  # a graph cannot look
     if uneven:
         visible = visible & (j >= (L - valid)[:, None])[:, None, None]
     if g is None:
