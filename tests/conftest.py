@@ -1,5 +1,8 @@
-"""One thread: the tensors of the tests are small, and two processes may run side by side."""
+"""One thread, here and in the commands that tests start: the tensors are small, and two processes run side by side."""
+
+import os
 
 import torch
 
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"

@@ -443,7 +443,7 @@ def _padding(b: _Bench) -> None:
                 tail = {k: v[row : row + 1] for k, v in state.tensors.items()}
                 if "keys" in tail:  # caches are aligned at their end
                     tail = {
-                        k: v[:, v.shape[1] - (high - low) :] if k in ("keys", "values", "log_weight") else v
+                        k: v[:, max(0, v.shape[1] - (high - low)) :] if k in ("keys", "values", "log_weight") else v
                         for k, v in tail.items()
                     }
                 b.states(f"row {row} padded to [{low},{high}) of {T}, {_short(dtype)}", State(tail), end, allowed)

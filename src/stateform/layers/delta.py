@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .._errors import require
 from ..system import System
 from .base import Layer, Past, ShortConv
 from .parts import HeadNorm, heads, inverse_softplus, log_uniform, precise, split_size, unit
@@ -93,3 +94,105 @@ class GatedDeltaNet(DeltaNet):
 
     def output(self, y: Tensor, u: Tensor, system: System) -> Tensor:
         return self.out_proj(self.norm(y).flatten(2) * F.silu(self.gate_proj(u)))
+
+
+@register("kda", paper="arXiv 2510.26692")
+class KDA(DeltaNet):
+    """Kimi Delta Attention: the delta rule behind a decay per key.
+
+    S_t = (I - beta_t k_t k_t^T) diag(a_t) S_{t-1} + beta_t k_t v_t^T,  a_t = exp(-exp(A) softplus(W u_t + dt)) (eq. 1);
+    the read is normalised per head and gated by a sigmoid.
+
+    Args:
+        d_model: width.
+        n_heads: heads.
+        d_state: keys per head (default d_model / n_heads).
+        d_conv: taps of the short convolutions of q, k, v.
+        gate_rank: rank of the maps to decay and gate (default d_model / n_heads).
+    """
+
+    contractive = True
+
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int = 4,
+        *,
+        d_state: int | None = None,
+        d_conv: int = 4,
+        gate_rank: int | None = None,
+    ) -> None:
+        super().__init__(d_model, n_heads, d_state=d_state, d_conv=d_conv)
+        keys, rank = n_heads * self.d_state, gate_rank or split_size(d_model, n_heads)
+        self.a_proj = nn.Sequential(nn.Linear(d_model, rank, bias=False), nn.Linear(rank, keys, bias=False))
+        self.gate_proj = nn.Sequential(nn.Linear(d_model, rank, bias=False), nn.Linear(rank, d_model))
+        self.A_log = nn.Parameter(torch.empty(n_heads).uniform_(1, 16).log())
+        self.dt_bias = nn.Parameter(inverse_softplus(log_uniform(keys, 1e-3, 1e-1)))
+
+    def system(self, u: Tensor, past: Past | None = None) -> System:
+        q, k, v, beta = self.writes(u, past)
+        dt = F.softplus(precise(self.a_proj(u)) + precise(self.dt_bias))
+        g = -precise(self.A_log).exp().unsqueeze(-1) * heads(dt, self.n_heads)
+        return System(q, k, v, log_decay=g, b=beta, f=-beta.unsqueeze(-1) * k, w=(g.exp() * precise(k)).to(k.dtype))
+
+    def output(self, y: Tensor, u: Tensor, system: System) -> Tensor:
+        return self.out_proj(self.norm(y).flatten(2) * torch.sigmoid(self.gate_proj(u)))
+
+
+@register("deltaproduct", paper="arXiv 2502.10297")
+class DeltaProduct(Layer):
+    """DeltaProduct: n_h delta-rule steps a token, so that A_t is a product of n_h Householder factors.
+
+    H_{t,j} = (I - beta_{t,j} k_{t,j} k_{t,j}^T) H_{t,j-1} + beta_{t,j} k_{t,j} v_{t,j}^T,  j = 1 .. n_h, and the read
+    y_t = (q_t / sqrt(n))^T H_{t,n_h} (eq. 2). Gated: the token's decay comes before its first step.
+
+    Args:
+        d_model: width.
+        n_heads: heads.
+        d_state: keys per head (default d_model / n_heads).
+        n_h: steps a token.
+        d_conv: taps of the short convolutions of q, k, v.
+        gated: a decay per head, as in Gated DeltaNet.
+        allow_negative_eigenvalues: beta in (0,2), which is what the products are for (arXiv 2411.12537).
+    """
+
+    contractive = True
+
+    def __init__(
+        self, d_model: int, n_heads: int = 4, *, d_state: int | None = None, n_h: int = 2, d_conv: int = 4,
+        gated: bool = False, allow_negative_eigenvalues: bool = True,
+    ) -> None:  # fmt: skip
+        super().__init__(d_model)
+        p = split_size(d_model, n_heads)
+        require(n_h >= 1, f"n_h is {n_h}; expected 1 or more steps a token")
+        self.n_heads, self.d_state, self.n_h = n_heads, d_state or p, n_h
+        self.beta_scale = 2.0 if allow_negative_eigenvalues else 1.0
+        keys = n_heads * self.d_state
+        self.q_proj = nn.Linear(d_model, keys, bias=False)
+        self.k_proj = nn.Linear(d_model, n_h * keys, bias=False)
+        self.v_proj = nn.Linear(d_model, n_h * d_model, bias=False)
+        self.beta_proj = nn.Linear(d_model, n_h * n_heads, bias=False)
+        self.q_conv, self.k_conv = ShortConv(keys, d_conv, "q_conv"), ShortConv(n_h * keys, d_conv, "k_conv")
+        self.v_conv = ShortConv(n_h * d_model, d_conv, "v_conv")
+        self.a_proj = nn.Linear(d_model, n_heads) if gated else None
+        self.norm = HeadNorm(p)
+        self.out_proj = nn.Linear(d_model, d_model, bias=False)
+
+    def _steps(self, x: Tensor) -> Tensor:
+        """[B,T,n_h*H*c] to [B,T*n_h,H,c]."""
+        return x.unflatten(-1, (self.n_h, self.n_heads, -1)).flatten(1, 2)
+
+    def system(self, u: Tensor, past: Past | None = None) -> System:
+        q = unit(heads(self.q_conv(self.q_proj(u), past), self.n_heads)) * self.d_state**-0.5
+        k = unit(self._steps(self.k_conv(self.k_proj(u), past)))
+        v = self._steps(self.v_conv(self.v_proj(u), past))
+        beta = torch.sigmoid(self._steps(self.beta_proj(u)).squeeze(-1)) * self.beta_scale
+        if self.a_proj is None:
+            return System(q, k, v, b=beta, f=-beta.unsqueeze(-1) * k, w=k, micro=self.n_h)
+        first = F.logsigmoid(precise(self.a_proj(u)))
+        g = F.pad(first.unsqueeze(2), (0, 0, 0, self.n_h - 1)).flatten(1, 2)
+        f = -(g.exp() * precise(beta)).to(k.dtype).unsqueeze(-1) * k
+        return System(q, k, v, log_decay=g, b=beta, f=f, w=k, micro=self.n_h)
+
+    def output(self, y: Tensor, u: Tensor, system: System) -> Tensor:
+        return self.out_proj(self.norm(y).flatten(2))

@@ -1,0 +1,160 @@
+"""Softmax attention with finitely many features of the exponential, as linear attention: Taylor and random features."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .._errors import require
+from ..system import System
+from .attention import Softmax
+from .base import Layer, Past
+from .parts import heads, split_size
+from .registry import register
+
+
+def taylor_features(x: Tensor, degree: int) -> Tensor:
+    """phi(x) [..., C(n+P,P)] with phi(q)^T phi(k) = sum_{p<=P} (q^T k)^p / p! (arXiv 2405.15731, appendix C).
+
+    The monomial x^{n_1..n_m} of degree p has the factor sqrt(1 / (n_1! ... n_m!)): each is built from the one before it
+    by a variable of no smaller index, so that every monomial occurs once.
+    """
+    n = x.shape[-1]
+    blocks = [torch.ones_like(x[..., :1])]
+    exponents: list[tuple[int, ...]] = [()]
+    for _ in range(degree):
+        grown = [(*e, i) for e in exponents for i in range(e[-1] if e else 0, n)]
+        parent = torch.tensor([exponents.index(e[:-1]) for e in grown], device=x.device)
+        last = torch.tensor([e[-1] for e in grown], device=x.device)
+        # sqrt(1/m!) of a power m, one factor at a time
+        repeats = torch.tensor([e.count(e[-1]) for e in grown], dtype=x.dtype, device=x.device)
+        blocks.append(blocks[-1][..., parent] * x[..., last] * repeats.rsqrt())
+        exponents = grown
+    return torch.cat(blocks, -1)
+
+
+class _Features(Layer):
+    """Multi-head attention whose queries and keys go through a feature map."""
+
+    def __init__(self, d_model: int, n_heads: int, d_state: int) -> None:
+        super().__init__(d_model)
+        split_size(d_model, n_heads)
+        self.n_heads, self.d_key = n_heads, d_state
+        self.q_proj = nn.Linear(d_model, n_heads * d_state, bias=False)
+        self.k_proj = nn.Linear(d_model, n_heads * d_state, bias=False)
+        self.v_proj = nn.Linear(d_model, d_model, bias=False)
+        self.out_proj = nn.Linear(d_model, d_model, bias=False)
+
+    def features(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def system(self, u: Tensor, past: Past | None = None) -> System:
+        q, k, v = (heads(f(u), self.n_heads) for f in (self.q_proj, self.k_proj, self.v_proj))
+        scale = self.d_key**-0.25
+        return System(self.features(q * scale), self.features(k * scale), v, eta="sum")
+
+
+@register("taylor", paper="arXiv 2402.18668")
+class Taylor(_Features):
+    """Softmax attention by the Taylor polynomial of its exponential: n' = C(n + P, P) features (Based; DSF Lemma 1).
+
+    Args:
+        d_model: width.
+        n_heads: heads.
+        d_state: keys per head before the features; keep it small.
+        degree: P; even, as an odd polynomial can make the denominator vanish.
+    """
+
+    def __init__(self, d_model: int, n_heads: int = 4, *, d_state: int = 4, degree: int = 2) -> None:
+        super().__init__(d_model, n_heads, d_state)
+        require(degree >= 2 and degree % 2 == 0, f"degree is {degree}; expected an even number, 2 or more")
+        self.degree = degree
+
+    def features(self, x: Tensor) -> Tensor:
+        return taylor_features(x, self.degree)
+
+
+def _rotation(n: int) -> Tensor:
+    """A random orthogonal matrix, every one equally likely (a QR decomposition alone prefers some signs)."""
+    Q, R = torch.linalg.qr(torch.randn(n, n))
+    return Q * R.diagonal().sign()
+
+
+@register("performer", paper="arXiv 2009.14794")
+class Performer(_Features):
+    """Softmax attention by positive random features, phi(x) = exp(w_r^T x - |x|^2 / 2) / sqrt(m) (lemma 1).
+
+    Args:
+        d_model: width.
+        n_heads: heads.
+        d_state: keys per head before the features (default d_model / n_heads).
+        n_features: m random directions, orthogonal in blocks; they are a buffer, drawn once.
+    """
+
+    directions: Tensor
+
+    def __init__(self, d_model: int, n_heads: int = 4, *, d_state: int | None = None, n_features: int = 32) -> None:
+        super().__init__(d_model, n_heads, d_state or split_size(d_model, n_heads))
+        require(n_features >= 1, f"n_features is {n_features}; expected 1 or more")
+        blocks = [_rotation(self.d_key) for _ in range(-(-n_features // self.d_key))]
+        lengths = torch.randn(n_features, self.d_key).norm(dim=-1, keepdim=True)
+        self.register_buffer("directions", torch.cat(blocks)[:n_features] * lengths)
+
+    def features(self, x: Tensor) -> Tensor:
+        w = self.directions.to(x.dtype)
+        return torch.exp(x @ w.T - x.square().sum(-1, keepdim=True) / 2) / math.sqrt(len(w))
+
+
+@register("gated_softmax", paper="arXiv 2505.06708")
+class GatedSoftmax(Softmax):
+    """Softmax attention whose output is gated by a sigmoid of the token, per head or per value (section 2.2).
+
+    Args:
+        d_model: width.
+        n_heads: query heads.
+        n_kv_heads: heads of keys and values, a divisor of n_heads (default n_heads).
+        d_state: keys per head (default d_model / n_heads).
+        gate: "head" (one number a head) or "value".
+        positions: "rope" or "none".
+    """
+
+    def __init__(
+        self, d_model: int, n_heads: int = 4, *, n_kv_heads: int | None = None, d_state: int | None = None,
+        gate: Literal["head", "value"] = "head", positions: Literal["rope", "none"] = "rope",
+    ) -> None:  # fmt: skip
+        super().__init__(d_model, n_heads, n_kv_heads=n_kv_heads, d_state=d_state, positions=positions)
+        require(gate in ("head", "value"), f"gate is {gate!r}; expected 'head' or 'value'")
+        self.gate_proj = nn.Linear(d_model, n_heads if gate == "head" else d_model, bias=False)
+
+    def output(self, y: Tensor, u: Tensor, system: System) -> Tensor:
+        gate = torch.sigmoid(self.gate_proj(u)).unflatten(-1, (self.n_heads, -1))
+        return self.out_proj((y * gate).flatten(2))
+
+
+@register("sliding_window", paper="arXiv 2402.19427")
+class SlidingWindow(Softmax):
+    """Softmax attention to the last `window` tokens: the state is a ring of so many keys and values.
+
+    Args:
+        d_model: width.
+        n_heads: query heads.
+        n_kv_heads: heads of keys and values, a divisor of n_heads (default n_heads).
+        d_state: keys per head (default d_model / n_heads).
+        window: tokens seen, the token itself included.
+        positions: "rope" or "none".
+    """
+
+    def __init__(
+        self, d_model: int, n_heads: int = 4, *, n_kv_heads: int | None = None, d_state: int | None = None,
+        window: int = 32, positions: Literal["rope", "none"] = "rope",
+    ) -> None:  # fmt: skip
+        super().__init__(d_model, n_heads, n_kv_heads=n_kv_heads, d_state=d_state, positions=positions)
+        require(window >= 1, f"window is {window}; expected 1 or more tokens")
+        self.window = window
+
+    def system(self, u: Tensor, past: Past | None = None) -> System:
+        return replace(super().system(u, past), window=self.window)
