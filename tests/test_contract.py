@@ -77,16 +77,19 @@ def test_a_thousand_tokens_to_ten_digits(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in sf.names() if "softmax" not in n and n != "sliding_window"])
+@pytest.mark.parametrize("name", sf.names())
 def test_131072_tokens_chunk_by_chunk(name: str) -> None:
     torch.manual_seed(0)
     layer = sf.build(name, d_model=64)
     x = torch.randn(1, 131_072, 64)
     with torch.no_grad():
+        system = layer.system(x[:, :2])
+        if system.readout == "exp" or system.forms()["chunkwise"] is not None:
+            return  # softmax's cache grows; dense transitions have no chunks
         y = layer(x, form="chunkwise")
-        tail, _ = layer(x[:, :1000], return_state=True)
+        head = layer(x[:, :1000])
     assert bool(torch.isfinite(y).all())
-    assert float((y[:, :1000] - tail).abs().max() / tail.abs().max()) < tolerance(torch.float32, 1000)
+    assert float((y[:, :1000] - head).abs().max() / head.abs().max()) < tolerance(torch.float32, 1000)
 
 
 # -- what breaks the contract is caught ---------------------------------------------------------------------------

@@ -59,10 +59,7 @@ def cost(system: System, form: str, *, chunk_size: int = 64) -> Cost:
     if form == "convolution":
         padded = 2 * T
         transforms = 3 * 5 * padded * max(1, padded.bit_length())
-        powers = n * n if dense or feedback else n
-        return Cost(
-            work * heads * (transforms * p + 4 * T * n * p), 2 * result + heads * T * (6 * powers + 6 * p) * size
-        )
+        return Cost(work * heads * (transforms * p + 4 * T * n * p), 2 * result + heads * T * (6 * n + 6 * p) * size)
     c = T if form == "matrix" else min(chunk_size, T)
     sums = 2 * outputs * c * n + (6 * c * n if feedback else 0) + (2 * c * c if feedback else 0)
     apply = outputs * c * p + 4 * n * p + (4 * c * (n + p) if feedback else 0)

@@ -46,16 +46,18 @@ class Convolution:
         T = core.length
         if core.k.shape[1] != 1:  # n = 1 and v = None: the key is the input
             core = replace(core, v=core.k * core.v, k=torch.ones_like(core.k[:1, :1]))
-        powers, diagonal = _powers(core)
-        later = powers[:, :T] if core.exclusive else powers[:, 1:]
-        if diagonal:
+        powers = _powers(core)
+        if powers is not None:
+            later = powers[:, :T] if core.exclusive else powers[:, 1:]
             responses = powers[:, :T] * core.k
             held = core.q * later.unsqueeze(-2)
             last = powers[:, T].unsqueeze(-1) * S
         else:
-            responses = contract("btgrmn,bsgrn->btgrm", powers[:, :T], core.k)
-            held = contract("bsgrom,btgrmn->btgron", core.q, later)
-            last = contract("bgrmn,bgrnp->bgrmp", powers[:, T], S)
+            A = core.transition().dense(core.n)
+            responses = _orbit(A, core.k.unsqueeze(-1), T).squeeze(-1)
+            first = core.q.mT if core.exclusive else contract("...mn,...mo->...no", A, core.q.mT)
+            held = _orbit(A.mT, first, T).mT
+            last = contract("...mn,...np->...mp", torch.linalg.matrix_power(A.squeeze(1), T), S)
         reads = contract("bsgron,btgrn->btgro", core.q, responses)
         if core.exclusive:
             reads = torch.cat([torch.zeros_like(reads[:, :1]), reads[:, :-1]], 1)
@@ -65,12 +67,21 @@ class Convolution:
         return y, contract("btgrn,btgrp->bgrnp", responses.flip(1), v) + last
 
 
-def _powers(core: Core) -> tuple[Tensor, bool]:
-    """A^0, ..., A^T as diagonals [b,T+1,G,R,n] (True) or dense [b,T+1,G,R,n,n] (False)."""
+def _orbit(A: Tensor, x: Tensor, T: int) -> Tensor:
+    """A^0 x, ..., A^{T-1} x for A [b,1,G,R,n,n] and x [b,1,G,R,n,c], as [b,T,G,R,n,c], by doubling."""
+    out = x.to(torch.promote_types(A.dtype, x.dtype))
+    while out.shape[1] < T:
+        out = torch.cat([out, contract("bsgrmn,btgrnc->btgrmc", A, out)], 1)
+        A = A @ A
+    return out[:, :T]
+
+
+def _powers(core: Core) -> Tensor | None:
+    """A^0, ..., A^T of a diagonal decay, [b,T+1,G,R,n|1]; None for a dense one."""
     A, T = core.transition(), core.length
     t = torch.arange(T + 1, device=core.k.device).view(1, -1, 1, 1, 1)
     if isinstance(A, Identity):
-        return torch.ones_like(t, dtype=core.dtype), True
+        return torch.ones_like(t, dtype=core.dtype)
     if isinstance(A, Diagonal):
         log = core.decay_log()
         # t = 0 gives 1 also for a decay of exactly zero (0 * -inf is not a number).
@@ -82,13 +93,8 @@ def _powers(core: Core) -> tuple[Tensor, bool]:
             signs = torch.where(t % 2 == 0, torch.ones_like(core.sign), core.sign)
             powers = signs if powers is None else powers * signs
         assert powers is not None
-        return powers, True
-    step = A.dense(core.n)
-    dense, square = torch.eye(core.n, dtype=step.dtype, device=step.device).expand_as(step), step
-    while dense.shape[1] <= T:  # A^0 .. A^{m-1} and A^m give twice as many
-        dense = torch.cat([dense, square @ dense], 1)
-        square = square @ square
-    return dense[:, : T + 1], False
+        return powers
+    return None
 
 
 def _convolve(kernel: Tensor, v: Tensor) -> Tensor:
