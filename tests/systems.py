@@ -145,12 +145,26 @@ CASES: dict[str, Callable[[], sf.System]] = {
         torch.ones(8, 1, dtype=torch.float64), torch.ones(8, 1, dtype=torch.float64), r(B, T, 8, 1), eta="sum",
         log_decay=-u(8), log_b=5 * r(B, T, 8), d=r(B, T, 8).exp(), exclusive=True,
     ),
+    "complex values": lambda: sf.System(
+        c(B, T, 4, N), c(B, T, 4, N), c(B, T, 4, P), log_decay=-u(4, N), phase=u(4, N), eta=u(4)
+    ),
+    "modes, divided": lambda: sf.System(
+        None, c(B, T, 8, 1), None, log_decay=-u(8), phase=u(8), w_out=c(5, 8, 1), eta=0.5 + u(8)
+    ),
+    "exponential gate of shared heads": lambda: sf.System(
+        r(B, T, 4, N), r(B, T, 4, N), r(B, T, 4, P), eta="sum", log_b=5 * r(B, T, 1), eta_floor=1.0
+    ),
+    "exponential gate, grouped, product decay": lambda: sf.System(
+        r(B, T, 4, N), r(B, T, 2, N), r(B, T, 2, P), eta="sum", log_decay=(u(B, T, 2), -u(1)), log_b=5 * r(B, T, 2),
+        eta_floor=0.5 + u(4), d=u(B, T, 4),
+    ),
     "time-invariant": lambda: sf.System(r(4, N), r(4, N), r(B, T, 4, P)),
     "softmax": softmax,
     "softmax, grouped": lambda: softmax(2),
     "softmax, rotary": phases,
     "softmax, distance penalty": lambda: softmax(log_decay=-u(4)),
     "softmax, forgetting": lambda: softmax(log_decay=-u(B, T, 4)),
+    "softmax, grouped, forgetting": lambda: softmax(2, log_decay=-u(B, T, 2)),
     "softmax, window": lambda: softmax(window=7),
     "softmax, window, forgetting": lambda: softmax(window=7, log_decay=-u(B, T, 4)),
     "softmax, not normalised": lambda: softmax(eta=None),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._errors import StateformError, require
-from .transition import DOUBLE, HALF, real_dtype
+from .transition import DOUBLE, HALF, autocast_on, real_dtype
 
 if TYPE_CHECKING:
     from .system import System
@@ -126,10 +126,8 @@ def _check_sizes(s: System, parts: dict[str, Tensor]) -> None:
     most = max(heads, key=lambda name: heads[name])
     for name, h in heads.items():
         if h == 0 or heads[most] % h:
-            rest = (
-                "; expected 1 or more" if h == 0 else f", {label(most)} has {heads[most]}; expected a divisor of that"
-            )
-            raise StateformError(f"{label(name)} has {h} heads{rest}")
+            rest = "1 or more" if h == 0 else f"a divisor of the {heads[most]} of {label(most)}"
+            raise StateformError(f"{label(name)} has {h} heads; expected {rest}")
     require("B" in seen, "every part of this system is constant; give v (or k) a batch and a time axis")
 
 
@@ -150,13 +148,11 @@ def _check_kinds(parts: dict[str, Tensor]) -> None:
         # Decays may be more precise than the values they act on. There is no complex half: complex64 goes with half.
         if x.dtype == k.dtype or name in (*DECAYS, "log_b", "eta_floor"):
             continue
-        same = (
-            real_dtype(x.dtype) == real_dtype(k.dtype)
-            if name in VECTORS
-            else (x.dtype in DOUBLE) == (k.dtype in DOUBLE)
-        )
-        paired = {x.dtype, k.dtype} & {torch.complex64} and {x.dtype, k.dtype} & set(HALF)
-        if not (same or paired):
+        fits = (x.dtype in DOUBLE) == (k.dtype in DOUBLE)
+        if name in VECTORS and not autocast_on(k.device):  # autocast lowers what it likes
+            half = torch.complex64 in (x.dtype, k.dtype) and (x.dtype in HALF or k.dtype in HALF)
+            fits = fits and (half or real_dtype(x.dtype) == real_dtype(k.dtype))
+        if not fits:
             raise StateformError(f"{name} has dtype {x.dtype}, but k has {k.dtype}; cast one of them with .to(dtype)")
 
 
@@ -170,7 +166,10 @@ def _check_combinations(s: System) -> None:
     require(s.eta_floor is None or s.eta is not None, "eta_floor is the least value of eta; give eta too")
     require(s.w_out is None or (s.q is None and s.v is None), "w_out is for vector states: q = None and v = None")
     require(s.w_in is None or s.v is None, "w_in is the map k = w_in u of a vector state: v = None")
+    require(s.eta != "sum" or s.q is not None, 'eta = "sum" is a sum of weights; with q = None there are none')
     if s.readout == "exp":
+        limited = s.window is not None or s.log_decay is not None
+        require(s.causal or not limited, "causal=False has no past to look back on: leave out window and log_decay")
         require(s.q is not None and s.q.ndim == 4 and s.v is not None and s.k.ndim == 4,
                 'readout "exp" needs q and k [B,T,H,n] and v [B,T,H,p]')  # fmt: skip
         assert s.v is not None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import lcm
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -99,7 +100,7 @@ def absorb(system: System, state: State | None) -> Cache:
 
 def _per_head(x: Tensor, factor: Tensor) -> Tensor:
     """x * factor, both [B|1,T|1,heads,n|1], the fewer heads repeated to the more."""
-    heads = max(x.shape[2], factor.shape[2])
+    heads = lcm(x.shape[2], factor.shape[2])
     return spread_heads(x, heads) * spread_heads(factor, heads)
 
 
@@ -169,6 +170,7 @@ def _bias(
 def _rows(system: System, q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, start: int, low: int) -> Tensor:
     """y of a block of queries [B,c,H,p]."""
     H = system.H
+    bias = bias if bias is None else spread_heads(bias, H, axis=1)
     if system.eta == "sum" and system.d is None and system.eta_floor is None:
         groups = keys.shape[2] if keys.shape[2] == values.shape[2] else H
         q, keys, values = (
@@ -195,7 +197,7 @@ def _logits(q: Tensor, keys: Tensor, bias: Tensor | None, H: int) -> Tensor:
         c, length = logits.shape[-2:]
         seen = torch.ones(c, length, dtype=torch.bool, device=logits.device).tril(length - c)
         return logits.masked_fill(~seen, -torch.inf)
-    return logits + upcast(bias)
+    return logits + upcast(spread_heads(bias, H, axis=1))
 
 
 def _alpha(system: System, logits: Tensor, rows: slice | Tensor) -> tuple[Tensor, Tensor | None]:
@@ -227,16 +229,29 @@ def log_normaliser(system: System) -> Tensor:
     return _logits(cache.q, cache.keys, bias, system.H).logsumexp(-1).transpose(1, 2)
 
 
+def _row_bias(cache: Cache, rows: Tensor, system: System) -> Tensor:
+    """What is added to the logits of chosen queries from an empty cache, [B|1,H|1,rows,T]; memory rows x T."""
+    i, j = rows[:, None], torch.arange(system.T, device=rows.device)
+    visible = (j <= i) if system.causal else torch.ones_like(j <= i)
+    if system.window is not None:
+        visible = visible & (i - j < system.window)
+    if cache.g is None:
+        return torch.zeros(visible.shape, device=rows.device).masked_fill(~visible, -torch.inf)[None, None]
+    g = cache.g.expand(cache.g.shape[0], system.T, -1).transpose(1, 2)
+    out = []
+    for row in rows.tolist():  # g_{j+1} + ... + g_row
+        sums = F.pad(g[..., 1 : row + 1], (0, 1)).flip(-1).cumsum(-1).flip(-1)
+        out.append(F.pad(sums, (0, system.T - row - 1)))
+    return torch.stack(out, 2).masked_fill(~visible, -torch.inf)
+
+
 def softmax_weights(system: System, queries: Sequence[int] | None) -> Tensor:
     """alpha [B,H,1,queries,T] of an exp readout from an empty cache."""
     index = list(range(system.T)) if queries is None else [int(i) for i in queries]
     cache = absorb(system, None)
-    _, bias, _ = _bias(cache, cache.log_weight, cache.g, 0, system.T, system)
-    if bias is None:
-        ones = torch.ones(1, 1, system.T, system.T, dtype=torch.bool, device=system.device)
-        bias = torch.zeros(ones.shape, device=system.device).masked_fill(~ones.tril(), -torch.inf)
     rows = torch.as_tensor(index, device=system.device)
-    logits = _logits(cache.q[:, rows], cache.keys, bias[:, :, rows], system.H)
+    bias = _row_bias(cache, rows, system)
+    logits = _logits(cache.q[:, rows], cache.keys, bias, system.H)
     alpha, direct = _alpha(system, logits, rows)
     if direct is not None:
         own = F.one_hot(rows, system.T).to(alpha.dtype)

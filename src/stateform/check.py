@@ -161,6 +161,11 @@ def check(
         f"{type(layer).__name__} has no d_model; expected a layer y = layer(x), x [B,T,d_model]",
     )
     name = thing if isinstance(thing, str) else type(layer).__name__
+    takes = inspect.signature(layer.forward).parameters
+    missing = [x for x in ("initial_state", "return_state") if x not in takes]
+    require(
+        not missing, f"{name} does not take {' and '.join(missing)}; expected layer(x, initial_state=, return_state=)"
+    )
     report, generator = Report(name), torch.Generator().manual_seed(seed)
     with validate(False):
         for part, function in PARTS.items():

@@ -68,12 +68,6 @@ class Core:
             dtype = torch.promote_types(dtype, x.dtype)
         return complex_dtype(dtype) if self.phase is not None else dtype
 
-    @property
-    def constant(self) -> bool:
-        """Whether transition, k and q do not depend on time (v is the input)."""
-        parts = (self.q, self.k, self.log, self.phase, self.sign, self.matrix, self.f, self.w)
-        return all(x is None or x.shape[1] == 1 for x in parts)
-
     def needed(self, read: Tensor) -> Tensor:
         """The part of a read, or of the map from real values to reads, that is wanted."""
         return read.real if self.real and read.is_complex() else read

@@ -89,7 +89,8 @@ def matrices(system: System, *, normalised: bool, limit: float) -> Matrices:
     at = slice(0, None, r) if system.exclusive else slice(r - 1, None, r)
     q = full(core.q)[:, at]
     if vector and system.w_in is not None:
-        W = spread_heads(upcast(system.w_in)[None, None], H).to(A.dtype).expand(B, T, H, n, -1)
+        require(r == 1 and system.d is None, "w_in with micro-steps or a direct term has no matrices here")
+        W = spread_heads(upcast(system.w_in)[None, None], H).to(A.dtype) * b[..., None, None]
     if system.w_out is not None:
         q = spread_heads(upcast(system.w_out).transpose(0, 1)[None, None], H).to(A.dtype).expand(B, T, H, -1, n)
     eye = torch.eye(p, dtype=A.dtype, device=A.device)
@@ -112,10 +113,25 @@ def matrices(system: System, *, normalised: bool, limit: float) -> Matrices:
     eta = normaliser(system)[..., None, None]
     if not normalised:
         return Matrices(Lambda, Bm, C / eta, D / eta, system.exclusive)
-    before = torch.cat([eta[:, :1], eta[:, :-1]], 1)
-    return Matrices(
-        Lambda * (before / eta), Bm / eta, C if not system.exclusive else C * (before / eta), D / eta, system.exclusive
-    )
+    ratio = eta_ratio(system)[..., None, None]
+    return Matrices(Lambda * ratio, Bm / eta, C * ratio if system.exclusive else C, D / eta, system.exclusive)
+
+
+def eta_ratio(system: System) -> Tensor:
+    """eta_{t-1}/eta_t [B,T,H]; before the first token a sum is 0, anything else as at the first token."""
+    if system.eta != "sum":
+        eta = normaliser(system)
+        return torch.cat([eta[:, :1], eta[:, :-1]], 1) / eta
+    if system.readout == "exp":
+        require(system.eta_floor is None, "with a floor the ratio of normalisers of an exp readout is not computed")
+        log = log_normaliser(system)
+        # (e^{L_{t-1}} + d_{t-1}) / (e^{L_t} + d_t), divided through by e^{L_t}
+        d = system.gate("d").expand_as(log)
+        below = 1 + d * torch.exp(-log)
+        above = torch.exp(log[:, :-1] - log[:, 1:]) + d[:, :-1] * torch.exp(-log[:, 1:])
+        return torch.cat([torch.zeros_like(log[:, :1]), above / below[:, 1:]], 1)
+    eta = normaliser(system)
+    return torch.cat([torch.zeros_like(eta[:, :1]), eta[:, :-1]], 1) / eta
 
 
 def spectrum(system: System, *, normalised: bool) -> Tensor:
@@ -125,14 +141,12 @@ def spectrum(system: System, *, normalised: bool) -> Tensor:
             normalised,
             'readout "exp" has A_t = I; its eigenvalue in the DSF\'s coordinates is eta_{t-1}/eta_t: normalised=True',
         )
-        log_eta = log_normaliser(system)
-        ratio = torch.exp(torch.cat([torch.full_like(log_eta[:, :1], -torch.inf), log_eta[:, :-1]], 1) - log_eta)
-        return ratio.unsqueeze(-1) + 0j
+        return eta_ratio(system).unsqueeze(-1) + 0j
     core = system.core()
     values = core.transition().spectrum(system.n)
     values = values.expand(*values.shape[:2], *core.heads, system.n).flatten(2, 3)
     if normalised and system.eta is not None:
-        eta = normaliser(system)
-        ratio = torch.cat([torch.zeros_like(eta[:, :1]), eta[:, :-1]], 1) / eta
-        values = values * ratio.repeat_interleave(system.micro, 1).unsqueeze(-1)
+        ratio = eta_ratio(system).unsqueeze(2)  # once a token, at its first step
+        later = torch.ones_like(ratio).expand(-1, -1, system.micro - 1, -1)
+        values = values * torch.cat([ratio, later], 2).flatten(1, 2).unsqueeze(-1)
     return values

@@ -53,6 +53,7 @@ def equivalent(a: Any, b: Any, x: Tensor | None = None, *, rtol: float | None = 
     """
     with torch.no_grad():
         y, z = _output(a, x), _output(b, x)
+    require(y.ndim >= 2, f"outputs have shape {list(y.shape)}; expected rows and time, [B,T,...]")
     require(y.shape == z.shape, f"outputs of shapes {list(y.shape)} and {list(z.shape)} cannot be the same function")
     length = y.shape[1] if y.ndim > 1 else 1
     dtype = torch.promote_types(y.dtype, z.dtype)

@@ -90,19 +90,24 @@ class State:
         return State({name: fn(x) for name, x in self.tensors.items()}, self.fingerprint)
 
     def to(self, *args: Any, **kwargs: Any) -> State:
-        """Move or cast as `Tensor.to` does; a dtype reaches floating tensors alone, and complex ones stay complex."""
+        """Move or cast as `Tensor.to` does; complex tensors stay complex. In half precision what adds up (S, scales)
+        stays in float32, and the angle as it is.
+        """
         device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
         require(
             dtype is None or dtype.is_floating_point or dtype.is_complex,
             f"a state cannot be cast to {dtype}; expected a floating dtype",
         )
 
-        def move(x: Tensor) -> Tensor:
-            if dtype is None or not (x.is_floating_point() or x.is_complex()):
+        def move(name: str, x: Tensor) -> Tensor:
+            if dtype is None or name == "angle" or not (x.is_floating_point() or x.is_complex()):
                 return x.to(device) if device else x
-            return x.to(device=device, dtype=complex_dtype(dtype) if x.is_complex() else real_dtype(dtype))
+            real = real_dtype(dtype)
+            if name in ("S", "log_scale", "log_weight"):
+                real = torch.promote_types(real, torch.float32)
+            return x.to(device=device, dtype=complex_dtype(real) if x.is_complex() else real)
 
-        return self.map(move)
+        return State({name: move(name, x) for name, x in self.tensors.items()}, self.fingerprint)
 
     def detach(self) -> State:
         """Cut from the autograd graph (truncated back-propagation through time)."""

@@ -174,7 +174,8 @@ class System:
     @Lazy
     def is_complex(self) -> bool:
         """Whether the state is complex."""
-        return self.phase is not None or any(x.is_complex() for x in self._parts.values())
+        written = ("k", "v", "f", "w", "transition")
+        return self.phase is not None or any(self._parts[x].is_complex() for x in written if x in self._parts)
 
     @Lazy
     def decay_kind(self) -> Literal["identity", "scalar", "diagonal", "dense"]:
@@ -201,9 +202,9 @@ class System:
         """
         if self.readout == "exp":
             counts = self._head_counts
-            keys = counts["k"] * self.n * (2 if self.is_complex else 1)
-            values = counts.get("v", 1) * self.p
-            return keys + values
+            paired = self.is_complex or (self.q is not None and self.q.is_complex())
+            heads = lcm(*(counts[x] for x in ("k", "b", "log_b", "phase") if x in counts))
+            return heads * self.n * (2 if paired else 1) + counts["v"] * self.p
         columns = self.p + (1 if self.eta == "sum" else 0)
         return self.state_heads * self.n * columns * (2 if self.is_complex else 1)
 
@@ -252,9 +253,11 @@ class System:
             f"a system cannot be cast to {dtype}; expected a floating dtype",
         )
 
-        def move(_: str, x: Tensor) -> Tensor:
+        def move(name: str, x: Tensor) -> Tensor:
             if dtype is None:
                 return x.to(device)
+            if name in (*DECAYS, "log_b"):  # exponents and angles stay at float32 at least
+                return upcast(x.to(device=device, dtype=torch.promote_types(real_dtype(dtype), torch.float32)))
             return x.to(device=device, dtype=complex_dtype(dtype) if x.is_complex() else real_dtype(dtype))
 
         return self.map(move)
@@ -266,7 +269,8 @@ class System:
     def check_values(self) -> None:
         """Raise if a part holds NaN or inf (a log decay or log_b may be -inf), or `sign` other values than its two."""
         for name, x in self._parts.items():
-            require_finite(x, label(name), allow_minus_inf=name in ("log_decay", "log_b"))
+            reset = name == "log_b" or (name == "log_decay" and "rate" not in self._parts)
+            require_finite(x, label(name), allow_minus_inf=reset)
         if self.sign is not None:
             require_values(self.sign, "sign", (1, -1), "give the magnitude of the decay as log_decay")
 
@@ -327,7 +331,7 @@ class System:
             if self.eta == "sum":
                 v = torch.cat([v, torch.ones_like(v[..., :1])], -1)
             y = y + self.gate("d")[..., None, None] * v.unsqueeze(-2)
-        if y.is_complex() and (self.q is not None or self.eta is not None):
+        if y.is_complex() and self.q is not None:
             y = y.real
         eta: Tensor | None = None
         if self.eta == "sum":
@@ -389,7 +393,8 @@ class System:
         system = self if heads is None else self.select_heads(heads)
         if system.v is not None:
             v = spread_heads(upcast(system.v), system.H)
-            return alpha.squeeze(2).unsqueeze(-1) * v.movedim(1, 2).unsqueeze(2)
+            parts = alpha.squeeze(2).unsqueeze(-1) * v.movedim(1, 2).unsqueeze(2)
+            return parts.real if parts.is_complex() else parts
         parts = alpha.movedim(2, -1)
         if system.w_out is not None:
             w_out = upcast(system.w_out).to(parts.dtype)
@@ -415,6 +420,8 @@ class System:
             real = real_dtype(upcast(system.k).dtype)
             whole = system.is_complex and system.q is None
             return torch.zeros(shape, dtype=complex_dtype(real) if whole else real, device=system.device)
+        if system.log_b is not None and system.eta == "sum" and system.readout == "linear":
+            system = stabilise(system)[0]  # the weights do not depend on the coordinates of the state
         return WEIGHTS[system.readout](system, queries)
 
     def matrices(self, *, normalised: bool = False, limit: float = 1e9) -> Matrices:
@@ -438,7 +445,9 @@ class System:
             normalised: times eta_{t-1}/eta_t, the eigenvalues of the DSF's own coordinates (arXiv 2510.09379); for
                 readout "exp" this is the only eigenvalue there is.
         """
-        return spectrum(self, normalised=normalised)
+        exponential = self.log_b is not None and self.eta == "sum" and self.readout == "linear"
+        # a eta_{t-1}/eta_t is the same in every scale of the state
+        return spectrum(stabilise(self)[0] if normalised and exponential else self, normalised=normalised)
 
     def __repr__(self) -> str:
         kind = {
@@ -496,14 +505,16 @@ def stabilise(system: System, log_scale: Tensor | None = None) -> tuple[System, 
         "stabilise needs a scalar decay (or none), micro = 1",
     )
     assert system.log_b is not None
-    log_b = upcast(system.log_b) if system.log_b.ndim == 3 else upcast(system.log_b)[None, None]
-    g = system.tensors().get("log_decay")
-    if isinstance(system.log_decay, tuple):
-        g = system.log_decay[0][..., None] * system.log_decay[1]
-    g = log_b.new_zeros(1, 1, 1) if g is None else upcast(g)
-    g = g.flatten(-2) if g.ndim in (2, 4) else g
-    g = g if g.ndim == 3 else g[None, None]
-    g, log_b = (x.expand(system.B, system.T, -1) for x in torch.broadcast_tensors(g, log_b))
+    heads, parts = system.state_heads, system.tensors()
+
+    def per_head(x: Tensor) -> Tensor:  # a number per step and head of the state, [B,T,heads]
+        x = x.squeeze(-1) if x.ndim in (2, 4) else x
+        x = spread_heads(upcast(x if x.ndim == 3 else x[None, None]), heads)
+        return x.expand(system.B, system.T, heads)
+
+    log_b = per_head(system.log_b)
+    g = per_head(parts["log_decay"]).to(log_b) if "log_decay" in parts else torch.zeros_like(log_b)
+    g = g * per_head(parts["rate"]).to(log_b) if "rate" in parts else g
     start = log_b.new_full((system.B, log_b.shape[2]), -torch.inf) if log_scale is None else log_scale.to(log_b)
     with torch.no_grad():
         steps = (torch.cat([torch.zeros_like(g[:, :1]), g], 1), torch.cat([start.detach()[:, None], log_b], 1))
@@ -512,6 +523,7 @@ def stabilise(system: System, log_scale: Tensor | None = None) -> tuple[System, 
         shift = torch.where(torch.isneginf(m[:, 1:]), 0.0, shift)
         safe = torch.where(torch.isneginf(m), 0.0, m)
         written, read = safe[:, 1:], safe[:, :-1] if system.exclusive else safe[:, 1:]
+        read = spread_heads(read, system.H)
     floor = None if system.eta_floor is None else system.gate("eta_floor") * torch.exp(-read)
     d = None if system.d is None else system.gate("d") * torch.exp(-read)
     b = torch.exp(log_b - written)
@@ -521,7 +533,7 @@ def stabilise(system: System, log_scale: Tensor | None = None) -> tuple[System, 
 def indices(given: Sequence[int] | int, size: int, what: str) -> list[int]:
     """Whole numbers as indices 0..size-1; negative ones count from the end."""
     try:
-        index = [operator.index(i) for i in ([given] if isinstance(given, int) else given)]
+        index = [operator.index(i) for i in ([given] if hasattr(given, "__index__") else given)]
     except TypeError:
         raise StateformError(f"{what} is {given!r}; expected whole numbers") from None
     require(all(-size <= i < size for i in index), f"{what} {index} are not all among the {size}: 0..{size - 1}")

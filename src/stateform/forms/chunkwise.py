@@ -60,7 +60,7 @@ class Chunkwise:
 
     def _chunks_a_tile(self, core: Core, c: int) -> int:
         heads, outputs = math.prod(core.heads), core.q.shape[-2]
-        wide = core.log is not None and core.decay_log().shape[-1] > 1  # type: ignore[union-attr]
+        wide = max(x.shape[-1] for x in (core.log, core.rate, core.k[..., :1]) if x is not None) > 1
         inside = c * outputs + 4 * core.n + 2 * core.p + (BASE * core.n if wide else 0)
         return max(1, TILE // (core.batch * heads * (c * inside + core.n * core.p)))
 

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 
 class Convolution:
-    """T log T work, memory linear in T (times n, for the powers of A)."""
+    """T log T work, memory linear in T (times n, for the powers of A).
+
+    An FFT rounds relative to the largest value in the sequence: beside a much larger one, small outputs lose digits
+    that the other forms keep. It is never chosen by `auto`.
+    """
 
     name = "convolution"
 

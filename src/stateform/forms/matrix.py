@@ -93,11 +93,12 @@ def linear_weights(system: System, queries: Sequence[int] | None) -> Tensor:
     if system.d is not None:
         own = torch.nn.functional.one_hot(at, core.length).to(alpha.dtype)
         alpha = alpha + own * gate(system.gate("d"))
-    if alpha.is_complex() and system.q is not None:
-        alpha = alpha.real
+    if alpha.is_complex() and system.q is not None and not (system.v is not None and system.v.is_complex()):
+        alpha = alpha.real  # y = Re(alpha v): with a real v the real part is enough
     if system.eta is None:
         return alpha
-    eta = alpha.sum(-1, keepdim=True) if isinstance(system.eta, str) else gate(system.gate("eta"))
+    total = alpha.sum(-1, keepdim=True)
+    eta = (total.real if total.is_complex() else total) if isinstance(system.eta, str) else gate(system.gate("eta"))
     if system.eta_floor is not None:
         eta = torch.maximum(eta.abs(), gate(system.gate("eta_floor")))
     return alpha / eta

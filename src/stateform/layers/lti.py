@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from .._errors import require
 from ..system import System
+from ..transition import without_autocast
 from .base import Layer, Past
 from .parts import log_uniform, precise
 from .registry import register
@@ -47,7 +48,6 @@ class _Channels(Layer):
 
     def __init__(self, d_model: int, dt_min: float, dt_max: float) -> None:
         super().__init__(d_model)
-        require(0 < dt_min <= dt_max, f"steps from {dt_min} to {dt_max}; expected 0 < dt_min <= dt_max")
         self.log_dt = nn.Parameter(log_uniform(d_model, dt_min, dt_max).log())
         self.D = nn.Parameter(torch.randn(d_model))
         self.out_proj = nn.Linear(d_model, 2 * d_model)
@@ -126,10 +126,10 @@ class S5(Layer):
 
     def __init__(self, d_model: int, *, d_state: int = 64, dt_min: float = 1e-3, dt_max: float = 1e-1) -> None:
         super().__init__(d_model)
-        require(d_state % 2 == 0, f"d_state = {d_state}; S5 keeps conjugate pairs: an even number")
+        require(d_state % 2 == 0, f"d_state is {d_state}; S5 keeps conjugate pairs: expected an even number")
         half = d_state // 2
         Lambda, _, _ = diagonalised_legs(d_state)
-        kept = Lambda[Lambda.imag > 0]
+        kept = Lambda[half:]  # frequencies ascend: these are the positive ones
         self.log_decay_rate = nn.Parameter((-kept.real).log().to(torch.get_default_dtype()))
         self.frequency = nn.Parameter(kept.imag.to(torch.get_default_dtype()))
         self.log_dt = nn.Parameter(log_uniform(half, dt_min, dt_max).log())
@@ -143,7 +143,8 @@ class S5(Layer):
         step = precise(self.log_dt).exp() * Lambda
         B = torch.view_as_complex(precise(self.B)) * (torch.expm1(step) / Lambda).unsqueeze(-1)
         x = precise(u)
-        k = torch.complex(x @ B.real.T, x @ B.imag.T).unsqueeze(-1)
+        with without_autocast(u.device):  # there is no complex half precision
+            k = torch.complex(x @ B.real.T, x @ B.imag.T).unsqueeze(-1)
         C = 2 * torch.view_as_complex(precise(self.C)).unsqueeze(-1)
         return System(None, k, None, log_decay=step.real, phase=step.imag, w_in=B.unsqueeze(1), w_out=C)
 

@@ -45,7 +45,8 @@ def inverse_softplus(x: Tensor) -> Tensor:
 
 
 def log_uniform(size: int, low: float, high: float) -> Tensor:
-    """`size` numbers whose logarithms are uniform between those of low and high."""
+    """`size` steps whose logarithms are uniform between those of low and high."""
+    require(0 < low <= high < math.inf, f"dt_min and dt_max are {low} and {high}; expected 0 < dt_min <= dt_max")
     return torch.exp(torch.rand(size) * (math.log(high) - math.log(low)) + math.log(low))
 
 

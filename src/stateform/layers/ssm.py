@@ -44,8 +44,6 @@ class S4D(Layer):
     ) -> None:
         super().__init__(d_model)
         require(d_state % 2 == 0, f"d_state is {d_state}; S4D keeps conjugate pairs: expected an even number")
-        require(0 < dt_min <= dt_max < math.inf,
-                f"dt_min and dt_max are {dt_min} and {dt_max}; expected 0 < dt_min <= dt_max")  # fmt: skip
         half = d_state // 2
         n = torch.arange(half)
         omega = math.pi * n if init == "lin" else d_state / math.pi * (d_state / (2 * n + 1) - 1)
