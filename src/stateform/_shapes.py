@@ -166,7 +166,6 @@ def _check_combinations(s: System) -> None:
     require(s.eta_floor is None or s.eta is not None, "eta_floor is the least value of eta; give eta too")
     require(s.w_out is None or (s.q is None and s.v is None), "w_out is for vector states: q = None and v = None")
     require(s.w_in is None or s.v is None, "w_in is the map k = w_in u of a vector state: v = None")
-    require(s.eta != "sum" or s.q is not None, 'eta = "sum" is a sum of weights; with q = None there are none')
     if s.readout == "exp":
         limited = s.window is not None or s.log_decay is not None
         require(s.causal or not limited, "causal=False has no past to look back on: leave out window and log_decay")
@@ -182,6 +181,7 @@ def _check_combinations(s: System) -> None:
         require(s.f is None and s.sign is None, 'readout "exp" has no feedback and no sign; leave out f, w and sign')
         require(not s.exclusive and s.micro == 1, 'readout "exp" is inclusive and has one step a token')
     else:
+        require(s.eta != "sum" or s.q is not None, 'eta = "sum" is a sum of weights; with q = None there are none')
         require(s.window is None, 'window is for readout "exp"; a linear readout forgets by its decay')
         require(s.causal, 'causal=False is for readout "exp"; a linear readout is causal')
 

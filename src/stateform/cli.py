@@ -14,7 +14,7 @@ from . import __version__
 from ._errors import StateformError
 from .check import Report, check
 from .compare import compare, writable
-from .layers import names
+from .layers import build, names
 
 app = typer.Typer(
     help="Sequence layers (attention, state-space models, recurrent networks) as one dynamical system.",
@@ -106,6 +106,8 @@ def check_command(
 ) -> None:
     """Check the contract: every form, split, padding and packing gives the same outputs, states and gradients."""
     wanted = names() if layers == ["all"] else layers
+    for name in wanted:
+        build(name, d_model=d_model)  # before any work: what cannot be made is refused
     reports: list[Report] = []
     try:
         with _Bar() as bar:
@@ -136,7 +138,7 @@ def main() -> None:
     try:
         app()
     except StateformError as error:
-        print(f"stateform: {error}", file=sys.stderr)
+        print(f"stateform: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stateform: interrupted", file=sys.stderr)

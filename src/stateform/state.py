@@ -140,7 +140,8 @@ class State:
         from safetensors.torch import save
 
         require(not any(x.is_meta for x in self.tensors.values()), "a state on the device meta has no values to save")
-        whole = {k: x.detach().resolve_conj().resolve_neg().contiguous().clone() for k, x in self.tensors.items()}
+        # A copy each: what is written are bytes, and a view may show them conjugated, strided or shared.
+        whole = {k: x.detach().clone(memory_format=torch.contiguous_format) for k, x in self.tensors.items()}
         write_atomically(Path(path), save(whole, metadata={"stateform": self.fingerprint}))
 
     @classmethod

@@ -6,6 +6,7 @@ steps, padding and packed sequences are here, once for all.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import zlib
@@ -119,6 +120,7 @@ class Layer(nn.Module):
         init: Callable[..., None] = cls.__init__
         signature = inspect.signature(init)
 
+        @functools.wraps(init)
         def recording(self: Layer, *args: Any, **options: Any) -> None:
             bound = signature.bind(self, *args, **options)
             bound.apply_defaults()
@@ -130,8 +132,6 @@ class Layer(nn.Module):
             if outermost and not any(is_lazy(p) for p in self.parameters()):
                 _ = self.fingerprint  # known from here on: no call computes it, and torch.compile need not trace it
 
-        recording.__signature__ = signature  # type: ignore[attr-defined]
-        recording.__doc__ = init.__doc__
         cls.__init__ = recording  # type: ignore[method-assign]
 
     # -- what an architecture says -------------------------------------------------------------------------------

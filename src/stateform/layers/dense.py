@@ -66,7 +66,7 @@ class BlockDiagonal(Layer):
 
     def __init__(self, d_model: int, n_heads: int = 4, *, d_state: int = 4, p: float = 1.2) -> None:
         super().__init__(d_model)
-        split_size(d_model, 1)
+        split_size(d_model, n_heads)
         require(p >= 1, f"p is {p}; expected 1 or more")
         self.n_heads, self.d_state, self.p = n_heads, d_state, p
         self.a_proj = nn.Linear(d_model, n_heads * d_state * d_state)

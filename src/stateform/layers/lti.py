@@ -194,11 +194,12 @@ class GatedShortConv(Layer):
 
     Args:
         d_model: width (channels, which are the heads).
-        d_conv: taps.
+        d_conv: taps, 2 or more.
     """
 
     def __init__(self, d_model: int, *, d_conv: int = 3) -> None:
         super().__init__(d_model)
+        require(d_conv >= 2, f"a short convolution has {d_conv} taps; expected 2 or more")
         self.b_proj, self.c_proj, self.x_proj = (nn.Linear(d_model, d_model, bias=False) for _ in range(3))
         self.taps = nn.Parameter(torch.randn(d_model, d_conv) * d_conv**-0.5)
         self.out_proj = nn.Linear(d_model, d_model, bias=False)
