@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ._errors import StateformError, require, validate
 from .draw import REGIMES, drawn, in_regime, sensitivity
 from .forms import exists, run
-from .layers import build
+from .layers import Layer, build
 from .state import State
 from .system import System
 from .tolerances import GRADIENT, HALF, PROJECTED, UNIT, first_difference, relative_error, tolerance, wide
@@ -161,11 +161,8 @@ def check(
         f"{type(layer).__name__} has no d_model; expected a layer y = layer(x), x [B,T,d_model]",
     )
     name = thing if isinstance(thing, str) else type(layer).__name__
-    takes = inspect.signature(layer.forward).parameters
-    missing = [x for x in ("initial_state", "return_state") if x not in takes]
-    require(
-        not missing, f"{name} does not take {' and '.join(missing)}; expected layer(x, initial_state=, return_state=)"
-    )
+    missing = [x for x in ("initial_state", "return_state") if x not in _arguments(layer)]
+    require(not missing, f"{name} does not take {' and '.join(missing)}; expected both, as in sf.Layer.forward")
     report, generator = Report(name), torch.Generator().manual_seed(seed)
     with validate(False):
         for part, function in PARTS.items():
@@ -180,6 +177,13 @@ def check(
     return report
 
 
+def _arguments(layer: nn.Module) -> set[str]:
+    """What a layer's forward takes; with **kwargs, everything that Layer.forward takes."""
+    known = inspect.signature(layer.forward).parameters
+    passed_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
+    return {*known, *(inspect.signature(Layer.forward).parameters if passed_on else ())}
+
+
 @dataclass
 class _Bench:
     """What a part of the contract works with."""
@@ -192,7 +196,7 @@ class _Bench:
 
     def __post_init__(self) -> None:
         self.ours = hasattr(self.layer, "system")
-        self.takes = set(inspect.signature(self.layer.forward).parameters)
+        self.takes = _arguments(self.layer)
         self.device = next((p.device for p in self.layer.parameters()), torch.device("cpu"))
 
     def offers(self, what: str) -> bool:
