@@ -341,3 +341,18 @@ def test_an_interrupted_comparison_keeps_what_was_finished(
     assert [row["name"] for row in result["layers"]] == ["linear", "gla"]
     assert set(result["layers"][0]["cost"]["forward_ms"]["chunkwise"]) == {"64"}
     assert result["pairs"] == []
+
+
+@pytest.mark.parametrize(
+    "options", [["--memory-limit", "-1"], ["--memory-limit", "nan"], ["--html", "a", "--json", "./a"]]
+)
+def test_limits_and_paths_that_make_no_sense_are_refused(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["stateform", "compare", "linear", "--max-length", "64", *options])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import __version__
-from ._errors import StateformError
+from ._errors import StateformError, require
 from .check import Report, check
 from .compare import compare, writable
 from .layers import build, names
@@ -78,6 +78,8 @@ def compare_command(
     for path in (html, json):
         if path is not None:
             writable(path)
+    same = html is not None and json is not None and html.resolve() == json.resolve()
+    require(not same, f"--html and --json name one file, {html}; give two")
     with _Bar() as bar:
         found = compare(
             layers, text=text, d_model=d_model, n_heads=n_heads, d_state=d_state, max_length=max_length, dtype=dtype,

@@ -166,6 +166,7 @@ def compare(
     require(len(layers) > 0, "name at least one layer, e.g. softmax linear mamba2 gated_deltanet")
     require(dtype in DTYPES, f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
     require(repeats >= 1, f"repeats is {repeats}; expected 1 or more")
+    require(memory_limit_gb > 0, f"memory_limit_gb is {memory_limit_gb}; expected a number above 0")
     source, data = read_text(text)
     require(len(data) >= 2, f"{source} has {len(data)} byte; expected at least 2")
     built = _build_all(layers, d_model, n_heads, d_state, seed)
