@@ -218,7 +218,7 @@ class _Bench:
         if not self.ours or "form" not in self.takes:
             return ["auto"]
         with torch.no_grad():
-            return exists(layer.system(x))  # type: ignore[operator]
+            return layer.forms(x)  # type: ignore[operator]
 
     def call(self, layer: nn.Module, x: Tensor, form: str = "auto", **kwargs: Any) -> tuple[Tensor, State]:
         if "form" in self.takes:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 
 from .._errors import StateformError, require, require_finite, values_checked
-from ..forms import blank_state, compute, known_form, put_rows
+from ..forms import blank_state, compute, exists, known_form, put_rows
 from ..forms._packing import check_cu_seqlens, from_mask, groups
 from ..state import State
 from ..system import System
@@ -31,28 +31,33 @@ OURS = ("S", "log_scale", "keys", "values", "log_weight", "angle", "position")
 
 
 class Past:
-    """What a layer has seen before the input at hand: the windows of its short convolutions, and the position.
+    """What a layer has seen before the input at hand: its state, the windows of its short convolutions, the position.
 
-    Reading a window records the next one, so that the layer's new state is complete when `system` returns.
+    Reading a window records the next one, so that the layer's new state is complete when `system` returns; reading it
+    again for the same input gives the same.
     """
 
-    def __init__(self, state: State | None = None) -> None:
-        self._state = state
-        self.windows: dict[str, Tensor] = {}
+    def __init__(self, state: State | None = None, shared: dict[str, Tensor] | None = None) -> None:
+        self.state = state
+        """The layer's state before the input; None at the start of every row."""
+        self.kept: dict[str, Tensor] = {}
+        """What the layer's new state holds besides that of its System: `system` may add to it, one row a sequence."""
+        self.shared: dict[str, Tensor] = {} if shared is None else shared
+        """What the layers of one model hand on for this input, [B,T,...] each, by name."""
 
     @property
     def position(self) -> Tensor | None:
         """Tokens seen before, per row [B]; None at the start of every row."""
-        return None if self._state is None else self._state["position"]
+        return None if self.state is None else self.state["position"]
 
     def extend(self, name: str, x: Tensor, width: int) -> Tensor:
         """x [B,T,c] behind the `width` steps that came before it (zeros at the start): [B,width+T,c]."""
-        if self._state is None:
+        if self.state is None:
             window = x.new_zeros(x.shape[0], width, x.shape[2])
         else:
-            window = self._state[name].to(x.dtype)
+            window = self.state[name].to(x.dtype)
         x = torch.cat([window, x], 1)
-        self.windows[name] = x[:, x.shape[1] - width :]
+        self.kept[name] = x[:, x.shape[1] - width :]
         return x
 
 
@@ -115,6 +120,14 @@ class Layer(nn.Module):
                 raise StateformError(
                     f"{cls.__name__} defines system{parameters}; expected system(self, u, past=None)"
                 ) from None
+        if "output" in cls.__dict__:
+            parameters = inspect.signature(cls.output)
+            try:
+                parameters.bind(None, None, None, None, None)
+            except TypeError:
+                raise StateformError(
+                    f"{cls.__name__} defines output{parameters}; expected output(self, y, u, system, past=None)"
+                ) from None
         if "__init__" not in cls.__dict__:
             return
         init: Callable[..., None] = cls.__init__
@@ -142,8 +155,8 @@ class Layer(nn.Module):
             f"{type(self).__name__} does not say what its system is: define system(self, u, past=None)"
         )
 
-    def output(self, y: Tensor, u: Tensor, system: System) -> Tensor:
-        """From the reads y [B,T,H,p] to the layer's output [B,T,d_model]."""
+    def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
+        """From the reads y [B,T,H,p] to the layer's output [B,T,d_model]; `past` as it was given to `system`."""
         y = y.flatten(2)
         out_proj = getattr(self, "out_proj", None)
         return y if out_proj is None else out_proj(y)
@@ -159,6 +172,7 @@ class Layer(nn.Module):
         attention_mask: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         form: str = "auto",
+        shared: dict[str, Tensor] | None = None,
     ) -> Tensor | tuple[Tensor, State]:
         """Run the layer.
 
@@ -170,6 +184,8 @@ class Layer(nn.Module):
                 decay, no write, skipped by convolutions and positions), its output is 0, its value is never looked at.
             cu_seqlens: integer [N+1], the ends of N sequences packed into one row (B = 1).
             form: how to compute, see `sf.run`.
+            shared: what the layers of a model hand on, by name (RWKV-7's `v_first`): the first layer fills it, later
+                ones read it. Give one dict to all layers of a model in a call, empty at first.
 
         Returns:
             y [B,T,d_model], and the State if asked for.
@@ -182,7 +198,7 @@ class Layer(nn.Module):
         known_form(form)
         if attention_mask is None and cu_seqlens is None:
             require_finite(x, "x")
-            y, state = self._run(x, self._check_state(initial_state, x, x.shape[0]), form)
+            y, state = self._run(x, self._check_state(initial_state, x, x.shape[0]), form, shared)
             return (y, state) if return_state else y
         require(attention_mask is None or cu_seqlens is None, "give attention_mask or cu_seqlens, not both")
         if attention_mask is not None:
@@ -199,10 +215,18 @@ class Layer(nn.Module):
         given = self._check_state(initial_state, x, rows)
         state = given if given is not None else self.init_state(rows)
         y = x.new_zeros(x.shape[0] * x.shape[1], self.d_model)
+        filled: dict[str, Tensor] = {}
         for group in groups(ends, x.device):
-            part, s = self._run(tokens[group.tokens], None if given is None else given.select(group.rows), form)
-            y = y.to(part.dtype).index_copy(0, kept[group.tokens.flatten()], part.flatten(0, 1))
+            at = kept[group.tokens]
+            handed = None if shared is None else {name: z.flatten(0, 1)[at] for name, z in shared.items()}
+            part, s = self._run(tokens[group.tokens], None if given is None else given.select(group.rows), form, handed)
+            y = y.to(part.dtype).index_copy(0, at.flatten(), part.flatten(0, 1))
             state = put_rows(state, group.rows, s)
+            for name, z in (handed or {}).items():
+                blank = filled[name] if name in filled else z.new_zeros(y.shape[0], *z.shape[2:])
+                filled[name] = blank.index_copy(0, at.flatten(), z.flatten(0, 1))
+        if shared is not None:
+            shared.update({name: z.unflatten(0, (x.shape[0], x.shape[1])) for name, z in filled.items()})
         y = y.unflatten(0, (x.shape[0], x.shape[1]))
         return (y, state) if return_state else y
 
@@ -231,9 +255,9 @@ class Layer(nn.Module):
         past = Past()
         with torch.no_grad():
             system = self.system(torch.zeros(1, 1, self.d_model, dtype=weight.dtype, device=weight.device), past)
-        windows = {name: torch.zeros_like(x).expand(batch, *x.shape[1:]).clone() for name, x in past.windows.items()}
+        kept = {name: torch.zeros_like(x).expand(batch, *x.shape[1:]).clone() for name, x in past.kept.items()}
         blank = blank_state(system, batch)
-        return State({**{k: x.clone() for k, x in blank.tensors.items()}, **windows}, self.fingerprint)
+        return State({**{k: x.clone() for k, x in blank.tensors.items()}, **kept}, self.fingerprint)
 
     @property
     def fingerprint(self) -> str:
@@ -248,23 +272,29 @@ class Layer(nn.Module):
             self.__dict__["_fingerprint"] = known
         return known
 
-    def _run(self, x: Tensor, state: State | None, form: str) -> tuple[Tensor, State]:
+    def forms(self, x: Tensor) -> list[str]:
+        """The names of the forms in which this layer can be computed on x [B,T,d_model]."""
+        return exists(self.system(x))
+
+    def _run(
+        self, x: Tensor, state: State | None, form: str, shared: dict[str, Tensor] | None = None
+    ) -> tuple[Tensor, State]:
         if x.shape[0] == 0 or x.shape[1] == 0:
             return x.new_zeros(x.shape), self.init_state(x.shape[0]) if state is None else state
-        past = Past(state)
+        past = Past(state, shared)
         system = self.system(x, past)
         if not isinstance(system, System):
             raise StateformError(f"{type(self).__name__}.system gave a {type(system).__name__}; expected a System")
         if self.contractive:
             self._check_contraction(system)
         y, new = compute(system, form, state)
-        y = self.output(y, x, system)
+        y = self.output(y, x, system, past)
         if y.shape != x.shape:
             raise StateformError(
                 f"{type(self).__name__} gave y of shape {list(y.shape)} for x of shape {list(x.shape)}; expected the "
                 "same: a system as long as u, and an out_proj (or output) from the values of all heads to d_model"
             )
-        return y, State({**new.tensors, **past.windows}, self.fingerprint)
+        return y, State({**new.tensors, **past.kept}, self.fingerprint)
 
     def _check_input(self, x: Tensor) -> None:
         if not isinstance(x, Tensor):

@@ -44,7 +44,7 @@ class GateLoop(Layer):
         g = F.logsigmoid(precise(heads(self.modulus_proj(u), self.n_heads)))
         return System(q, k, v, log_decay=g, phase=precise(heads(self.phase_proj(u), self.n_heads)))
 
-    def output(self, y: Tensor, u: Tensor, system: System) -> Tensor:
+    def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
         return self.out_proj(self.norm(y).flatten(2) * F.silu(self.gate_proj(u)))
 
 
@@ -80,7 +80,7 @@ class HGRN2(Layer):
         g = F.logsigmoid(z) if self.lower_bound == 0 else torch.log1p(-kept)
         return System(o, kept.to(o.dtype), heads(self.i_proj(u), self.n_heads), log_decay=g)
 
-    def output(self, y: Tensor, u: Tensor, system: System) -> Tensor:
+    def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
         return self.out_proj(self.norm(y).flatten(2))
 
 
@@ -114,5 +114,5 @@ class Lightning(Layer):
         h = torch.arange(1, self.n_heads + 1, dtype=precise(u).dtype, device=u.device)
         return System(q, k, v, log_decay=-self.slope_scale * 2.0 ** (-8 * h / self.n_heads))
 
-    def output(self, y: Tensor, u: Tensor, system: System) -> Tensor:
+    def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
         return self.out_proj(self.norm(y.flatten(2)) * torch.sigmoid(self.gate_proj(u)))

@@ -53,7 +53,7 @@ class DeltaNet(Layer):
         q, k, v, beta = self.writes(u, past)
         return System(q, k, v, b=beta, f=-beta.unsqueeze(-1) * k, w=k)
 
-    def output(self, y: Tensor, u: Tensor, system: System) -> Tensor:
+    def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
         return self.out_proj(self.norm(y).flatten(2))
 
 
@@ -92,7 +92,7 @@ class GatedDeltaNet(DeltaNet):
         f = -(g.exp() * precise(beta)).to(k.dtype).unsqueeze(-1) * k
         return System(q, k, v, log_decay=g, b=beta, f=f, w=k)
 
-    def output(self, y: Tensor, u: Tensor, system: System) -> Tensor:
+    def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
         return self.out_proj(self.norm(y).flatten(2) * F.silu(self.gate_proj(u)))
 
 
@@ -135,7 +135,7 @@ class KDA(DeltaNet):
         g = -precise(self.A_log).exp().unsqueeze(-1) * heads(dt, self.n_heads)
         return System(q, k, v, log_decay=g, b=beta, f=-beta.unsqueeze(-1) * k, w=(g.exp() * precise(k)).to(k.dtype))
 
-    def output(self, y: Tensor, u: Tensor, system: System) -> Tensor:
+    def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
         return self.out_proj(self.norm(y).flatten(2) * torch.sigmoid(self.gate_proj(u)))
 
 
@@ -194,5 +194,5 @@ class DeltaProduct(Layer):
         f = -(g.exp() * precise(beta)).to(k.dtype).unsqueeze(-1) * k
         return System(q, k, v, log_decay=g, b=beta, f=f, w=k, micro=self.n_h)
 
-    def output(self, y: Tensor, u: Tensor, system: System) -> Tensor:
+    def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
         return self.out_proj(self.norm(y).flatten(2))

@@ -47,7 +47,7 @@ class SDSSM(Layer):
         A = column_normalised(mixed, self.p).unsqueeze(2)
         return System(None, self.b_proj(u).unsqueeze(2).to(A.dtype), None, transition=A)
 
-    def output(self, y: Tensor, u: Tensor, system: System) -> Tensor:
+    def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
         return self.out_proj(self.norm(y.flatten(2).to(u.dtype)))
 
 
@@ -77,5 +77,5 @@ class BlockDiagonal(Layer):
         A = self.a_proj(u).unflatten(-1, (self.n_heads, self.d_state, self.d_state))
         return System(None, heads(self.b_proj(u), self.n_heads), None, transition=column_normalised(A, self.p))
 
-    def output(self, y: Tensor, u: Tensor, system: System) -> Tensor:
+    def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
         return self.out_proj(F.gelu(y.flatten(2)))

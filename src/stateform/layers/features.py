@@ -130,7 +130,7 @@ class GatedSoftmax(Softmax):
         require(gate in ("head", "value"), f"gate is {gate!r}; expected 'head' or 'value'")
         self.gate_proj = nn.Linear(d_model, n_heads if gate == "head" else d_model, bias=False)
 
-    def output(self, y: Tensor, u: Tensor, system: System) -> Tensor:
+    def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
         gate = torch.sigmoid(self.gate_proj(u)).unflatten(-1, (self.n_heads, -1))
         return self.out_proj((y * gate).flatten(2))
 

@@ -47,7 +47,7 @@ class Retention(Layer):
         phase = rope_angles(self.d_state, 10_000.0).to(u.device)
         return System(pair_up(q), pair_up(k, conjugate=True), v, log_decay=torch.log1p(-(2.0 ** (-5 - h))), phase=phase)
 
-    def output(self, y: Tensor, u: Tensor, system: System) -> Tensor:
+    def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
         return self.out_proj(self.norm(y).flatten(2) * F.silu(self.gate_proj(u)))
 
 
@@ -95,7 +95,7 @@ class GLA(Layer):
         g = F.logsigmoid(precise(heads(self.decay_proj(u), self.n_heads))) / self.gate_temperature
         return System(q * self.d_state**-0.5, k, v, log_decay=g)
 
-    def output(self, y: Tensor, u: Tensor, system: System) -> Tensor:
+    def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
         return self.out_proj(self.norm(y).flatten(2) * F.silu(self.gate_proj(u)))
 
 
@@ -144,6 +144,6 @@ class MLSTM(Layer):
         g, log_b = F.logsigmoid(self._gate(self.f_proj(u))), self._gate(self.i_proj(u))
         return System(q * self.d_state**-0.5, k, v, log_decay=g, log_b=log_b, eta="sum", eta_floor=1.0)
 
-    def output(self, y: Tensor, u: Tensor, system: System) -> Tensor:
+    def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
         y = F.layer_norm(precise(y), y.shape[-1:], eps=1e-6).to(y.dtype).flatten(2) * self.norm_weight
         return self.out_proj(y * torch.sigmoid(self.gate_proj(u)))

@@ -52,7 +52,7 @@ class _Channels(Layer):
         self.D = nn.Parameter(torch.randn(d_model))
         self.out_proj = nn.Linear(d_model, 2 * d_model)
 
-    def output(self, y: Tensor, u: Tensor, system: System) -> Tensor:
+    def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
         return F.glu(self.out_proj(F.gelu(y.flatten(2))), -1)
 
 
@@ -148,7 +148,7 @@ class S5(Layer):
         C = 2 * torch.view_as_complex(precise(self.C)).unsqueeze(-1)
         return System(None, k, None, log_decay=step.real, phase=step.imag, w_in=B.unsqueeze(1), w_out=C)
 
-    def output(self, y: Tensor, u: Tensor, system: System) -> Tensor:
+    def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
         z = F.gelu(y.flatten(2).to(u.dtype) + self.D * u)
         return z * torch.sigmoid(self.gate_proj(z))
 
@@ -211,5 +211,5 @@ class GatedShortConv(Layer):
         x = self.b_proj(u) * self.x_proj(u)
         return System(self.taps, eye[:1], x.unsqueeze(-1), transition=shift[None])
 
-    def output(self, y: Tensor, u: Tensor, system: System) -> Tensor:
+    def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
         return self.out_proj(self.c_proj(u) * y.flatten(2))

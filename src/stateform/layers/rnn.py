@@ -45,7 +45,7 @@ class QLSTM(Layer):
         g = F.logsigmoid(f) if self.log_a is None else precise(self.log_a).exp() * F.logsigmoid(-f)
         return elementwise(self.u_proj(u), log_decay=g, b=torch.sigmoid(self.i_proj(u)))
 
-    def output(self, y: Tensor, u: Tensor, system: System) -> Tensor:
+    def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
         return self.out_proj(y.flatten(2) * torch.sigmoid(self.o_proj(u)))
 
 
@@ -113,5 +113,5 @@ class RGLRU(Layer):
             scale = torch.where(first[..., None], 1.0, scale)
         return elementwise(x, log_decay=g, b=scale * torch.sigmoid(precise(self.i_gate(x))))
 
-    def output(self, y: Tensor, u: Tensor, system: System) -> Tensor:
+    def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
         return self.out_proj(y.flatten(2) * F.gelu(self.y_proj(u), approximate="tanh"))

@@ -64,7 +64,7 @@ class S4D(Layer):
         ones = torch.ones(1, A.shape[1], dtype=u.dtype, device=u.device)
         return System(q, ones, u.unsqueeze(-1), log_decay=step.real, phase=step.imag, d=self.D)
 
-    def output(self, y: Tensor, u: Tensor, system: System) -> Tensor:
+    def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
         return F.glu(self.out_proj(F.gelu(y.flatten(2))), -1)
 
 
@@ -118,7 +118,7 @@ class LRU(Layer):
         nu, theta = -precise(self.nu_log).exp(), precise(self.theta_log).exp()
         return System(None, k, None, log_decay=nu, phase=theta, w_in=B.unsqueeze(1), w_out=C)
 
-    def output(self, y: Tensor, u: Tensor, system: System) -> Tensor:
+    def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
         return y.flatten(2).to(u.dtype) + self.D * u
 
 
@@ -163,7 +163,7 @@ class Mamba(Layer):
         A = -precise(self.A_log).exp()
         return System(C.unsqueeze(2), B.unsqueeze(2), x.unsqueeze(-1), log_decay=(dt, A), b=dt, d=self.D)
 
-    def output(self, y: Tensor, u: Tensor, system: System) -> Tensor:
+    def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
         return self.out_proj(y.flatten(2) * F.silu(self.gate_proj(u)))
 
 
@@ -222,5 +222,5 @@ class Mamba2(Layer):
             heads(C, self.n_groups), heads(B, self.n_groups), heads(x, self.n_heads), log_decay=g, b=dt, d=self.D
         )
 
-    def output(self, y: Tensor, u: Tensor, system: System) -> Tensor:
+    def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
         return self.out_proj(self.norm(y.flatten(2) * F.silu(self.gate_proj(u))))
