@@ -78,7 +78,7 @@ def existing_forms(system: sf.System) -> list[str]:
 def every_way(layer: Any, x: Tensor) -> Iterator[tuple[str, Tensor, sf.State]]:
     """How, the output and the final state: in every form at once, in two pieces, and step by step."""
     with torch.no_grad():
-        for form in existing_forms(layer.system(x)):
+        for form in layer.forms(x):
             yield form, *layer(x, form=form, return_state=True)
         cut = x.shape[1] // 3
         first, state = layer(x[:, :cut], return_state=True)

@@ -6,9 +6,22 @@ import importlib
 import pkgutil
 
 from .base import Layer, Past, ShortConv
+from .cell import Cell
 from .registry import REGISTRY, Entry, accepted, build, names, register, resolve
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["REGISTRY", "Entry", "Layer", "Past", "ShortConv", "accepted", "build", "names", "register", "resolve"]
+__all__ = [
+    "REGISTRY",
+    "Cell",
+    "Entry",
+    "Layer",
+    "Past",
+    "ShortConv",
+    "accepted",
+    "build",
+    "names",
+    "register",
+    "resolve",
+]

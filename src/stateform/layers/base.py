@@ -230,18 +230,21 @@ class Layer(nn.Module):
         y = y.unflatten(0, (x.shape[0], x.shape[1]))
         return (y, state) if return_state else y
 
-    def step(self, x_t: Tensor, state: State, *, inplace: bool = False) -> tuple[Tensor, State]:
+    def step(
+        self, x_t: Tensor, state: State, *, inplace: bool = False, shared: dict[str, Tensor] | None = None
+    ) -> tuple[Tensor, State]:
         """One token: x_t [B,d_model] and the state before it give y_t [B,d_model] and the state after it.
 
         Args:
             inplace: write the new state into the tensors of `state` (a cache that grows is still replaced).
+            shared: as in `forward`.
         """
         if not (isinstance(x_t, Tensor) and x_t.ndim == 2):
             given = f"has shape {list(x_t.shape)}" if isinstance(x_t, Tensor) else f"is a {type(x_t).__name__}"
             raise StateformError(f"x_t {given}; expected a tensor [B,{self.d_model}], one token a row")
         if not isinstance(state, State):
             raise StateformError(f"state is a {type(state).__name__}; begin with layer.init_state(batch)")
-        y, new = self(x_t.unsqueeze(1), initial_state=state, return_state=True, form="recurrent")
+        y, new = self(x_t.unsqueeze(1), initial_state=state, return_state=True, form="recurrent", shared=shared)
         if inplace and all(state[k].shape == x.shape and state[k].dtype == x.dtype for k, x in new.tensors.items()):
             for k, x in new.tensors.items():
                 state[k].copy_(x)
@@ -288,13 +291,16 @@ class Layer(nn.Module):
         if self.contractive:
             self._check_contraction(system)
         y, new = compute(system, form, state)
-        y = self.output(y, x, system, past)
+        y = self._checked_output(self.output(y, x, system, past), x)
+        return y, State({**new.tensors, **past.kept}, self.fingerprint)
+
+    def _checked_output(self, y: Tensor, x: Tensor) -> Tensor:
         if y.shape != x.shape:
             raise StateformError(
                 f"{type(self).__name__} gave y of shape {list(y.shape)} for x of shape {list(x.shape)}; expected the "
                 "same: a system as long as u, and an out_proj (or output) from the values of all heads to d_model"
             )
-        return y, State({**new.tensors, **past.kept}, self.fingerprint)
+        return y
 
     def _check_input(self, x: Tensor) -> None:
         if not isinstance(x, Tensor):
