@@ -98,6 +98,13 @@ def micro(**more: object) -> sf.System:
     return sf.System(r(B, T, 4, N), k, r(B, 3 * T, 4, P), micro=3, **more)  # type: ignore[arg-type]
 
 
+def ridge(kv_heads: int = 4, **more: object) -> sf.System:
+    """A ridge readout: q is answered by the regression of the values on the keys so far."""
+    q, k, v = r(B, T, 4, N), unit(B, T, kv_heads, N), r(B, T, kv_heads, P)
+    parts = {"ridge": 0.3 + u(4), "b": u(B, T, kv_heads), "log_decay": -0.1 * u(B, T, kv_heads), **more}
+    return sf.System(q, k, v, readout="ridge", **parts)  # type: ignore[arg-type]
+
+
 CASES: dict[str, Callable[[], sf.System]] = {
     **{kind: (lambda kind=kind: decay(kind)) for kind in KINDS},
     **{f"{kind} + feedback": (lambda kind=kind: feedback(kind)) for kind in KINDS},
@@ -157,6 +164,29 @@ CASES: dict[str, Callable[[], sf.System]] = {
     "exponential gate, grouped, product decay": lambda: sf.System(
         r(B, T, 4, N), r(B, T, 2, N), r(B, T, 2, P), eta="sum", log_decay=(u(B, T, 2), -u(1)), log_b=5 * r(B, T, 2),
         eta_floor=0.5 + u(4), d=u(B, T, 4),
+    ),
+    "ridge": ridge,
+    "ridge, diagonal": lambda: ridge(ridge=0.3 + u(4, N), d=r(4), eta=0.5 + u(B, T, 4)),
+    "ridge, no decay, exclusive": lambda: ridge(log_decay=None, b=None, exclusive=True, ridge=0.3 + u(B, T, 4)),
+    "ridge, grouped, diagonal from the input": lambda: ridge(2, ridge=0.3 + u(B, T, 4, N), b=r(B, T, 2).exp()),
+    "ridge, shared keys, product decay": lambda: sf.System(
+        r(B, T, 1, N), unit(B, T, 1, N), r(B, T, 8, 2), log_decay=(u(B, T, 8), -u(8)), readout="ridge", ridge=0.1 + u(1)
+    ),
+    "ridge, relative, mixed": lambda: ridge(ridge=torch.full((4,), 0.02).double(), relative=True, mix=u(B, T, 4)),
+    "ridge, relative, exclusive": lambda: ridge(ridge=0.1 + u(4), relative=True, exclusive=True),
+    "ridge, conjugate gradients": lambda: ridge(solver=sf.Solver("cg")),
+    "ridge, chebyshev": lambda: ridge(2, solver=sf.Solver("chebyshev")),
+    "ridge, relative, chebyshev": lambda: ridge(
+        ridge=torch.full((1,), 0.02).double(), relative=True, solver=sf.Solver("chebyshev")
+    ),
+    "ridge, output axis": lambda: sf.System(
+        r(B, T, 4, 3, N), unit(B, T, 4, N), r(B, T, 4, P), log_decay=-0.1 * u(4), readout="ridge", ridge=0.3 + u(4)
+    ),
+    "ridge, constant query and key": lambda: sf.System(
+        r(4, N), unit(4, N), r(B, T, 4, P), log_decay=-0.1 * u(4), readout="ridge", ridge=0.3 + u(4)
+    ),
+    "ridge, one key": lambda: sf.System(
+        r(B, T, 4, 1), r(B, T, 4, 1), r(B, T, 4, P), log_decay=-0.1 * u(B, T, 4), readout="ridge", ridge=0.3 + u(4)
     ),
     "time-invariant": lambda: sf.System(r(4, N), r(4, N), r(B, T, 4, P)),
     "softmax": softmax,

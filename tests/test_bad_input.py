@@ -445,8 +445,12 @@ SIZE = (0, -1)
 POSITIVE = (0, -1.0, INF)
 WRONG_VALUE: dict[str, tuple[object, ...]] = {
     **dict.fromkeys(("d_model", "d_state", "expand", "dt_rank", "gate_rank"), SIZE),
+    **dict.fromkeys(("mix_rank", "decay_rank", "rate_rank", "value_rank"), SIZE),
     **dict.fromkeys(("n_heads", "n_kv_heads", "n_groups", "d_head"), (*SIZE, 3)),
-    **dict.fromkeys(("rope_base", "gate_temperature", "gate_cap", "c", "max_phase"), POSITIVE),
+    **dict.fromkeys(("rope_base", "gate_temperature", "gate_cap", "c", "max_phase", "norm_eps"), POSITIVE),
+    **dict.fromkeys(("least_ridge", "ridge_ratio"), POSITIVE),
+    **dict.fromkeys(("base_lr", "beta"), POSITIVE),
+    **dict.fromkeys(("block", "rows", "updates"), SIZE),
     "d_conv": (*SIZE, 1),
     "dt_min": (*POSITIVE, 1.0),
     "dt_max": (*POSITIVE, 1e-4),
@@ -455,7 +459,10 @@ WRONG_VALUE: dict[str, tuple[object, ...]] = {
 }
 ODD = ("softmax", "retention", "s4d", "s5")
 """Layers whose keys come in pairs."""
-DIVIDED = ("softmax", "linear", "normalized", "retention", "gla", "deltanet", "gated_deltanet", "mlstm", "rg_lru")
+DIVIDED = (
+    "softmax", "linear", "normalized", "retention", "gla", "deltanet", "gated_deltanet", "mlstm", "rg_lru",
+    "hopfield", "ttt_linear",
+)  # fmt: skip
 """Layers whose width is divided among heads."""
 
 
@@ -541,7 +548,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 BUILDS: dict[str, tuple[Any, dict[str, Any], tuple[str, ...]]] = {
-    "unknown": ("mamb", {}, ("unknown layer 'mamb'", "did you mean mamba, mamba2?")),
+    "unknown": ("mamb", {}, ("unknown layer 'mamb'", "did you mean mamba, mamba2")),
     "far from all": ("zzzzz", {}, ("known names:", "deltanet, ")),
     "empty": ("", {}, ("unknown layer ''", "known names")),
     "brackets": ("qlstm(reversed=True", {}, ("cannot read", "name(option=value, ...)")),
@@ -814,7 +821,7 @@ def command(*words: str) -> tuple[int, str, str]:
 
 
 COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "unknown layer": ("compare mamb", ("did you mean mamba, mamba2?",)),
+    "unknown layer": ("compare mamb", ("did you mean mamba, mamba2",)),
     "unknown option": ("compare qlstm(revers=True)", ("did you mean reversed?",)),
     "broken brackets": ("compare qlstm(reversed=True", ("cannot read",)),
     "no text": ("compare linear --text absent.txt", ("cannot read the text absent.txt",)),
@@ -839,8 +846,8 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "file with an error": ("compare syntax.py", ("syntax.py could not be run: SyntaxError",)),
     "file that exits": ("compare leaves.py", ("SystemExit: 3",)),
     "layer that cannot be made": ("compare wild.py", ("wild.py could not be made: ZeroDivisionError",)),
-    "check: unknown layer": ("check mamb", ("did you mean mamba, mamba2?",)),
-    "check: unknown layer after a known one": ("check linear mamb", ("did you mean mamba, mamba2?",)),
+    "check: unknown layer": ("check mamb", ("did you mean mamba, mamba2",)),
+    "check: unknown layer after a known one": ("check linear mamb", ("did you mean mamba, mamba2",)),
     "check: no width": ("check linear --d-model 0", ("d_model is 0",)),
     "check: file of no layers": ("check none.py", ("none.py defines no layer",)),
     "check: file with an error": ("check syntax.py", ("SyntaxError",)),

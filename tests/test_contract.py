@@ -26,6 +26,11 @@ def test_layer_keeps_the_contract(name: str) -> None:
 
 # The options that change what a layer computes.
 VARIANTS = [
+    "hopfield(updates=5, beta=2.0, d_state=3)",
+    "ttt_linear(averaged=False)",
+    "ttt_linear(averaged=False, inner_norm=False, bias=False, positions='none', gate=True, block=1)",
+    "ttt_linear(block=7, share_qk=True)",
+    "urn(d_state=5, rows=2)",
     "softmax(n_kv_heads=2)",
     "softmax(n_kv_heads=1, positions='none', bias=True)",
     "normalized(eta='softplus')",
@@ -40,13 +45,26 @@ VARIANTS = [
     "gated_softmax(gate='value', n_kv_heads=2)",
     "hgrn2(lower_bound=0.3)",
     "deltaproduct(n_h=3, gated=True)",
+    "mesa(solver='cg', gated=True)",
+    "kalmanet(mixed=False, input_gate=False)",
+    "rwkv6(decay='channel')",
+    "rwkv6(decay='head', gate=False)",
+    "slstm(forget='exp', n_heads=2)",
 ]
+LONG_VARIANTS = ["kalmanet(solver='chebyshev', mixed=False, input_gate=False)"]
+"""Those whose check alone takes half a minute."""
 
 
 @pytest.mark.parametrize("spec", VARIANTS)
 def test_variant_keeps_the_contract(spec: str) -> None:
     report = sf.check(spec, seed=1)
     assert report.ok, str(report)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", LONG_VARIANTS)
+def test_long_variant_keeps_the_contract(spec: str) -> None:
+    test_variant_keeps_the_contract(spec)
 
 
 @pytest.mark.slow

@@ -27,8 +27,8 @@ from .systems import CASES
 B, T, D = 2, 9, 16
 DOUBLE = (torch.float64, torch.complex128)
 ALL = pytest.mark.parametrize("name", sf.names())
-SOME = pytest.mark.parametrize("name", ["softmax", "linear", "gated_deltanet", "mamba", "s4d", "mlstm"])
-"""One layer of each structure: a cache, a normaliser, feedback and convolutions, a product decay, complex, scaled."""
+SOME = pytest.mark.parametrize("name", ["softmax", "linear", "gated_deltanet", "mamba", "s4d", "mlstm", "kalmanet"])
+"""A layer of each structure: cache, normaliser, feedback and convolutions, product decay, complex, scaled, ridge."""
 SYSTEMS = pytest.mark.parametrize("name", CASES)
 
 

@@ -195,7 +195,8 @@ def test_each_form_is_forced_and_calls_no_other(monkeypatch: pytest.MonkeyPatch)
             if why_not is None:
                 calls.clear()
                 sf.run(system, form)
-                assert calls == [form], case
+                once = system.readout != "ridge"  # the equations of a ridge readout are runs of their own
+                assert calls == [form] if once else set(calls) == {form}, case
 
 
 def test_a_non_causal_softmax_sees_the_future() -> None:

@@ -45,9 +45,14 @@ def validate(on: bool) -> Iterator[None]:
         _validation.reset(token)
 
 
+def readable(x: Tensor) -> bool:
+    """Whether the values of `x` can become Python numbers here and now."""
+    return not (torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x) or x.is_meta)
+
+
 def values_checked(x: Tensor) -> bool:
     """Whether the values of `x` are to be checked here and now."""
-    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x) or x.is_meta:
+    if not readable(x):
         return False
     on = _validation.get()
     return x.device.type == "cpu" if on is None else on
@@ -63,6 +68,19 @@ def require_values(x: Tensor, name: str, allowed: tuple[int, int], hint: str) ->
         raise StateformError(
             f"{name} holds {x[first].item()} at index {first} of shape {tuple(x.shape)}; "
             f"expected {allowed[0]} or {allowed[1]}: {hint}"
+        )
+
+
+def require_above(x: Tensor | None, name: str, least: float, why: str, *, equal: bool = False) -> None:
+    """Raise if `x` holds a value below `least` (or equal to it, unless `equal`), naming the first position."""
+    if x is None or x.numel() == 0 or not values_checked(x):
+        return
+    bad = x < least if equal else x <= least
+    if bool(bad.any()):
+        first = tuple(int(i) for i in bad.nonzero()[0])
+        expected = f"{least:g} or more" if equal else f"numbers above {least:g}"
+        raise StateformError(
+            f"{name} holds {x[first].item()} at index {first} of shape {tuple(x.shape)}; expected {expected}: {why}"
         )
 
 

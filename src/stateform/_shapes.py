@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ._errors import StateformError, require
+from ._solver import Solver
 from .transition import DOUBLE, HALF, autocast_on, real_dtype
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "d": ("BtH", "H"),
     "eta": ("BtH", "H"),
     "eta_floor": ("BtH", "H"),
+    "ridge": ("BtH", "BtHn", "Hn", "H"),
+    "mix": ("BtH", "H"),
     "w_in": ("Hni",),
     "w_out": ("oHn",),
 }
@@ -87,12 +90,16 @@ def _check_types(s: System) -> None:
             require(number, f"eta_floor is {x!r}; expected a number, 0 or more, or a tensor")
         else:
             raise StateformError(f"{name} is a {type(x).__name__}; expected a tensor or None")
-    require(s.readout in ("linear", "exp"), f"readout is {s.readout!r}; expected 'linear' or 'exp'")
+    known = ("linear", "exp", "ridge")
+    require(s.readout in known, f"readout is {s.readout!r}; expected 'linear', 'exp' or 'ridge'")
+    given = type(s.solver).__name__
+    require(s.solver is None or isinstance(s.solver, Solver),
+            f"solver is a {given}; expected a Solver, e.g. sf.Solver('cg', steps=30), or None")  # fmt: skip
     for name, least in (("micro", "steps per token"), ("window", "tokens")):
         size = getattr(s, name)
         whole = isinstance(size, int) and not isinstance(size, bool) and size >= 1
         require(whole or (size is None and name == "window"), f"{name} is {size!r}; expected 1 or more {least}")
-    for name in ("exclusive", "causal"):
+    for name in ("exclusive", "causal", "relative"):
         require(isinstance(getattr(s, name), bool), f"{name} is {getattr(s, name)!r}; expected True or False")
 
 
@@ -182,8 +189,25 @@ def _check_combinations(s: System) -> None:
         require(not s.exclusive and s.micro == 1, 'readout "exp" is inclusive and has one step a token')
     else:
         require(s.eta != "sum" or s.q is not None, 'eta = "sum" is a sum of weights; with q = None there are none')
-        require(s.window is None, 'window is for readout "exp"; a linear readout forgets by its decay')
-        require(s.causal, 'causal=False is for readout "exp"; a linear readout is causal')
+        require(s.window is None, f'window is for readout "exp"; a {s.readout} readout forgets by its decay')
+        require(s.causal, f'causal=False is for readout "exp"; a {s.readout} readout is causal')
+    _check_ridge(s)
+
+
+def _check_ridge(s: System) -> None:
+    if s.readout != "ridge":
+        require(s.ridge is None and s.mix is None and s.solver is None and not s.relative,
+                f'ridge, mix, relative and solver are for readout "ridge"; this one is {s.readout!r}')  # fmt: skip
+        return
+    require(s.ridge is not None, 'readout "ridge" needs the ridge R: a tensor [B,T,H], [B,T,H,n], [H,n] or [H]')
+    require(s.q is not None and s.v is not None, 'readout "ridge" is a regression of values on keys: give q and v')
+    require(not s.is_complex and not (s.q is not None and s.q.is_complex()), 'readout "ridge" needs real q, k and v')
+    one = s.decay_kind in ("identity", "scalar") and s.f is None
+    require(one, 'readout "ridge" takes a scalar decay, [B,T,H] or [H]: with a diagonal or dense one, or feedback, '
+            "G_t would not be a weighted sum of k k^T")  # fmt: skip
+    require(s.sign is None, 'readout "ridge" weighs its keys by the decay: positive; leave out sign')
+    require(s.micro == 1, 'readout "ridge" has one step a token; leave out micro')
+    require(s.eta != "sum", 'readout "ridge" is not a sum of weights; leave out eta, or give it as a tensor')
 
 
 def _on_weights(log_decay: Tensor | tuple[Tensor, Tensor]) -> bool:

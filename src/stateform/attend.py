@@ -135,6 +135,8 @@ def _bias(
     [B|1,H|1,queries,keys] or None for "causal, nothing else"; and the running log weights of all keys up to `stop`.
     """
     L, device = cache.past, cache.keys.device
+    if cache.g is None and system.causal and start == L == 0 and (system.window is None or system.window >= stop):
+        return 0, None, None  # before a mask of queries x keys is made
     low = 0 if system.window is None else max(0, L + start - system.window + 1)
     i = torch.arange(L + start, L + stop, device=device)[:, None]
     j = torch.arange(low, L + stop, device=device)
@@ -147,8 +149,7 @@ def _bias(
     if uneven:
         visible = visible & (j >= (L - valid)[:, None])[:, None, None]
     if g is None:
-        plain = system.causal and start == 0 and L == 0 and (system.window is None or system.window >= stop)
-        if plain or (stop - start == 1 and system.window is None and not uneven):
+        if stop - start == 1 and system.window is None and not uneven:
             return low, None, None
         return (
             low,

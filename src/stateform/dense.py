@@ -12,6 +12,7 @@ from ._errors import require
 from ._form import FORMS
 from ._shapes import spread_heads
 from .attend import log_normaliser
+from .ridge import as_linear
 from .transition import real_dtype, upcast
 
 if TYPE_CHECKING:
@@ -64,10 +65,12 @@ def normaliser(system: System) -> Tensor:
 
 def matrices(system: System, *, normalised: bool, limit: float) -> Matrices:
     """See System.matrices."""
-    require(system.readout == "linear",
+    require(system.readout != "exp",
             'a system with readout "exp" has no finite state: its feature expansion is infinite (arXiv 2405.15731, '
             "Lemma 1). Use coefficients(), or a truncation to finitely many features")  # fmt: skip
     require(system.log_b is None, "matrices need the write strength itself: stabilise the system first")
+    if system.readout == "ridge":
+        system = as_linear(system)
     B, T, H, n, r = system.B, system.T, system.H, system.n, system.micro
     p, vector = system.p, system.v is None
     size = B * T * H * (n * p) ** 2 * upcast(system.k).element_size()

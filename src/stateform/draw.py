@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .forms import run
+from .ridge import problem, without_ridge
 from .state import State
 from .system import System
 from .tolerances import relative_error
@@ -39,6 +40,8 @@ def parts_that_matter(system: System) -> dict[str, float]:
         without["feedback"] = replace(system, f=None, w=None)
     if system.eta is not None and system.readout == "linear":
         without["eta"] = replace(system, eta=None, eta_floor=None)
+    if system.readout == "ridge":
+        without["ridge"] = without_ridge(system)
     half = system.T // 2
     changes = {"state": _change(run(system[half:]), y[:, half:])}
     return changes | {name: _change(run(other), y) for name, other in without.items()}
@@ -111,6 +114,17 @@ def sensitivity(system: System, state: State | None, generator: torch.Generator)
         noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device)
         return torch.where(x.abs() < torch.inf, x * (1 + small * noise), x)
 
-    y, other = (run(s, "recurrent", initial_state=state) for s in (system, system.map(moved)))
+    near = system.map(moved)
+    if system.readout == "ridge" and system.B * system.T:
+        # A solver finds x for a matrix near G + R, by n x n roundings of the size of its norm: here a diagonal of them,
+        # times the root of n
+        core = system.core()
+        S = core.zero_state() if state is None else state["S"].unflatten(1, core.state_heads)
+        G, R = problem(system, core, S, "recurrent")
+        size = system.n**0.5 * (G.norm().unsqueeze(-1) + R.amax(-1, keepdim=True))
+        noise = torch.randn(*size.shape[:-1], system.n, generator=generator, dtype=torch.float64).to(size.device)
+        ridge = (R + small * size * noise).flatten(2, 3).squeeze(-2)
+        near = replace(near, ridge=ridge.expand(system.B, system.T, -1, -1), relative=False)
+    y, other = (run(s, "recurrent", initial_state=state) for s in (system, near))
     assert isinstance(y, Tensor) and isinstance(other, Tensor)
     return float(relative_error(other, y, heads=True).max()) / small if y.numel() else 0.0

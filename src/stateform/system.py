@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ._errors import StateformError, require, require_finite, require_values
+from ._errors import StateformError, require, require_above, require_finite, require_values
 from ._form import FORMS, WEIGHTS
 from ._lazy import Lazy
 from ._shapes import DECAYS, PER_TOKEN, TENSORS, check_shapes, label, layout, select_heads, split_heads, spread_heads
+from ._solver import Solver
 from .core import Core
 from .dense import Matrices, matrices, spectrum
 from .transition import associative_scan, complex_dtype, real_dtype, upcast
@@ -57,11 +58,16 @@ class System:
         d: direct term [B,T,H] or [H], added before the division; with eta = "sum" it acts on the normaliser too.
         eta: None, "sum" (of the weights: a column of ones appended to v) or a tensor [B,T,H] or [H].
         eta_floor: eta = max(|eta|, eta_floor); a number, [H] or [B,T,H].
-        readout: "linear" (q^T S) or "exp" (softmax: the state is the growing cache of keys and values).
+        readout: "linear" (q^T S), "exp" (softmax: the state is the growing cache of keys and values) or "ridge" (as
+            linear, with (G_t + R_t)^{-1} q_t for q_t, G_t = decay_t G_{t-1} + b_t k_t k_t^T: the state is [S | G]).
         exclusive: the read takes S_{t-1}, before the write.
         micro: write steps per token; the read comes after the last (exclusive: before the first).
         window: with readout "exp", only the last `window` tokens are seen.
         causal: False (readout "exp", form "matrix") lets every token see every other.
+        ridge: R_t of a ridge readout, a multiple of I [B,T,H], [H] or diagonal [B,T,H,n], [H,n]; positive.
+        mix: q_t + mix_t ((G_t + R_t)^{-1} q_t - q_t) instead, [B,T,H] or [H]; 0 is the linear readout.
+        relative: R_t = ridge ||G_t||_F, which bounds the condition number by 1 + 1/ridge.
+        solver: of a ridge readout (see `Solver`); None solves exactly.
         w_in: [H,n,i], the constant map with k = w_in u, where there is one (vector states).
         w_out: [o,H,n], a constant map over all heads, y = Re(w_out S) (vector states with q = None).
 
@@ -83,11 +89,15 @@ class System:
     d: Tensor | None = field(default=None, kw_only=True)
     eta: Tensor | Literal["sum"] | None = field(default=None, kw_only=True)
     eta_floor: Tensor | float | None = field(default=None, kw_only=True)
-    readout: Literal["linear", "exp"] = field(default="linear", kw_only=True)
+    readout: Literal["linear", "exp", "ridge"] = field(default="linear", kw_only=True)
     exclusive: bool = field(default=False, kw_only=True)
     micro: int = field(default=1, kw_only=True)
     window: int | None = field(default=None, kw_only=True)
     causal: bool = field(default=True, kw_only=True)
+    ridge: Tensor | None = field(default=None, kw_only=True)
+    mix: Tensor | None = field(default=None, kw_only=True)
+    relative: bool = field(default=False, kw_only=True)
+    solver: Solver | None = field(default=None, kw_only=True)
     w_in: Tensor | None = field(default=None, kw_only=True)
     w_out: Tensor | None = field(default=None, kw_only=True)
 
@@ -157,6 +167,11 @@ class System:
         return 1 if self.v is None else self.v.shape[-1]
 
     @property
+    def columns(self) -> int:
+        """Columns of the state: p, and that of the normaliser or the n of the Gram matrix where there is one."""
+        return self.p + (self.n if self.readout == "ridge" else 1 if self.eta == "sum" else 0)
+
+    @property
     def _outputs(self) -> int:
         return self.n if self.q is None else self.q.shape[-2] if self.q.ndim in (3, 5) else 1
 
@@ -197,7 +212,7 @@ class System:
 
     @property
     def state_size(self) -> int:
-        """Real numbers in the state of one row: H n p, the normaliser's column included, two for a complex entry.
+        """Real numbers in the state of one row: H n columns, two for a complex entry.
         With readout "exp" it is the size of one cached token: the state grows by it with each token.
         """
         if self.readout == "exp":
@@ -205,8 +220,7 @@ class System:
             paired = self.is_complex or (self.q is not None and self.q.is_complex())
             heads = lcm(*(counts[x] for x in ("k", "b", "log_b", "phase") if x in counts))
             return heads * self.n * (2 if paired else 1) + counts["v"] * self.p
-        columns = self.p + (1 if self.eta == "sum" else 0)
-        return self.state_heads * self.n * columns * (2 if self.is_complex else 1)
+        return self.state_heads * self.n * self.columns * (2 if self.is_complex else 1)
 
     # -- parts of it ---------------------------------------------------------------------------------------------
 
@@ -273,6 +287,9 @@ class System:
             require_finite(x, label(name), allow_minus_inf=reset)
         if self.sign is not None:
             require_values(self.sign, "sign", (1, -1), "give the magnitude of the decay as log_decay")
+        if self.readout == "ridge":
+            require_above(self.ridge, "ridge", 0.0, "it is what makes G + R invertible")
+            require_above(self.b, "b", 0.0, "it weighs the keys of a regression", equal=True)
 
     # -- the normal form -----------------------------------------------------------------------------------------
 
@@ -282,7 +299,7 @@ class System:
         """
         r, H, hs = self.micro, self.H, self.state_heads
         G = hs if 1 < hs < H else max([x for x in self._head_counts.values() if 1 < x < H] or [H])
-        left_out = ("w_in", "w_out", "d", "eta", "eta_floor")
+        left_out = ("w_in", "w_out", "d", "eta", "eta_floor", "ridge", "mix")
         axes = {x: split_heads(x, upcast(t), G, H // G) for x, t in self._parts.items() if x not in left_out}
         real = real_dtype(upcast(self.k).dtype)
         axes = {x: t if x == "phase" or t.is_complex() else t.to(real) for x, t in axes.items()}
@@ -292,6 +309,9 @@ class System:
             v = torch.ones_like(k[:1, :1, :1, :1, :1].real)
         if self.eta == "sum":
             v = torch.cat([v, torch.ones_like(v[..., :1])], -1)
+        if self.readout == "ridge":
+            front = torch.broadcast_shapes(v.shape[:-1], k.shape[:-1])
+            v = torch.cat([v.expand(*front, -1), k.expand(*front, -1)], -1)
         if "b" in axes or "log_b" in axes:
             v = v * (axes["b"] if "b" in axes else axes["log_b"].exp())
         q = axes.get("q")
@@ -326,6 +346,8 @@ class System:
         r = self.micro
         at = slice(0, None, r) if self.exclusive else slice(r - 1, None, r)
         y = raw[:, at]
+        if self.readout == "ridge":
+            y = y[..., : self.p]
         if self.d is not None:
             v = y.new_ones(1, 1, 1, 1) if self.v is None else spread_heads(upcast(self.v)[:, at], self.H)
             if self.eta == "sum":
@@ -475,7 +497,8 @@ class System:
         if self.readout == "exp":
             state = f"cache of {self.state_size} numbers a token" + (f", last {self.window}" if self.window else "")
         else:
-            state = f"state {self.state_heads} x {self.n} x {self.p}"
+            both = f"({self.p} + {self.n})" if self.readout == "ridge" else f"{self.p}"
+            state = f"state {self.state_heads} x {self.n} x {both}"
         sizes = f"B={self.B}, T={self.T}, H={self.H}, n={self.n}, p={self.p}"
         return f"System({', '.join(words)}; {state}; {sizes}; {str(self.dtype).removeprefix('torch.')})"
 
@@ -525,7 +548,10 @@ def stabilise(system: System, log_scale: Tensor | None = None) -> tuple[System, 
         written, read = safe[:, 1:], safe[:, :-1] if system.exclusive else safe[:, 1:]
         read = spread_heads(read, system.H)
     floor = None if system.eta_floor is None else system.gate("eta_floor") * torch.exp(-read)
-    d = None if system.d is None else system.gate("d") * torch.exp(-read)
+    d = None
+    if system.d is not None:  # e^69 times the scale of the state it is all of y, to the last digit: more could overflow
+        d = system.gate("d")
+        d = d * torch.exp(torch.minimum(-read, 69 - d.detach().abs().log()))
     b = torch.exp(log_b - written)
     return replace(system, log_decay=g + shift, log_b=None, b=b, eta_floor=floor, d=d), m[:, 1:]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..ridge import without_ridge
 from ..system import System
 from ..transition import upcast
 
@@ -28,7 +29,7 @@ def cost(system: System, form: str, *, chunk_size: int = 64) -> Cost:
         An estimate, on the high side: temporaries and tiles are counted as they are in this implementation.
     """
     T, n = system.T * system.micro, system.n
-    p = system.p + (1 if system.eta == "sum" and system.readout == "linear" else 0)  # the normaliser's column
+    p = system.p if system.readout == "exp" else system.columns
     scalar = 2 if system.is_complex else 1
     work = 4 if system.is_complex else 1  # a complex product is four real ones
     size = upcast(system.k).element_size() / (2 if system.k.is_complex() else 1) * scalar
@@ -43,6 +44,19 @@ def cost(system: System, form: str, *, chunk_size: int = 64) -> Cost:
         rows = {"recurrent": 1, "chunkwise": min(256, T), "matrix": 0 if plain else T}[form]
         return Cost(
             2 * heads * T * seen * (keys + p), result + states * T * (keys + p) * size + 3 * heads * rows * T * size
+        )
+    if system.readout == "ridge":
+        read = cost(without_ridge(system), form, chunk_size=chunk_size)
+        share = n / system.p  # of the Gram matrix against S
+        written = n * n * size * min(heads * T, 2**22 // (4 * n * n) + heads)  # G of the tokens of a tile
+        if system.solver is None or system.solver.method == "exact":
+            return Cost(
+                read.flops * (1 + share) + heads * T * (2 * n**3 + n**3 / 3 + 2 * n * n),
+                read.bytes * (1 + share) + 2 * heads * T * n * size + 4 * written,
+            )
+        steps = 2 * n if system.solver.steps is None else system.solver.steps
+        return Cost(
+            read.flops * (1 + (steps + 2) * share), read.bytes * (1 + share) + 6 * heads * T * n * size + written
         )
     dense = system.transition is not None
     update = 2 * n * n * p if dense else n * p

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from .._errors import StateformError, nearest, require, values_checked
 from .._form import FORMS
 from ..attend import attend
+from ..ridge import solution
 from ..state import State
 from ..system import System, stabilise
 from ..transition import DOUBLE, real_dtype, without_autocast
@@ -115,6 +117,8 @@ def _linear(system: System, form: str, state: State | None) -> tuple[Tensor, Sta
         log_scale = scales[:, -1]
     core = system.core()
     S = core.zero_state() if S is None else S.to(core.dtype).unflatten(1, core.state_heads)
+    if system.readout == "ridge":
+        core = replace(core, q=solution(system, core, S, form))
     raw, S = FORMS[form].compute(core, S)
     y = system.finish(raw.expand(-1, -1, *core.heads, -1, -1).flatten(2, 3))
     new = {"S": S.flatten(1, 2)}
@@ -207,7 +211,7 @@ def as_state(system: System, given: State | Tensor | None, rows: int) -> State |
         return None
     if isinstance(given, Tensor):
         require(
-            system.readout == "linear",
+            system.readout != "exp",
             "the state of an exp readout is a cache: give the State that return_state=True gave",
         )
         given = State({"S": given})
@@ -242,10 +246,10 @@ def _numbers(x: Tensor) -> bool:
 def _check_matrix(system: System, given: State) -> None:
     """Raise unless S (and its scale, where it has one) fits the system."""
     S, scale = given["S"], given.get("log_scale")
-    columns = system.p + (1 if system.eta == "sum" else 0)
-    shape = (S.shape[0], system.state_heads, system.n, columns)
+    shape = (S.shape[0], system.state_heads, system.n, system.columns)
     if tuple(S.shape) != shape:
-        extra = " (the last column is the normaliser)" if system.eta == "sum" else ""
+        ridge = f" (the last {system.n} columns are the Gram matrix)" if system.readout == "ridge" else ""
+        extra = " (the last column is the normaliser)" if system.eta == "sum" else ridge
         raise StateformError(f"the state S has shape {list(S.shape)}; expected {list(shape)}{extra}")
     require(
         system.is_complex or not S.is_complex(), "the state is complex, the system real; use the state of this system"

@@ -29,7 +29,7 @@ class Convolution:
     name = "convolution"
 
     def refuses(self, system: System) -> str | None:
-        if system.readout == "exp":
+        if system.readout != "linear":
             return "a convolution needs a linear readout"
         if not system.time_invariant:
             inputs = ("v", "d") if system.v is not None else ("k", "d")
@@ -67,7 +67,7 @@ class Convolution:
             reads = torch.cat([torch.zeros_like(reads[:, :1]), reads[:, :-1]], 1)
         v = core.v.expand(-1, T, -1, -1, -1)
         kernel = core.needed(reads) if not v.is_complex() else reads
-        y = _convolve(kernel.unsqueeze(-1), v.unsqueeze(-2)) + core.needed(contract("btgron,bgrnp->btgrop", held, S))
+        y = convolve(kernel.unsqueeze(-1), v.unsqueeze(-2)) + core.needed(contract("btgron,bgrnp->btgrop", held, S))
         return y, contract("btgrn,btgrp->bgrnp", responses.flip(1), v) + last
 
 
@@ -101,7 +101,7 @@ def _powers(core: Core) -> Tensor | None:
     return None
 
 
-def _convolve(kernel: Tensor, v: Tensor) -> Tensor:
+def convolve(kernel: Tensor, v: Tensor) -> Tensor:
     """Causal convolution along axis 1."""
     T = v.shape[1]
     if kernel.is_complex() or v.is_complex():

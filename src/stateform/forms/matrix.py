@@ -11,6 +11,7 @@ from torch import Tensor
 from .._form import WEIGHTS, register_form
 from .._shapes import spread_heads
 from ..core import Core, contract
+from ..ridge import as_linear
 from ._pairs import cut, solve_unit_lower
 
 if TYPE_CHECKING:
@@ -126,3 +127,4 @@ def _rows(core: Core, at: list[int]) -> Tensor:
 
 register_form(Matrix())
 WEIGHTS["linear"] = linear_weights
+WEIGHTS["ridge"] = lambda system, queries: linear_weights(as_linear(system), queries)

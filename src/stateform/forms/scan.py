@@ -41,7 +41,7 @@ class Scan:
             )
         if system.f is not None:
             return "with feedback the products of transitions are dense; use chunkwise"
-        if min(system.n, system.p + (system.eta == "sum")) > 1:
+        if min(system.n, system.columns) > 1:
             return "a scan writes out all states, T n p numbers; it is for n = 1 or p = 1. Use chunkwise"
         return None
 
