@@ -13,7 +13,7 @@ from typing import Any, Literal
 from .._errors import StateformError
 
 SIZES = {"d_model", "n_heads", "n_kv_heads", "n_groups", "d_state", "d_head", "d_conv", "expand", "dt_rank",
-         "gate_rank"}  # fmt: skip
+         "gate_rank", "mix_rank", "decay_rank", "rate_rank", "value_rank"}  # fmt: skip
 """Names that are sizes in every layer: 1 or more."""
 
 
