@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 from .._errors import require
 from ..system import System
+from ..transition import without_autocast
 from .base import Layer, Past
-from .parts import heads, split_size
+from .parts import heads, precise, precise_linear, split_size
 from .registry import register
 
 
@@ -79,3 +80,55 @@ class BlockDiagonal(Layer):
 
     def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
         return self.out_proj(F.gelu(y.flatten(2)))
+
+
+@register("urn", paper="arXiv 2208.05719")
+class URN(Layer):
+    """Unitary recurrent network: each token is an orthogonal matrix, and the state is their product on a start vector.
+
+    h_t = Q_t h_{t-1},  Q_t = exp(X_t - X_t^T),  y_t = W_o h_t: no activation, no additive input, no decay,
+    so that ||h_t|| = ||h_0|| for ever. X_t is strictly upper triangular, with entries linear in u_t; with `rows`, only
+    its first rows are not zero. The state of the System begins at zero: a row's first token writes Q_1 h_0.
+
+    Args:
+        d_model: width.
+        n_heads: blocks of the matrices.
+        d_state: size of a block, 2 or more.
+        rows: of X that are not zero (default all).
+    """
+
+    contractive = True
+
+    def __init__(self, d_model: int, n_heads: int = 4, *, d_state: int = 8, rows: int | None = None) -> None:
+        super().__init__(d_model)
+        split_size(d_model, n_heads)
+        rows = d_state - 1 if rows is None else rows
+        require(d_state >= 2, f"d_state is {d_state}; expected 2 or more: a matrix of one entry cannot turn")
+        require(1 <= rows < d_state, f"rows is {rows}; expected 1 to d_state - 1 = {d_state - 1}")
+        self.n_heads, self.d_state, self.rows = n_heads, d_state, rows
+        self.x_proj = nn.Linear(d_model, n_heads * len(self.generators()))
+        self.start = nn.Parameter(torch.randn(n_heads, d_state))
+        self.out_proj = nn.Linear(n_heads * d_state, d_model, bias=False)
+
+    def generators(self) -> Tensor:
+        """e_i e_j^T - e_j e_i^T for each entry i < j of X, [entries,n,n]."""
+        i, j = torch.triu_indices(self.rows, self.d_state, 1)
+        e = torch.eye(self.d_state)
+        return e[i, :, None] * e[j, None] - e[j, :, None] * e[i, None]
+
+    def system(self, u: Tensor, past: Past | None = None) -> System:
+        at_start = torch.arange(u.shape[1], device=u.device) == 0
+        if past is not None and past.position is not None:
+            at_start = at_start & (past.position == 0)[:, None]
+        with without_autocast(u.device):  # what an angle loses to rounding stays lost: no half precision here
+            x = heads(precise_linear(self.x_proj, u), self.n_heads)
+            Q = torch.matrix_exp(torch.einsum("bthe,eij->bthij", x, self.generators().to(x)))
+            Q = (
+                1.5 * Q - 0.5 * Q @ Q.mT @ Q
+            )  # a step towards the nearest orthogonal matrix: exp loses digits in squaring
+            start = F.normalize(precise(self.start), dim=-1)
+            first = torch.where(at_start[..., None, None], (Q @ start.unsqueeze(-1)).squeeze(-1), 0.0)
+        return System(None, first, None, transition=Q)
+
+    def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
+        return self.out_proj(y.flatten(2).to(u.dtype))

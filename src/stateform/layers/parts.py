@@ -6,8 +6,10 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .._errors import require
+from ..transition import without_autocast
 
 
 def heads(x: Tensor, n_heads: int) -> Tensor:
@@ -24,6 +26,12 @@ def unit(x: Tensor) -> Tensor:
 def precise(x: Tensor) -> Tensor:
     """Gates and decays are computed in float32 at least."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def precise_linear(f: nn.Linear, x: Tensor) -> Tensor:
+    """f(x) in float32 at least, also under autocast: for what goes into a state that never forgets its roundings."""
+    with without_autocast(x.device):
+        return F.linear(precise(x), precise(f.weight), None if f.bias is None else precise(f.bias))
 
 
 def split_size(total: int, parts: int, what: str = "d_model", by: str = "n_heads") -> int:
