@@ -276,3 +276,14 @@ def _trim(xs: Elements, dim: int) -> Elements:
     """Drop the last entry of an odd length."""
     length = xs[0].shape[dim]
     return tuple(x.narrow(dim, 0, length - length % 2) for x in xs)
+
+
+def eigenbasis(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Eigenvalues [..., n], eigenvectors V [..., n, n] and their condition ||V|| ||V^-1|| [...], A = V diag(.) V^-1.
+
+    In complex128. A matrix without a basis of eigenvectors shows by its condition: infinite, or what rounding makes of
+    that, 1e8 or more.
+    """
+    values, V = torch.linalg.eig(A.to(torch.complex128))
+    sizes = torch.linalg.svdvals(V)
+    return values, V, sizes[..., 0] / sizes[..., -1]

@@ -78,10 +78,22 @@ class Taylor(_Features):
         return taylor_features(x, self.degree)
 
 
-def _rotation(n: int) -> Tensor:
+def random_directions(m: int, n: int, generator: torch.Generator | None = None) -> Tensor:
+    """m directions [m,n] for `positive_features`: normal, and orthogonal in blocks of n, which lessens the variance."""
+    blocks = [_rotation(n, generator) for _ in range(-(-m // n))]
+    return torch.cat(blocks)[:m] * torch.randn(m, n, generator=generator).norm(dim=-1, keepdim=True)
+
+
+def _rotation(n: int, generator: torch.Generator | None) -> Tensor:
     """A random orthogonal matrix, every one equally likely (a QR decomposition alone prefers some signs)."""
-    Q, R = torch.linalg.qr(torch.randn(n, n))
+    Q, R = torch.linalg.qr(torch.randn(n, n, generator=generator))
     return Q * R.diagonal().sign()
+
+
+def positive_features(x: Tensor, directions: Tensor) -> Tensor:
+    """phi(x) = exp(w_r^T x - |x|^2 / 2) / sqrt(m), r = 1 .. m: phi(q)^T phi(k) is exp(q^T k) on average over the w."""
+    w = directions.to(x)
+    return torch.exp(x @ w.T - x.square().sum(-1, keepdim=True) / 2) / math.sqrt(len(w))
 
 
 @register("performer", paper="arXiv 2009.14794")
@@ -100,13 +112,10 @@ class Performer(_Features):
     def __init__(self, d_model: int, n_heads: int = 4, *, d_state: int | None = None, n_features: int = 32) -> None:
         super().__init__(d_model, n_heads, d_state or split_size(d_model, n_heads))
         require(n_features >= 1, f"n_features is {n_features}; expected 1 or more")
-        blocks = [_rotation(self.d_key) for _ in range(-(-n_features // self.d_key))]
-        lengths = torch.randn(n_features, self.d_key).norm(dim=-1, keepdim=True)
-        self.register_buffer("directions", torch.cat(blocks)[:n_features] * lengths)
+        self.register_buffer("directions", random_directions(n_features, self.d_key))
 
     def features(self, x: Tensor) -> Tensor:
-        w = self.directions.to(x.dtype)
-        return torch.exp(x @ w.T - x.square().sum(-1, keepdim=True) / 2) / math.sqrt(len(w))
+        return positive_features(x, self.directions)
 
 
 @register("gated_softmax", paper="arXiv 2505.06708")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._errors import require
+from ..discretise import dense_steps, log_decay_and_gain
 from ..system import System
 from ..transition import without_autocast
 from .base import Layer, Past
@@ -140,8 +141,8 @@ class S5(Layer):
 
     def system(self, u: Tensor, past: Past | None = None) -> System:
         Lambda = torch.complex(-precise(self.log_decay_rate).exp(), precise(self.frequency))
-        step = precise(self.log_dt).exp() * Lambda
-        B = torch.view_as_complex(precise(self.B)) * (torch.expm1(step) / Lambda).unsqueeze(-1)
+        step, gain = log_decay_and_gain(Lambda, precise(self.log_dt).exp())
+        B = torch.view_as_complex(precise(self.B)) * gain.unsqueeze(-1)
         x = precise(u)
         with without_autocast(u.device):  # there is no complex half precision
             k = torch.complex(x @ B.real.T, x @ B.imag.T).unsqueeze(-1)
@@ -177,13 +178,10 @@ class LSSL(_Channels):
         self.C = nn.Parameter(torch.randn(d_model, d_state) / math.sqrt(d_state))
 
     def system(self, u: Tensor, past: Past | None = None) -> System:
-        A, B = precise(self.A), precise(self.B)
-        half = precise(self.log_dt).exp()[:, None, None] / 2 * A
-        eye = torch.eye(len(A), dtype=A.dtype, device=A.device)
-        steps = torch.linalg.solve(eye - half, torch.cat([eye + half, B[:, None].expand(self.d_model, -1, 1)], -1))
-        k = precise(self.log_dt).exp()[:, None] * steps[..., -1]
-        transition, k = steps[..., :-1].to(u.dtype), k.to(u.dtype)
-        return System(self.C, k, u.unsqueeze(-1), transition=transition, d=self.D)
+        dt = precise(self.log_dt).exp()[:, None, None]
+        transition, k = dense_steps(precise(self.A), precise(self.B).unsqueeze(-1), dt, "bilinear")
+        k = k.squeeze(-1).to(u.dtype)
+        return System(self.C, k, u.unsqueeze(-1), transition=transition.to(u.dtype), d=self.D)
 
 
 @register("short_conv", paper="arXiv 2511.23404")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._errors import require
+from ..discretise import log_decay_and_gain
 from ..system import System
 from ..transition import without_autocast
 from .base import Layer, Past, ShortConv
@@ -59,8 +60,8 @@ class S4D(Layer):
     def system(self, u: Tensor, past: Past | None = None) -> System:
         dt = precise(self.log_dt).exp().unsqueeze(-1)
         A = torch.complex(-precise(self.A_log).exp(), precise(self.A_imag))
-        step = dt * A
-        q = 2 * torch.view_as_complex(precise(self.C)) * torch.expm1(step) / A
+        step, gain = log_decay_and_gain(A, dt)
+        q = 2 * torch.view_as_complex(precise(self.C)) * gain
         ones = torch.ones(1, A.shape[1], dtype=u.dtype, device=u.device)
         return System(q, ones, u.unsqueeze(-1), log_decay=step.real, phase=step.imag, d=self.D)
 
