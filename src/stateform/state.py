@@ -100,6 +100,7 @@ class State:
         )
 
         def move(name: str, x: Tensor) -> Tensor:
+            name = name.rpartition(".")[2]  # in the state of a whole model, "0.S" is the S of layer 0
             if dtype is None or name == "angle" or not (x.is_floating_point() or x.is_complex()):
                 return x.to(device) if device else x
             real = real_dtype(dtype)

@@ -1,0 +1,13 @@
+"""Models around any layer: patterns and hybrids, a language model, a classifier, generation, weights in a folder."""
+
+from .blocks import SequenceModel
+from .classifier import Classifier
+from .config import ModelConfig
+from .language import LanguageModel, ModelOutput
+from .pattern import expand
+from .text import continue_text, decode, encode
+
+__all__ = [
+    "Classifier", "LanguageModel", "ModelConfig", "ModelOutput", "SequenceModel", "continue_text", "decode", "encode",
+    "expand",
+]  # fmt: skip

@@ -1,0 +1,285 @@
+"""The trunk that models share: embedding, blocks around any mixer, final norm; and the one State of all layers."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+import zlib
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .._errors import StateformError, require, values_checked
+from ..forms import known_form
+from ..forms._packing import check_cu_seqlens, from_mask
+from ..layers import Layer
+from ..state import State
+from .config import ModelConfig
+from .pretrained import load, save
+
+
+class GatedMLP(nn.Module):
+    """W_out (silu(W_gate x) * W_in x), the hidden width rounded up to a multiple of 8 (SwiGLU, arXiv 2002.05202)."""
+
+    def __init__(self, d_model: int, ratio: float) -> None:
+        super().__init__()
+        hidden = 8 * math.ceil(ratio * d_model / 8)
+        self.in_proj = nn.Linear(d_model, 2 * hidden, bias=False)
+        self.out_proj = nn.Linear(hidden, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, x = self.in_proj(x).chunk(2, -1)
+        y: Tensor = self.out_proj(F.silu(gate) * x)
+        return y
+
+
+class Block(nn.Module):
+    """x <- lambda x + mixer(norm(x)), x <- x + mlp(norm(x)); lambda = 1 unless it is learned."""
+
+    def __init__(self, config: ModelConfig, spec: str) -> None:
+        super().__init__()
+        self.spec = spec
+        self.mixer_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.mixer = config.mixer(spec)
+        self.lambda_skip = None if config.lambda_skip is None else nn.Parameter(torch.full((1,), config.lambda_skip))
+        self.mlp_norm = self.mlp = None
+        if config.mlp_ratio is not None:
+            self.mlp_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+            self.mlp = GatedMLP(config.d_model, config.mlp_ratio)
+        self.dropout = nn.Dropout(config.dropout)
+        known = inspect.signature(self.mixer.forward).parameters
+        everything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
+        self.takes = frozenset({*known, *(inspect.signature(Layer.forward).parameters if everything else ())})
+
+    def forward(
+        self, x: Tensor, state: State | None, return_state: bool, shared: dict[str, Tensor], **call: Any
+    ) -> tuple[Tensor, State | None]:
+        if state is not None:
+            call["initial_state"] = state
+        if return_state:
+            call["return_state"] = True
+        for name in call:
+            require(name in self.takes, f"the layer {self.spec} does not take {name}; see sf.Layer.forward")
+        if "shared" in self.takes:
+            call["shared"] = shared
+        out = self.mixer(self.mixer_norm(x), **call)
+        y, new = out if isinstance(out, tuple) else (out, None)
+        if return_state and not isinstance(new, State):
+            raise StateformError(f"the layer {self.spec} gave no State; expected (y, State) for return_state=True")
+        x = (x if self.lambda_skip is None else self.lambda_skip * x) + self.dropout(y)
+        if self.mlp is not None and self.mlp_norm is not None:
+            x = x + self.dropout(self.mlp(self.mlp_norm(x)))
+        return x, new
+
+
+class SequenceModel(nn.Module):
+    """Embedding, blocks, final norm: what the models here have in common.
+
+    Initial values: embeddings and an untied head are drawn from N(0, 0.02^2); of each `out_proj`, in mixers and MLPs,
+    PyTorch's initial values are divided by the root of the number of additions to the residual stream (2 n_layers), so
+    that its variance does not grow with depth (as in GPT-2). Everything else is as each layer draws it: the time
+    constants and gates of recurrent layers are theirs to know.
+
+    Args:
+        config: a ModelConfig, or the pattern of one.
+        settings: the other fields of ModelConfig; other names are options of the mixers (n_heads, d_state, ...).
+    """
+
+    def __init__(self, config: ModelConfig | str, **settings: Any) -> None:
+        super().__init__()
+        self.config = config = ModelConfig.of(config, **settings)
+        self._require(config)
+        d = config.d_model
+        self.embedding = None if config.vocab_size is None else nn.Embedding(config.vocab_size, d)
+        self.in_proj = None if config.d_input is None else nn.Linear(config.d_input, d)
+        self.positions = None if config.max_positions is None else nn.Embedding(config.max_positions, d)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, spec) for spec in config.layers)
+        self.norm = nn.RMSNorm(d, eps=config.norm_eps)
+        self.head: nn.Linear | None = None
+        self._add_head(config)
+        for table in (self.embedding, self.positions, self.head):
+            if table is not None:
+                nn.init.normal_(table.weight, std=0.02)
+        out = [getattr(m, "out_proj", None) for b in self.blocks for m in (b.mixer, b.mlp) if m is not None]
+        with torch.no_grad():
+            for proj in out:
+                if isinstance(proj, nn.Linear):
+                    proj.weight.div_(len(out) ** 0.5)
+        layers = [getattr(b.mixer, "fingerprint", b.spec) for b in self.blocks]
+        self._fingerprint = f"{type(self).__name__}-{zlib.crc32(repr(layers).encode()):08x}"
+
+    def _require(self, config: ModelConfig) -> None:
+        """Raise unless the configuration says all that this kind of model needs."""
+
+    def _add_head(self, config: ModelConfig) -> None:
+        """Make what follows the final norm."""
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells states of this model from those of another: its class and the fingerprints of its layers."""
+        return self._fingerprint
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.norm.weight.device
+
+    def init_state(self, batch: int = 1) -> State:
+        """The state before anything was seen, `batch` rows."""
+        for block in self.blocks:
+            require(hasattr(block.mixer, "init_state"), f"the layer {block.spec} has no init_state; it keeps no state")
+        states = [block.mixer.init_state(batch) for block in self.blocks]  # type: ignore[operator,union-attr]
+        return self._joined(states, torch.zeros(batch, dtype=torch.long, device=self.device))
+
+    def _joined(self, states: list[State], position: Tensor, **more: Tensor) -> State:
+        """The states of all layers as one, `0.S`, `1.keys`, ..., and the tokens seen."""
+        named = {f"{i}.{name}": x for i, state in enumerate(states) for name, x in state.tensors.items()}
+        return State({**named, **more, "position": position}, self.fingerprint)
+
+    def _parts(self, state: State | None) -> list[State | None]:
+        """The state of each layer."""
+        if state is None:
+            return [None] * len(self.blocks)
+        parts: list[dict[str, Tensor]] = [{} for _ in self.blocks]
+        for name, x in state.tensors.items():
+            number, dot, inner = name.partition(".")
+            if dot:
+                parts[int(number)][inner] = x
+        mixers = [block.mixer for block in self.blocks]
+        return [State(part, getattr(m, "fingerprint", "")) for part, m in zip(parts, mixers, strict=True)]
+
+    def hidden(
+        self, inputs: Tensor, *, attention_mask: Tensor | None = None, initial_state: State | None = None,
+        return_state: bool = False, cu_seqlens: Tensor | None = None, form: str = "auto",
+    ) -> tuple[Tensor, State | None]:  # fmt: skip
+        """What the final norm gives, [B,T,d_model], and the new state if asked for. Arguments as for `forward`."""
+        self._check(inputs, attention_mask, initial_state, cu_seqlens)
+        known_form(form)
+        keep = None if attention_mask is None else attention_mask.bool()
+        if keep is not None:  # masked tokens are never looked at, whatever they are
+            inputs = torch.where(keep if self.embedding is not None else keep.unsqueeze(-1), inputs, 0)
+        x: Tensor = self.in_proj(inputs) if self.in_proj is not None else self.embedding(inputs)  # type: ignore[misc]
+        end: Tensor | None = None
+        if self.positions is not None or return_state:
+            at, end = positions(inputs, keep, cu_seqlens, initial_state)
+            x = x if self.positions is None else x + self.positions(self._within(at))
+        x = self.dropout(x)
+        given = {"attention_mask": attention_mask, "cu_seqlens": cu_seqlens, "form": None if form == "auto" else form}
+        call = {name: value for name, value in given.items() if value is not None}
+        states: list[State] = []
+        shared: dict[str, Tensor] = {}
+        for block, part in zip(self.blocks, self._parts(initial_state), strict=True):
+            x, state = block(x, part, return_state, shared, **call)
+            states.append(state)
+        return self.norm(x), None if not return_state or end is None else self._joined(states, end)
+
+    def _within(self, at: Tensor) -> Tensor:
+        """Positions for which there is a learned vector."""
+        limit = self.config.max_positions or 0
+        if at.numel() and values_checked(at):
+            last = int(at.max())
+            require(last < limit, f"the input reaches position {last}; max_positions = {limit} have learned vectors")
+        return at
+
+    def _check(self, inputs: Tensor, mask: Tensor | None, state: State | None, cu_seqlens: Tensor | None) -> None:
+        tokens = self.embedding is not None
+        what = "token ids [B,T], integers" if tokens else f"numbers [B,T,{self.config.d_input}], floating"
+        if not isinstance(inputs, Tensor):
+            raise StateformError(f"the input is a {type(inputs).__name__}; expected a tensor of {what}")
+        kind = not (inputs.is_floating_point() or inputs.is_complex() or inputs.dtype == torch.bool)
+        fits = kind and inputs.ndim == 2 if tokens else inputs.is_floating_point() and inputs.ndim == 3
+        require(
+            fits and (tokens or inputs.shape[2] == self.config.d_input),
+            f"the input is {inputs.dtype} of shape {list(inputs.shape)}; expected {what}",
+        )
+        require(inputs.device == self.device, f"the input is on {inputs.device}, the model on {self.device}; use .to()")
+        require(mask is None or cu_seqlens is None, "give attention_mask or cu_seqlens, not both")
+        rows = inputs.shape[0]
+        if mask is not None:
+            given = f"of shape {list(mask.shape)}" if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
+            require(
+                isinstance(mask, Tensor) and mask.shape == inputs.shape[:2] and mask.device == inputs.device,
+                f"attention_mask is {given}; expected {list(inputs.shape[:2])} on {inputs.device}, 1 for a token",
+            )
+            if values_checked(mask):
+                from_mask(mask)
+        if cu_seqlens is not None:
+            check_cu_seqlens(cu_seqlens, inputs.shape[1], inputs.shape[0], inputs.device)
+            rows = len(cu_seqlens) - 1
+        if tokens and inputs.numel() and values_checked(inputs):
+            self._check_ids(inputs if mask is None else inputs[mask.bool()], "the input")
+        if state is not None:
+            self._check_state(state, rows)
+
+    def _check_ids(self, ids: Tensor, what: str) -> None:
+        """Raise unless all ids are in the vocabulary."""
+        size = self.config.vocab_size or 0
+        bad = ids[(ids < 0) | (ids >= size)]
+        require(len(bad) == 0, f"{what} holds the id {int(bad[0]) if len(bad) else ''}; expected 0..{size - 1}")
+
+    def _check_state(self, state: State, rows: int) -> None:
+        if not isinstance(state, State):
+            raise StateformError(f"initial_state is a {type(state).__name__}; expected the State of this model")
+        require(
+            state.fingerprint == self.fingerprint,
+            f"this state belongs to {state.fingerprint or 'a bare system'}, this model is {self.fingerprint}; expected "
+            "the same class, layers and sizes",
+        )
+        require(state.rows == rows, f"the state has {state.rows} rows, the input {rows}; expected one row a sequence")
+        device = state["position"].device
+        require(device == self.device, f"the state is on {device}, the model on {self.device}; use state.to(device)")
+
+    def parameter_groups(self, weight_decay: float = 0.1) -> list[dict[str, Any]]:
+        """The parameters in two groups for an optimizer: with weight decay, and without.
+
+        Decay is for the matrices of projections (the weights of `nn.Linear`), where a smaller weight is a plainer map.
+        It is not for embeddings (their rows are trained as often as their token is seen, but would decay always), norms
+        and biases, nor for what the layers hold besides: time constants, decays, taps, skips, lambda. There, 0 is no
+        plainer than another value: it is another memory.
+        """
+        decayed = {id(m.weight) for m in self.modules() if isinstance(m, nn.Linear)}
+        groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+        for p in self.parameters():
+            groups[id(p) not in decayed].append(p)
+        return [{"params": groups[0], "weight_decay": weight_decay}, {"params": groups[1], "weight_decay": 0.0}]
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write config.json and model.safetensors into a folder (made if need be), each whole or not at all.
+
+        Raises:
+            StateformError: a folder that cannot be written to.
+        """
+        save(Path(folder), {**self.config.to_dict(), "architectures": [type(self).__name__]}, self.state_dict())
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike[str]) -> Self:
+        """The model that `save_pretrained` wrote, in its dtype, on the CPU, ready to use (`eval`). No code is loaded.
+
+        Raises:
+            StateformError: no such folder, not a model of this kind, weights that do not fit the configuration, a file
+                that is not whole, a configuration of another version, a layer that is not registered.
+        """
+        return load(cls, Path(folder))
+
+
+def positions(
+    inputs: Tensor, keep: Tensor | None, cu_seqlens: Tensor | None, state: State | None
+) -> tuple[Tensor, Tensor]:
+    """The position of each token [B,T] (padding: any), and the tokens seen afterwards by each row."""
+    B, T = inputs.shape[:2]
+    rows = B if cu_seqlens is None else len(cu_seqlens) - 1
+    seen = torch.zeros(rows, dtype=torch.long, device=inputs.device) if state is None else state["position"]
+    steps = torch.arange(T, device=inputs.device)
+    if keep is not None:
+        return (seen[:, None] + keep.cumsum(1) - 1).clamp(min=0), seen + keep.sum(1)
+    if cu_seqlens is None:
+        return seen[:, None] + steps, seen + T
+    ends = cu_seqlens.to(inputs.device, torch.long)
+    lengths = ends.diff()
+    offset = torch.repeat_interleave(seen - ends[:-1], lengths, output_size=T)
+    return (offset + steps)[None], seen + lengths

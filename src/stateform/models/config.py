@@ -1,0 +1,195 @@
+"""What a model is made of, as plain values: checked when it is made, and written as JSON."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from .._errors import StateformError, nearest, require
+from ..layers import accepted, build, resolve
+from ..layers._options import check_options
+from .pattern import expand
+
+MODEL_TYPE = "stateform"
+FORMAT = 1
+"""Version of what `to_dict` gives."""
+FOREIGN = {"architectures", "transformers_version", "dtype", "torch_dtype", "_name_or_path"}
+"""What other software adds to a config.json, and what is of no use here."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The make-up of a `LanguageModel` or a `Classifier`.
+
+    Args:
+        pattern: the mixers, "mamba2*3 softmax": see `models.pattern.expand`. Registered names alone.
+        d_model: width.
+        n_layers: blocks; the pattern is cycled (its last round may be cut short). Default: one round of it.
+        vocab_size: how many token ids there are; None for a classifier of real-valued sequences.
+        d_input: width of those.
+        n_classes: of a classifier.
+        pooling: what a classifier looks at: the "mean" over a sequence's tokens, or the "last".
+        mlp_ratio: hidden width of the gated MLP over d_model (rounded up to a multiple of 8); None: no MLP.
+        lambda_skip: None, or the initial value of a learned weight of the mixer's residual connection,
+            lambda x + mixer(norm(x)) (arXiv 2410.10609).
+        tie_embeddings: the head of a language model is its embedding, transposed.
+        dropout: on the embedding and on what each block adds, while training.
+        max_positions: learned absolute positions for so many tokens; None: the layers see to positions themselves.
+        norm_eps: of the RMS norms.
+        tokenizer: "bytes" if the ids are the bytes of a text (then vocab_size is 256 if not given), or None.
+        options: for the mixers (n_heads, d_state, ...), handed to those that take them; what a layer has in brackets
+            goes first.
+
+    Raises:
+        StateformError: a value that cannot be used, an option that no layer of the pattern takes, or one that does not
+            fit a layer. Nothing large is allocated before.
+    """
+
+    pattern: str
+    d_model: int = 256
+    n_layers: int | None = None
+    vocab_size: int | None = None
+    d_input: int | None = None
+    n_classes: int | None = None
+    pooling: Literal["mean", "last"] = "mean"
+    mlp_ratio: float | None = 8 / 3
+    lambda_skip: float | None = None
+    tie_embeddings: bool = True
+    dropout: float = 0.0
+    max_positions: int | None = None
+    norm_eps: float = 1e-6
+    tokenizer: Literal["bytes"] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        given = inspect.signature(type(self)).bind(**{f.name: getattr(self, f.name) for f in fields(self)})
+        check_options(given, type(self).__init__)
+        if self.tokenizer == "bytes" and self.vocab_size is None:
+            given.arguments["vocab_size"] = 256
+        for name, value in given.arguments.items():
+            object.__setattr__(self, name, value)
+        for name in ("n_layers", "vocab_size", "d_input", "n_classes", "max_positions"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"{name} is {value}; expected a whole number, 1 or more")
+        for name, value in (("mlp_ratio", self.mlp_ratio), ("norm_eps", self.norm_eps)):
+            require(value is None or 0 < value < math.inf, f"{name} is {value}; expected a number above 0")
+        require(0 <= self.dropout < 1, f"dropout is {self.dropout}; expected a share from 0 to below 1")
+        require(
+            self.lambda_skip is None or math.isfinite(self.lambda_skip),
+            f"lambda_skip is {self.lambda_skip}; expected a finite number or None",
+        )
+        require(
+            self.tokenizer != "bytes" or (self.vocab_size or 0) >= 256,
+            f"vocab_size is {self.vocab_size}; the tokenizer 'bytes' needs 256 or more",
+        )
+        object.__setattr__(self, "n_layers", self.n_layers or len(expand(self.pattern)))
+        self._check_options()
+        for spec in dict.fromkeys(self.layers):
+            self._try(spec)
+
+    def _check_options(self) -> None:
+        require(
+            isinstance(self.options, Mapping) and all(isinstance(k, str) for k in self.options),
+            f"options is {self.options!r}; expected a dict such as {{'n_heads': 4}}",
+        )
+        object.__setattr__(self, "options", dict(self.options))
+        known = {name for spec in self.layers for name in accepted(resolve(spec)[0])} - {"d_model"}
+        for name, value in self.options.items():
+            require(
+                name in known,
+                f"no layer of the pattern {self.pattern!r} has an option {name!r}: {nearest(name, known)}",
+            )
+            plain = value is None or isinstance(value, bool | int | float | str)
+            require(
+                plain, f"the option {name} is a {type(value).__name__}; expected a number, a string, a bool or None"
+            )
+
+    def _try(self, spec: str) -> None:
+        try:
+            with torch.device("meta"):  # no memory is allocated, no random number drawn
+                self.mixer(spec)
+        except StateformError as error:
+            raise StateformError(f"the layer {spec} of the pattern {self.pattern!r}: {error}") from None
+        except Exception:  # a layer that cannot be made without memory shows its faults when it is made
+            return
+
+    @property
+    def layers(self) -> list[str]:
+        """The specification of each block's mixer."""
+        return expand(self.pattern, self.n_layers)
+
+    def mixer(self, spec: str) -> nn.Module:
+        """The layer of that specification, with those of the `options` that it takes."""
+        known = accepted(resolve(spec)[0])
+        mixer = build(spec, d_model=self.d_model, **{k: v for k, v in self.options.items() if k in known})
+        assert isinstance(mixer, nn.Module)
+        return mixer
+
+    # -- as plain values -----------------------------------------------------------------------------------------
+
+    @classmethod
+    def of(cls, pattern: str | ModelConfig, **settings: Any) -> ModelConfig:
+        """A configuration from a pattern and settings: those that are no field here are options of the mixers.
+
+        Raises:
+            StateformError: a setting that is neither (with the nearest), or any set on a whole configuration.
+        """
+        if isinstance(pattern, ModelConfig):
+            require(not settings, f"a ModelConfig is complete; put {', '.join(settings)} into it")
+            return pattern
+        known = {f.name for f in fields(cls)}
+        options = {k: settings.pop(k) for k in list(settings) if k not in known}
+        given = settings.pop("options", {})
+        require(isinstance(given, Mapping), f"options is {given!r}; expected a dict such as {{'n_heads': 4}}")
+        taken = {name for spec in expand(pattern) for name in accepted(resolve(spec)[0])}
+        for name in options:
+            require(name in taken, f"there is no setting {name!r}: {nearest(name, known | taken)}")
+        return cls(pattern, options={**given, **options}, **settings)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Numbers, strings and dicts, with the version of the format."""
+        return {"model_type": MODEL_TYPE, "format": FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
+        """What `to_dict` gave.
+
+        Raises:
+            StateformError: another type of model, another format, an unknown key (with the nearest), a bad value.
+        """
+        require(isinstance(values, Mapping), f"a configuration is a {type(values).__name__}; expected a dict")
+        values = {k: v for k, v in values.items() if k not in FOREIGN}
+        kind, version = values.pop("model_type", None), values.pop("format", FORMAT)
+        require(
+            kind in (None, MODEL_TYPE),
+            f"model_type is {kind!r}; expected {MODEL_TYPE!r}: this is another kind of model",
+        )
+        require(
+            version == FORMAT,
+            f"the format is {version!r}; this version of stateform reads {FORMAT}: bring it up to date",
+        )
+        known = [f.name for f in fields(cls)]
+        for name in values:
+            require(name in known, f"a model has no setting {name!r}: {nearest(str(name), known)}")
+        require("pattern" in values, "the configuration has no pattern; expected the names of the layers")
+        return cls(**values)
+
+    def to_json(self) -> str:
+        """As a JSON text."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelConfig:
+        """What `to_json` gave. Raises StateformError as `from_dict` does, and for a text that is no JSON."""
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise StateformError(f"a configuration that is no JSON: {error}") from None
+        return cls.from_dict(values)

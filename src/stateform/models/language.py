@@ -1,0 +1,124 @@
+"""LanguageModel: a trunk and a head over the vocabulary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .._errors import StateformError, require, values_checked
+from ..layers.parts import precise
+from ..state import State
+from .blocks import SequenceModel
+from .config import ModelConfig
+from .generation import GenerationMixin
+
+IGNORED = -100
+"""The label of a token that is not to be predicted."""
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """What a model gives: `logits`, the `loss` if there were labels, the `state` if it was asked for."""
+
+    logits: Tensor
+    loss: Tensor | None = None
+    state: State | None = None
+
+    @property
+    def past_key_values(self) -> State | None:
+        """The state, by the name that it has in transformers."""
+        return self.state
+
+
+class LanguageModel(GenerationMixin, SequenceModel):
+    """A causal language model around any mixers.
+
+        x = embedding(ids)  (+ learned positions)
+        x = x + mixer(norm(x)),  x = x + mlp(norm(x))        for each block; see `models.blocks`
+        logits = head(norm(x))
+
+    Args:
+        config: a ModelConfig, or its pattern: `LanguageModel("mamba2*3 softmax", d_model=64, vocab_size=256)`.
+        settings: the other fields of ModelConfig; other names are options of the mixers (n_heads, d_state, ...).
+
+    Raises:
+        StateformError: see ModelConfig; no vocab_size.
+    """
+
+    def _require(self, config: ModelConfig) -> None:
+        require(config.vocab_size is not None, "a language model needs vocab_size (or tokenizer='bytes')")
+        for name in ("d_input", "n_classes"):
+            require(
+                getattr(config, name) is None, f"{name} is a setting of classifiers; leave it out, or use Classifier"
+            )
+
+    def _add_head(self, config: ModelConfig) -> None:
+        if not config.tie_embeddings:
+            self.head = nn.Linear(config.d_model, config.vocab_size or 0, bias=False)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The head: from [...,d_model] to [...,vocab_size]."""
+        table = self.embedding if self.head is None else self.head
+        assert table is not None
+        return F.linear(hidden, table.weight)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, *, labels: Tensor | None = None,
+        initial_state: State | None = None, return_state: bool = False, cu_seqlens: Tensor | None = None,
+        form: str = "auto",
+    ) -> ModelOutput:  # fmt: skip
+        """Run the model.
+
+        Args:
+            input_ids: integers [B,T].
+            attention_mask: [B,T] of 0 and 1, padding on the left or right: a masked token is absent, whatever its id.
+            labels: [B,T], usually input_ids: the model shifts them, so that logits t are for label t + 1; -100 (and
+                padding, and the first token of a packed sequence) is not predicted.
+            initial_state: the State to go on from, as an earlier output's `.state`.
+            return_state: give the state after the last token too.
+            cu_seqlens: integer [N+1], the ends of N sequences packed into one row (B = 1); states have N rows then.
+            form: how to compute every mixer, see `sf.run`.
+
+        Returns:
+            `.logits` [B,T,vocab_size]; `.loss`, the mean cross-entropy in nats over the tokens predicted (0 if there
+            are none); `.state`, all layers' states as one.
+
+        Raises:
+            StateformError: as `sf.Layer.forward`; ids or labels out of the vocabulary (where values are checked).
+        """
+        if labels is not None:
+            self._check_labels(labels, input_ids)
+        hidden, state = self.hidden(
+            input_ids, attention_mask=attention_mask, initial_state=initial_state, return_state=return_state,
+            cu_seqlens=cu_seqlens, form=form,
+        )  # fmt: skip
+        logits = self.logits(hidden)
+        loss = None if labels is None else _loss(logits, labels, attention_mask, cu_seqlens)
+        return ModelOutput(logits, loss, state)
+
+    def _check_labels(self, labels: Tensor, ids: Tensor) -> None:
+        if not (isinstance(labels, Tensor) and isinstance(ids, Tensor) and labels.shape == ids.shape):
+            given = f"of shape {list(labels.shape)}" if isinstance(labels, Tensor) else f"a {type(labels).__name__}"
+            raise StateformError(f"labels is {given}; expected the shape of the input; the model shifts them itself")
+        require(labels.dtype == torch.long, f"labels is {labels.dtype}; expected torch.int64")
+        if values_checked(labels):
+            self._check_ids(labels[labels != IGNORED], "labels")
+
+
+def _loss(logits: Tensor, labels: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
+    """Mean cross-entropy of token t + 1 given those up to t of the same sequence."""
+    target = labels[:, 1:]
+    if mask is not None:
+        keep = mask.bool()
+        target = target.masked_fill(~(keep[:, 1:] & keep[:, :-1]), IGNORED)
+    if cu_seqlens is not None:
+        first = torch.zeros(labels.shape[1] + 1, dtype=torch.bool, device=labels.device)
+        first[cu_seqlens.to(labels.device, torch.long)] = True
+        target = target.masked_fill(first[1:-1], IGNORED)
+    total = F.cross_entropy(
+        precise(logits[:, :-1]).flatten(0, 1), target.flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+    return total / (target != IGNORED).sum().clamp(min=1)

@@ -1,0 +1,52 @@
+"""Patterns: "mamba2*3 softmax" is mamba2, mamba2, mamba2, softmax, and again from the start where a model is deeper."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+from .._errors import StateformError, require
+from ..layers import resolve
+
+_BRACKETS = r"""\((?:[^()'"]|'[^']*'|"[^"]*"|\([^()]*\))*\)"""
+_ITEM = re.compile(rf"\s*(?P<spec>(?P<name>[^\s()*]+)(?:{_BRACKETS})?)(?:\s*\*\s*(?P<times>[^\s*]+))?(?=\s|$)")
+_HINT = 'expected names of layers, each with options in brackets and *count if you like: "mamba2(d_state=32)*3 softmax"'
+
+
+def expand(pattern: str, n_layers: int | None = None) -> list[str]:
+    """The layers that a pattern names, first to last.
+
+    Args:
+        pattern: registered names, separated by spaces, each with options in brackets (`mamba2(d_state=32)`) and a count
+            (`mamba2*3`) if you like.
+        n_layers: how many; the pattern is cycled, and its last round may be cut short. Default: one round.
+
+    Returns:
+        Specifications for `sf.build`, n_layers of them.
+
+    Raises:
+        StateformError: an empty pattern, one that cannot be read, a count that is no whole number above 0, a name that
+            is not registered (with the nearest), options that cannot be read.
+    """
+    require(isinstance(pattern, str), f"the pattern is a {type(pattern).__name__}; {_HINT}")
+    require(pattern.strip(), f"the pattern is empty; {_HINT}")
+    specs: list[str] = []
+    at = 0
+    while pattern[at:].strip():
+        item = _ITEM.match(pattern, at)
+        if item is None:
+            raise StateformError(f"cannot read {pattern[at:].strip()!r} in the pattern {pattern!r}; {_HINT}")
+        spec, name, times = item["spec"], item["name"], item["times"]
+        require(
+            re.fullmatch(r"[\w-]+", name),
+            f"the pattern {pattern!r} names {name!r}; expected a registered layer: import the file that defines "
+            'it, and give the name in its @sf.register("...")',
+        )
+        require(
+            times is None or (re.fullmatch("[0-9]+", times) and int(times) > 0),
+            f"{spec}*{times} in the pattern {pattern!r}: expected a whole number of layers, 1 or more, after *",
+        )
+        resolve(spec)
+        specs += [spec] * int(times or 1)
+        at = item.end()
+    return specs if n_layers is None else list(itertools.islice(itertools.cycle(specs), n_layers))

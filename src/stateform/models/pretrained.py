@@ -1,0 +1,102 @@
+"""A model in a folder: config.json and model.safetensors, both plain data. Nothing is unpickled, no code runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .._errors import StateformError, require
+from ..state import write_atomically
+from .config import MODEL_TYPE, ModelConfig
+
+M = TypeVar("M", bound=nn.Module)
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+SHOWN = 3
+"""How many of the weights that do not fit an error names."""
+
+
+def save(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> None:
+    """Write both files, the weights first: a folder with a config.json has weights."""
+    from safetensors.torch import save as as_bytes
+
+    require(not any(x.is_meta for x in weights.values()), "a model on the device meta has no weights to save")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StateformError(f"cannot make the folder {folder}: {error.strerror or error}") from None
+    whole = {k: x.detach().clone(memory_format=torch.contiguous_format) for k, x in weights.items()}
+    write_atomically(folder / WEIGHTS, as_bytes(whole, metadata={"format": "pt"}))
+    write_atomically(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+
+
+def load(cls: type[M], folder: Path) -> M:
+    """A model of the class, with the configuration and the weights of a folder."""
+    config = read_config(folder, cls.__name__)
+    weights = _read_weights(folder / WEIGHTS)
+    model = cls(config)
+    _check_fit(folder, {k: tuple(x.shape) for k, x in model.state_dict().items()}, weights)
+    model.load_state_dict(weights, assign=True)  # the tensors of the file, in its dtypes
+    return model.eval()
+
+
+def read_config(folder: Path, wanted: str) -> ModelConfig:
+    """The configuration in a folder, which must be that of a `wanted`."""
+    require(folder.is_dir(), f"there is no folder {folder}; expected one that save_pretrained wrote")
+    path = folder / CONFIG
+    require(path.is_file(), f"{folder} has no {CONFIG}; expected a folder that save_pretrained wrote")
+    try:
+        values = json.loads(path.read_bytes())
+    except OSError as error:
+        raise StateformError(f"cannot read {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise StateformError(f"{path} is no JSON: {error}") from None
+    kind = values.get("model_type") if isinstance(values, dict) else None
+    require(kind == MODEL_TYPE, f"{folder} holds a model of type {kind!r}; expected {MODEL_TYPE!r}")
+    made = values.get("architectures") or [wanted]
+    require(wanted in made, f"{folder} holds a {made[0]}; expected a {wanted}: use {made[0]}.from_pretrained")
+    try:
+        return ModelConfig.from_dict(values)
+    except StateformError as error:
+        hint = "; if it is a layer of your own, import the module that registers it first" if _unknown(error) else ""
+        raise StateformError(f"{path}: {error}{hint}") from None
+
+
+def _unknown(error: StateformError) -> bool:
+    return "unknown layer" in str(error)
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError, safe_open
+
+    require(path.is_file(), f"there is no file {path}; the folder holds a configuration without its weights")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except OSError as error:
+        raise StateformError(f"cannot read {path}: {error.strerror or error}") from None
+    except SafetensorError as error:
+        raise StateformError(f"cannot read {path}: not a whole safetensors file ({error})") from None
+
+
+def _check_fit(folder: Path, expected: dict[str, tuple[int, ...]], weights: dict[str, Tensor]) -> None:
+    found = {k: tuple(x.shape) for k, x in weights.items()}
+    differ = [
+        f"{name} is {list(found[name])}, expected {list(expected[name])}"
+        if name in found and name in expected
+        else f"{name} is missing"
+        if name in expected
+        else f"{name} is not part of the model"
+        for name in [*expected, *(k for k in found if k not in expected)]
+        if found.get(name) != expected.get(name)
+    ]
+    if differ:
+        more = f", and {len(differ) - SHOWN} more" if len(differ) > SHOWN else ""
+        raise StateformError(
+            f"the weights in {folder} do not fit its configuration: {'; '.join(differ[:SHOWN])}{more}. They are those "
+            "of another architecture, or a layer has changed since they were saved"
+        )
