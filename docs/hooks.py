@@ -1,4 +1,4 @@
-"""Build hooks: a page of API reference for each public module, and the colours of code in light and dark.
+"""Build hooks: the table of architectures, a page of API reference for each public module, the colours of code.
 
 The source is read, not run. A public name is described once, on the page of the module that defines it; if that module
 is private, on the page of the first public module that exports it. Where a package exports a name that is described
@@ -19,7 +19,7 @@ PACKAGE = "stateform"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages of the reference, their entries in the navigation, and the style sheet for code."""
+    """Add the pages that are generated, their entries in the navigation, and the style sheet for code."""
     source = Path(config.config_file_path).parent / "src"
     package = griffe.load(PACKAGE, search_paths=[source], allow_inspection=False, resolve_aliases=True)
     described: set[str] = set()
@@ -28,9 +28,17 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         uri = f"api/{module.path}.md"
         files.append(File.generated(config, uri, content=page(module, described)))
         reference.append({module.path: uri})
-    config.nav = [*(config.nav or []), {"API": reference}]
+    table = architectures((source.parent / "README.md").read_text(encoding="utf-8"))
+    files.append(File.generated(config, "architectures.md", content=table))
+    config.nav = [*(config.nav or []), {"Architectures": "architectures.md"}, {"API": reference}]
     files.append(File.generated(config, "highlight.css", content=highlight_css()))
     return files
+
+
+def architectures(readme: str) -> str:
+    """The page of architectures: the README's table, which is made by `stateform zoo` and tested to be up to date."""
+    table = readme.partition("<!-- zoo -->")[2].partition("<!-- /zoo -->")[0]
+    return f"# Architectures\n\n`stateform show NAME` has the equations and options of each.\n{table}"
 
 
 def public_modules(module: griffe.Module) -> Iterator[griffe.Module]:

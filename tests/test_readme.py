@@ -116,8 +116,11 @@ def test_the_readme_has_code_to_run() -> None:
 
 
 def test_the_table_of_architectures_is_that_of_the_registry() -> None:
+    import stateform as sf
     from stateform.layers import REGISTRY
+    from stateform.zoo import insert
 
-    table = dict(re.findall(r"^\| `(\w+)` \|.*\| (arXiv [\d.]+) \|$", TEXT, re.M))
-    ours = {name: e for name, e in REGISTRY.items() if e.cls.__module__.startswith("stateform.")}
-    assert table == {name: entry.paper for name, entry in ours.items()}
+    ours = [name for name, entry in REGISTRY.items() if entry.cls.__module__.startswith("stateform.")]
+    found = sf.zoo(ours).to_markdown()
+    assert insert(TEXT, found) == TEXT, "the table is out of date: run `stateform zoo --into README.md`"
+    assert set(re.findall(r"^\| `(\w+)` \|", found, re.M)) == set(ours)

@@ -1,16 +1,23 @@
 """Stateform: attention, state-space models and recurrent networks as one dynamical system."""
 
+from . import convert
 from ._errors import StateformError, validate
+from ._solver import Solver
+from .card import Card, show
 from .check import Report, check
 from .compare import Comparison, compare
 from .equivalence import Equivalence, equivalent
 from .forms import run
-from .layers import Layer, Past, ShortConv, build, names, register
+from .forms.newton import Newton, Trajectory
+from .layers import Cell, Layer, Past, ShortConv, build, names, register
+from .models import Classifier, LanguageModel, ModelConfig
 from .state import State
 from .system import System, stabilise
+from .zoo import Zoo, zoo
 
 __version__ = "0.1.0"
 __all__ = [
-    "Comparison", "Equivalence", "Layer", "Past", "Report", "ShortConv", "State", "StateformError", "System", "build",
-    "check", "compare", "equivalent", "names", "register", "run", "stabilise", "validate",
+    "Card", "Cell", "Classifier", "Comparison", "Equivalence", "LanguageModel", "Layer", "ModelConfig", "Newton",
+    "Past", "Report", "ShortConv", "Solver", "State", "StateformError", "System", "Trajectory", "Zoo", "build",
+    "check", "compare", "convert", "equivalent", "names", "register", "run", "show", "stabilise", "validate", "zoo",
 ]  # fmt: skip

@@ -12,9 +12,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import __version__
 from ._errors import StateformError, require
+from ._printed import show_wide
+from .card import show
 from .check import Report, check
-from .compare import compare, writable
+from .compare import compare, read_text, writable
 from .layers import build, names
+from .models import LanguageModel, continue_text
+from .state import write_atomically
+from .zoo import insert, zoo
 
 app = typer.Typer(
     help="Sequence layers (attention, state-space models, recurrent networks) as one dynamical system.",
@@ -127,6 +132,80 @@ def check_command(
         raise typer.Exit(130) from None
     if not all(reports):
         raise typer.Exit(1)
+
+
+@app.command("zoo")
+def zoo_command(
+    layers: Annotated[
+        list[str] | None, typer.Argument(help="Names, name(option=value) or path/file.py:Class; default: all.")
+    ] = None,
+    family: Annotated[str | None, typer.Option(help="Of this family alone, e.g. ssm.")] = None,
+    d_model: Annotated[int, typer.Option(help="Width at which sizes are given.")] = 64,
+    n_heads: Annotated[int | None, typer.Option(help="Heads, for the layers that take it.")] = None,
+    d_state: Annotated[int | None, typer.Option(help="Keys per head, for the layers that take it.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a table in Markdown.")] = False,
+    into: Annotated[
+        Path | None, typer.Option(help="Put that table into this file, between <!-- zoo --> and <!-- /zoo -->.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the rows here.")] = None,
+) -> None:
+    """List the architectures: transition, read, state, forms, what each can express, paper."""
+    for path in (into, json):
+        if path is not None:
+            writable(path)
+    require(into is None or into.is_file(), f"there is no file {into}; name one that has the marks")
+    found = zoo(layers or None, family=family, d_model=d_model, n_heads=n_heads, d_state=d_state)
+    if into is not None:
+        write_atomically(into, insert(into.read_text(encoding="utf-8"), found.to_markdown()).encode())
+    if json is not None:
+        found.save_json(json)
+    if markdown:
+        typer.echo(found.to_markdown(), nl=False)
+    elif into is None:
+        show_wide(found)
+
+
+@app.command("show")
+def show_command(
+    layer: Annotated[str, typer.Argument(help="A name, name(option=value) or path/file.py:Class.")],
+    d_model: Annotated[int, typer.Option(help="Width at which sizes are given.")] = 64,
+) -> None:
+    """Show one architecture: equations, parts, options, parameters, what it can express, an example."""
+    show_wide(show(layer, d_model=d_model))
+
+
+@app.command("generate")
+def generate_command(
+    folder: Annotated[Path, typer.Argument(help="What LanguageModel.save_pretrained wrote.")],
+    prompt: Annotated[str | None, typer.Option(help="The text to continue.")] = None,
+    prompt_file: Annotated[Path | None, typer.Option(help="A file that holds it.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="How many tokens (bytes) at most.")] = 256,
+    temperature: Annotated[float | None, typer.Option(help="Below 1: the likely ones more often. Default: 1.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Only from so many of the likeliest.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Only from the likeliest that sum to so much.")] = None,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Of the draws.")] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Compute all anew for each token.")] = False,
+) -> None:
+    """Continue a text with a language model of bytes; what follows is printed as it comes."""
+    require((prompt is None) != (prompt_file is None), "give --prompt or --prompt-file, one of them")
+    drawn = [x for x in (temperature, top_k, top_p, seed) if x is not None]
+    require(not (greedy and drawn), "--greedy draws nothing; leave out --temperature, --top-k, --top-p and --seed")
+    given = prompt if prompt_file is None else read_text(prompt_file)[1]
+    assert given is not None
+    try:
+        pieces = continue_text(
+            LanguageModel.from_pretrained(folder), given, max_new_tokens=max_new_tokens, top_k=top_k, top_p=top_p,
+            temperature=1.0 if temperature is None and not greedy else temperature, seed=seed, use_cache=not no_cache,
+        )  # fmt: skip
+        for piece in pieces:
+            typer.echo(piece, nl=False)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        typer.echo()
+        typer.echo("Interrupted: this is what was generated.", err=True)
+        raise typer.Exit(130) from None
+    typer.echo()
 
 
 @app.command("names")

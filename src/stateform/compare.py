@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from ._errors import StateformError, require, validate
-from .analysis import has_weights, horizon, influence, spectrum
+from ._printed import Printed
+from .analysis import contraction, describe, has_weights, horizon, influence, spectrum
+from .convert import special_case
 from .draw import redraw
 from .equivalence import equivalent, share_weights
 from .forms import exists, run
 from .layers import REGISTRY, accepted, build, resolve
 from .state import write_atomically
-from .system import System
 from .timing import blank_cost, measure, system_of
 from .tolerances import relative_error, tolerance, wide
 
@@ -37,7 +38,7 @@ SHOWN_HEADS = 4
 
 
 @dataclass
-class Comparison:
+class Comparison(Printed):
     """What `compare` found: `print(comparison)` for tables, `.html()` and `.to_dict()` for the rest."""
 
     result: dict[str, Any]
@@ -69,14 +70,6 @@ class Comparison:
         from .report import tables
 
         yield from tables(self.result)
-
-    def __str__(self) -> str:
-        from rich.console import Console
-
-        console = Console(width=80, no_color=True)
-        with console.capture() as capture:
-            console.print(self)
-        return capture.get()
 
     def _repr_html_(self) -> str:
         import html
@@ -270,56 +263,11 @@ def _about(layer: nn.Module) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def describe(system: System) -> str:
-    """The transition in words."""
-    if system.readout == "exp":
-        return "none: every token is kept" + (" (keys rotated by position)" if system.phase is not None else "")
-    kind = {"identity": "none", "scalar": "scalar", "diagonal": "diagonal", "dense": "dense"}[system.decay_kind]
-    parts = [x for x in ("log_decay", "rate", "phase", "sign", "transition") if x in system.tensors()]
-    if not parts:
-        words = "no decay (A = I)"
-    else:
-        constant = all(system.is_constant(x) for x in parts)
-        modes = system.n == 1 and system.p == 1
-        where = (
-            "per channel"
-            if modes
-            else "per head"
-            if kind == "scalar"
-            else "per key"
-            if kind == "diagonal"
-            else "per head"
-        )
-        words = (
-            f"{'complex ' if system.is_complex else ''}{kind} {where}, {'constant' if constant else 'from the input'}"
-        )
-    if system.f is not None:
-        words += ", with rank-1 feedback"
-    return words
-
-
 def _identity(layer: nn.Module, x: Tensor) -> dict[str, Any]:
     system = system_of(layer, x[:, :CERTIFIED])
     found = spectrum(system)
     grows = system.readout == "exp"
-    if grows:
-        contractive, why = "by construction", "weights are positive and sum to one: outputs stay within the values"
-        if system.eta != "sum":
-            contractive, why = "no", "unnormalised weights can grow without bound"
-    elif system.decay_kind == "identity" and system.f is None:
-        contractive, why = (
-            "by construction",
-            "A = I: nothing is lost and nothing grows in a step (not strictly contractive)",
-        )
-    elif found.norm > 1 + 1e-9:
-        contractive, why = "no", f"on this text a step stretches some state by {found.norm:.3g}"
-    elif getattr(layer, "contractive", False):
-        contractive, why = (
-            "by construction",
-            f"no decay exceeds 1 for any input; largest norm on this text {found.norm:.6f}",
-        )
-    else:
-        contractive, why = "on this text", f"largest norm of a transition seen: {found.norm:.6f}"
+    contractive, why = contraction(system, promised=getattr(layer, "contractive", False), found=found)
     return {
         "system": repr(system_of(layer, x[:, :1])), "transition": describe(system),
         "state_size": 0 if grows else system.state_size, "state_growth": system.state_size if grows else 0,
@@ -397,9 +345,13 @@ def _pair(name_a: str, a: nn.Module, name_b: str, b: nn.Module, x: Tensor, seed:
         text = f"different functions with {len(shared.names)} weights shared: {found.text}"
     if shared.unshared:
         text += f"; not shared: {', '.join(shared.unshared[:6])}{' ...' if len(shared.unshared) > 6 else ''}"
+    drawn = [copy.deepcopy(layer) for layer in (a, b)]
+    for layer in drawn:
+        redraw(layer, generator, "own")
     return {
         "a": name_a, "b": name_b, "equal": found.equal, "error": found.error, "first": first,
         "shared": len(shared.names), "unshared": len(shared.unshared), "text": text,
+        "special": special_case(drawn[0], drawn[1], x),
     }  # fmt: skip
 
 

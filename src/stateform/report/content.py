@@ -372,7 +372,8 @@ def pairs(result: Mapping[str, Any], most: int = 6) -> Grid | None:
     rest = len(found) - len(shown)
     note = "Same function when weights of the same name and shape are made equal; otherwise where they first differ."
     more = (f"The other {rest} pairs differ by more.",) if rest else ()
-    return Grid("pairs", "Where do two layers differ?", columns, tuple(rows), (note, *more))
+    special = tuple(f"{_text(pair['special'])}." for pair in found if pair.get("special"))
+    return Grid("pairs", "Where do two layers differ?", columns, tuple(rows), (note, *more, *special))
 
 
 def _order(error: float | None) -> float:
@@ -463,6 +464,11 @@ def headlines(result: Mapping[str, Any]) -> list[Headline]:
             found.append(Headline("Same function", f"{len(same)} of {len(compared)} pairs", f"{sentence}."))
         else:
             found.append(Headline("Same function", "None", f"Each of the {len(compared)} pairs differs somewhere."))
+        special = [pair for pair in compared if pair.get("special")]
+        if special:
+            sentence = "; ".join(f"{visible(str(p.get('a')))}, {visible(str(p.get('b')))}" for p in special)
+            detail = f"{sentence}. One is the other with some parameters set."
+            found.append(Headline("Special cases", f"{len(special)} of {len(compared)} pairs", detail))
     return found
 
 

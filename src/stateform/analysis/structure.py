@@ -1,0 +1,101 @@
+"""A System in words: its transition, what is read, and whether a step can amplify."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..system import System
+from .spectrum import Spectrum, spectrum
+
+DECAY = ("log_decay", "rate", "phase", "sign", "transition")
+TRANSITION = (*DECAY, "f", "w")
+"""The parts of which A_t is made."""
+
+
+def constant_transition(system: System) -> bool:
+    """Whether A_t is the same for every token and input."""
+    return all(system.is_constant(name) for name in TRANSITION if name in system.tensors())
+
+
+def describe(system: System) -> str:
+    """The transition in words."""
+    parts = system.tensors()
+    if system.readout == "exp":
+        kept = "every token is kept" if system.window is None else f"the last {system.window} tokens are kept"
+        fading = ", weights fade with distance" if "log_decay" in parts else ""
+        return f"none: {kept}" + (" (keys rotated by position)" if "phase" in parts else "") + fading
+    feedback = system.f is not None
+    where = "constant" if constant_transition(system) else "from the input"
+    if not any(x in parts for x in DECAY):
+        words = f"identity, with rank-1 feedback {where}" if feedback else "no decay (A = I)"
+    else:
+        owner = "channel" if system.n == 1 and system.p == 1 else "key" if system.decay_kind == "diagonal" else "head"
+        kind = f"{'complex ' if system.is_complex else ''}{system.decay_kind}"
+        shared = kind == "dense" and parts["transition"].shape[-3] == 1
+        words = (
+            (kind if shared else f"{kind} per {owner}") + f", {where}" + (", with rank-1 feedback" if feedback else "")
+        )
+        if system.transition is not None and not feedback and bool((system.transition.triu() == 0).all()):
+            words += ", nilpotent"
+    return words + (f", {system.micro} steps a token" if system.micro > 1 else "")
+
+
+def describe_read(system: System) -> str:
+    """The readout in words."""
+    if system.readout == "exp":
+        return "softmax" if system.eta == "sum" else "exponential"
+    if system.readout != "linear":
+        return "ridge regression" if system.readout == "ridge" else str(system.readout)
+    if system.q is None:
+        words = "whole state" if system.w_out is None else "dense map of the state"
+    else:
+        words = "the state" if system.n == 1 and system.is_constant("q") else "linear"
+    if system.exclusive:
+        words += ", before the write"
+    if isinstance(system.eta, Tensor):
+        words += ", over " + ("a constant" if system.is_constant("eta") else "a function of the token")
+    elif system.eta == "sum":
+        words += ", over the sum of weights" + (" or a floor" if system.eta_floor is not None else "")
+    return words
+
+
+def contraction(
+    system: System, *, promised: bool = False, found: Spectrum | None = None, where: str = "on this text"
+) -> tuple[str, str]:
+    """Whether a step can amplify the state: "by construction", "no", or `where` it was seen not to; and why.
+
+    Args:
+        system: any system.
+        promised: the layer says that no decay exceeds 1, for any input.
+        found: the spectrum of the system, if it is known already.
+        where: what the system is that of.
+    """
+    if system.readout == "exp":
+        if system.eta != "sum":
+            return "no", "unnormalised weights can grow without bound"
+        return "by construction", "weights are positive and sum to one: outputs stay within the values"
+    if system.decay_kind == "identity" and system.f is None:
+        return "by construction", "A = I: nothing is lost and nothing grows in a step (not strictly contractive)"
+    norm = (spectrum(system) if found is None else found).norm
+    if norm > 1 + 1e-9:
+        return "no", f"{where} a step stretches some state by {norm:.3g}"
+    if promised:
+        return "by construction", f"no decay exceeds 1 for any input; largest norm {where} {norm:.6f}"
+    return where, f"largest norm of a transition seen: {norm:.6f}"
+
+
+def token_steps(system: System) -> Tensor:
+    """A_t of single micro-steps, written out: [B|1, steps|1, H|1, n, n]."""
+    return system.core().transition().dense(system.n).flatten(2, 3)
+
+
+def token_transitions(system: System) -> Tensor:
+    """A_t of whole tokens, the product of their micro-steps, written out: [B|1, T|1, H|1, n, n]."""
+    steps = token_steps(system)
+    if system.micro == 1 or constant_transition(system):
+        return torch.linalg.matrix_power(steps, system.micro)
+    A, *later = steps.unflatten(1, (-1, system.micro)).unbind(2)
+    for step in later:
+        A = step @ A
+    return A
