@@ -68,7 +68,7 @@ class Trajectory:
     iterations: int
     """How many it took (damped: all stretches together)."""
     residual: float
-    """max |s_t - f(s_{t-1}, x_t)| over all states, relative to max(1, max |s|)."""
+    """max |s_t - f(s_{t-1}, x_t)| over all states, relative to max(1, max |s|) of each entry."""
     position: int
     """The step where it is largest."""
     tolerance: float
@@ -123,9 +123,10 @@ def _stretch(f: Step, s0: Tensor, x: Any, length: int, newton: Newton, allowed: 
     for iteration in range(newton.max_iter):
         value = f(behind(s, s0), x)
         r = value - s
-        if _size(r.abs(), s) <= allowed:
-            return s, iteration
+        last = _size(r.abs(), s) <= allowed
         delta = _forward(jacobian(lambda h: f(h, x), behind(s, s0), diagonal=newton.quasi), r)
+        if last:  # what each step may round off adds up over time: one iteration more, and it does not
+            return s + torch.where(torch.isfinite(delta), delta, 0.0), iteration + 1
         length_of = delta.abs().amax(-1, keepdim=True)
         if newton.damped:
             delta = delta * (r.abs().amax(-1, keepdim=True).clamp_min(1.0) / length_of).clamp_max(1.0)
@@ -181,8 +182,10 @@ def jacobian(f: Callable[[Tensor], Tensor], s: Tensor, *, diagonal: bool = False
 
 
 def _size(r: Tensor, s: Tensor) -> float:
-    """The largest |r|, relative to the states where these are above 1; NaN counts as infinite."""
-    return float((r.amax() / s.abs().amax().clamp_min(1.0)).nan_to_num(torch.inf, torch.inf)) if r.numel() else 0.0
+    """The largest |r|, relative to the states of its head and entry where these are above 1; NaN counts as infinite."""
+    if not r.numel():
+        return 0.0
+    return float((r.amax((0, 1)) / s.abs().amax((0, 1)).clamp_min(1.0)).nan_to_num(torch.inf, torch.inf).max())
 
 
 def _forward(J: Tensor, r: Tensor) -> Tensor:
