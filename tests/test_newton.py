@@ -71,6 +71,14 @@ def test_the_diagonal_alone_converges_where_states_mix_little() -> None:
     assert float((quasi.states - full.states).abs().max()) < 1e-12
 
 
+def test_the_diagonal_is_that_of_the_jacobian() -> None:
+    f, _, x = chaos(1.5, n=5, T=7)
+    s = tokens(7, 5, 1).unsqueeze(2)
+    full = jacobian(lambda h: f(h, x), s)
+    assert torch.equal(jacobian(lambda h: f(h, x), s, diagonal=True), full.diagonal(dim1=-2, dim2=-1))
+    assert float(full.abs().min()) > 0
+
+
 @pytest.mark.parametrize("gain", [2.5, 4.0])
 def test_chaos_is_reported_and_damping_arrives(gain: float) -> None:
     f, s0, x = chaos(gain)
@@ -215,6 +223,27 @@ def test_a_cell_of_a_few_lines_is_torchs_rnn() -> None:
         u = tokens(30, 6)
         for form in layer.forms(u):
             assert float((layer(u, form=form) - other(u)[0]).abs().max()) < 1e-12, form
+
+
+class Begun(Tiny):
+    """One that does not start from zero."""
+
+    def start(self) -> Tensor:
+        return torch.linspace(-1, 1, self.n)[None]
+
+
+def test_a_cell_may_start_from_any_state() -> None:
+    torch.manual_seed(0)
+    layer, x = Begun(6).double().requires_grad_(False), tokens(9, 6)
+    y = layer(x)
+    assert torch.equal(y, layer(x, initial_state=layer.init_state(2)))
+    want = torch.tanh(layer.inputs(x)[:, 0] + layer.h_proj(layer.start().double()))
+    assert float((y[:, 0] - want.flatten(1)).abs().max()) < 1e-12
+    system = layer.system(x)  # its first input carries the start, so that it runs from zero
+    for form in ("recurrent", "scan", "matrix"):
+        assert float((sf.run(system, form).flatten(2) - y).abs().max()) < 1e-12
+    report = sf.check(layer.requires_grad_(True))
+    assert report.ok, str(report)
 
 
 def test_a_cell_of_a_few_lines_keeps_the_contract() -> None:
