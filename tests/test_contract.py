@@ -79,8 +79,8 @@ def test_layer_keeps_the_contract_exhaustively(spec: str) -> None:
 def test_a_thousand_tokens_to_ten_digits(name: str) -> None:
     torch.manual_seed(0)
     small = {"d_state": 8} if "d_state" in accepted(REGISTRY[name].cls) else {}
-    layer = sf.build(name, d_model=16, **small).double()
-    x = torch.randn(1, 1000, 16, dtype=torch.float64)
+    layer = sf.build(name, d_model=8, **small).double()
+    x = torch.randn(1, 1000, 8, dtype=torch.float64)
     with torch.no_grad():
         system = layer.system(x)
         want = sf.run(system, "recurrent")
