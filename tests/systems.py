@@ -144,6 +144,12 @@ CASES: dict[str, Callable[[], sf.System]] = {
     "eta given": lambda: sf.System(
         r(B, T, 4, N), r(B, T, 4, N), r(B, T, 4, P), eta=r(B, T, 4).exp(), log_decay=-u(B, T, 4)
     ),
+    "eta given, floored": lambda: sf.System(
+        r(B, T, 4, N), r(B, T, 4, N), r(B, T, 4, P), eta=r(B, T, 4), eta_floor=0.3, log_decay=-u(B, T, 4)
+    ),
+    "complex keys, real decay": lambda: sf.System(
+        c(B, T, 4, N), c(B, T, 4, N), r(B, T, 4, P), log_decay=-u(B, T, 4)
+    ),
     "exponential gate": lambda: sf.System(
         r(B, T, 4, N), r(B, T, 4, N), r(B, T, 4, P), eta="sum", log_decay=-u(B, T, 4),
         log_b=5 * r(B, T, 4), eta_floor=1.0

@@ -53,7 +53,9 @@ def normaliser(system: System) -> Tensor:
     if system.readout == "exp" and system.eta == "sum":
         return log_normaliser(system).exp()
     if system.eta != "sum":
-        return system.gate("eta", 1.0).expand(B, T, H)
+        eta = system.gate("eta", 1.0).expand(B, T, H)
+        floored = system.eta is not None and system.eta_floor is not None
+        return torch.maximum(eta.abs(), system.gate("eta_floor")) if floored else eta
     ones = torch.ones(B, T * system.micro, 1, 1, dtype=system.dtype, device=system.device)
     sums = replace(system, v=ones, eta=None, eta_floor=None)
     core = sums.core()
@@ -82,7 +84,8 @@ def matrices(system: System, *, normalised: bool, limit: float) -> Matrices:
         x = x.expand(B, T * r, *core.heads, *x.shape[4:])
         return x.flatten(2, 3)
 
-    step = full(core.transition().dense(n))
+    dtype = torch.promote_types(core.dtype, core.q.dtype)  # a real decay may carry complex keys or reads
+    step = full(core.transition().dense(n)).to(dtype)
     k = full(core.k)
     b = spread_heads(system.gate("b", 1.0), H).expand(B, T * r, H)
     write = k * b.unsqueeze(-1)
