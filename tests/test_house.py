@@ -25,7 +25,7 @@ HOUSE = [
     ("tolerances", "tolerances", ""),
     ("report", "report", "errors"),
     ("forms", "forms", f"{BASE} tolerances"),
-    ("analysis", "analysis", f"{BASE} forms"),
+    ("analysis", "analysis", f"{BASE} discretise forms"),
     ("layers", "layers", f"{BASE} discretise forms"),
     ("tasks", "tasks", f"{BASE} forms layers"),
     ("models", "models", f"{BASE} forms layers"),
@@ -36,12 +36,15 @@ HOUSE = [
     ("draw", "draw", f"{BASE} tolerances forms"),
     ("check", "check", f"{BASE} tolerances draw forms analysis layers models"),
     ("timing", "timing", f"{BASE} forms analysis layers"),
-    ("compare", "compare", f"{BASE} tolerances report forms analysis layers convert {CHECKS}"),
+    ("questions", "questions", f"{BASE} forms analysis layers"),
+    ("compare", "compare", f"{BASE} tolerances report forms analysis layers convert questions {CHECKS}"),
+    ("analyze", "analyze", f"{BASE} report analysis layers models questions compare timing"),
     ("zoo", "zoo card", f"{BASE} tolerances forms analysis layers draw"),
     (
         "top",
         "__init__ __main__ cli",
-        f"{BASE} report forms analysis layers tasks models convert hub experiments {CHECKS} compare zoo",
+        f"{BASE} report forms analysis layers tasks models convert hub experiments {CHECKS} questions compare "
+        "analyze zoo",
     ),
 ]
 ALLOWED = {part: {part, *below.split()} for part, _, below in HOUSE}

@@ -1,18 +1,39 @@
 """Functions of a System: its coefficients, spectrum and memory on real input, its cost, and what it can express."""
 
-from .coefficients import has_weights, influence
+from .balance import Balanced, balred
+from .coefficients import Rollout, has_weights, influence, influence_band, normaliser, rollout, systems_of
+from .collapse import Collapse, SkipBound, collapse, skip_bound
 from .condition import Condition, condition
+from .control import Hankel, Hautus, Minimal, Response, ctrb, freqresp, frequencies, hautus, hsvd, minimal, obsv
 from .cost import Cost, cost
 from .equations import equations, realisation
+from .excited import Excited, excited
 from .expressivity import Expressivity, Reach, Verdict, expressivity, reach
-from .memory import Horizon, horizon
+from .gradients import GradientPaths, MeasuredReach, gradient_paths, receptive_fields
+from .gramian import gram, poles
+from .impulse import ImpulseResponse, impulse_response
+from .interaction import Interaction, interaction_rank
+from .lyapunov import Lyapunov, lyapunov
+from .memory import Horizon, ReceptiveField, horizon, receptive_field
 from .peak import peak_bytes
-from .spectrum import Spectrum, spectrum
+from .principles import Principle, Principles, VarianceExponent, principles, variance_exponent
+from .representation import Representation, effective_rank, representation
+from .spectrum import Retention, Spectrum, retention, spectrum
+from .stability import Perturbation, Stability, TokenDynamics, perturbation, stability, token_dynamics
+from .state_need import StateNeed, state_need
+from .statespace import StateSpace, statespace
 from .structure import constant_transition, contraction, describe, describe_read, token_steps, token_transitions
 
 __all__ = [
-    "Condition", "Cost", "Expressivity", "Horizon", "Reach", "Spectrum", "Verdict", "condition",
-    "constant_transition", "contraction", "cost", "describe", "describe_read", "equations", "expressivity",
-    "has_weights", "horizon", "influence", "peak_bytes", "reach", "realisation", "spectrum", "token_steps",
-    "token_transitions",
+    "Balanced", "Collapse", "Condition", "Cost", "Excited", "Expressivity", "GradientPaths", "Hankel", "Hautus",
+    "Horizon", "ImpulseResponse", "Interaction", "Lyapunov", "MeasuredReach", "Minimal", "Perturbation",
+    "Principle", "Principles", "Reach", "ReceptiveField", "Representation", "Response", "Retention", "Rollout",
+    "SkipBound", "Spectrum", "Stability", "StateNeed", "StateSpace", "TokenDynamics", "VarianceExponent", "Verdict",
+    "balred", "collapse", "condition", "constant_transition", "contraction", "cost", "ctrb", "describe",
+    "describe_read", "effective_rank", "equations", "excited", "expressivity", "freqresp", "frequencies",
+    "gradient_paths", "gram", "has_weights", "hautus", "horizon", "hsvd", "impulse_response", "influence",
+    "influence_band", "interaction_rank", "lyapunov", "minimal", "normaliser", "obsv", "peak_bytes", "perturbation",
+    "poles", "principles", "reach", "realisation", "receptive_field", "receptive_fields", "representation",
+    "retention", "rollout", "skip_bound", "spectrum", "stability", "state_need", "statespace", "systems_of",
+    "token_dynamics", "token_steps", "token_transitions", "variance_exponent",
 ]  # fmt: skip

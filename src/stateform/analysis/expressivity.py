@@ -1,4 +1,4 @@
-"""What the transitions of a System can express: selection, parity, counting, permutations.
+"""What the transitions of a System can express: selection, parity, counting, permutations, and a finite memory.
 
 Each verdict is one of three: excluded by the system's structure (whatever its parameters and inputs), reached (by
 eigenvalues that were seen), or open (neither). The criteria are necessary conditions for tracking a state in finite
@@ -29,6 +29,14 @@ from .structure import constant_transition, token_steps, token_transitions
 
 SMALL = 1e-3
 """An eigenvalue closer than this (relative to the largest) to the real half line is not told from it."""
+NEGATIVE = "arXiv 2411.12537"
+PARITY, COUNTING = f"{NEGATIVE}, theorem 1", f"{NEGATIVE}, theorem 2"
+PERMUTATIONS = "arXiv 2502.10297"
+LINEARITY = "S_t = sum_j A^{t-j} b_j k_j v_j^T"
+COEFFICIENTS = "arXiv 2510.09389, principle 1"
+FINITE = "linear recurrent layers in finite precision, any number of them, whatever reads the state"
+ONE_LAYER = "one layer; more of them may do it"
+NECESSARY = "a necessary condition in finite precision; that training finds the solution is not said"
 REFLECTION = -0.9
 """An eigenvalue below this counts as that of a reflection, whose own is -1."""
 
@@ -69,6 +77,10 @@ class Verdict:
 
     holds: bool | None
     why: str
+    source: str = ""
+    """The theorem that it rests on."""
+    premises: str = ""
+    """What the theorem takes for granted, or which of its premises does not hold here."""
 
     @property
     def word(self) -> Literal["reached", "excluded", "open"]:
@@ -89,16 +101,35 @@ class Expressivity:
     parity: Verdict
     counting: Verdict
     permutations: Verdict
+    memory: Verdict
+    """Whether a finite state holds all that is read of the past."""
     reach: Reach | None
     """None where eigenvalues decide nothing: a cache, a nonlinear recurrence."""
 
     def verdicts(self) -> dict[str, Verdict]:
         """By name."""
-        return {x: getattr(self, x) for x in ("selection", "parity", "counting", "permutations")}
+        return {x: getattr(self, x) for x in ("selection", "parity", "counting", "permutations", "memory")}
+
+    def __str__(self) -> str:
+        rows = [
+            f"{name:<13}{v.word:<9}{v.why}{f' [{v.source}]' if v.source else ''}" for name, v in self.verdicts().items()
+        ]
+        return "\n".join([f"recall       {self.recall}", *rows])
+
+    def plot(self) -> Any:
+        """A plotly Figure: the verdicts as a bar each, 1 reached, 0 open, -1 excluded."""
+        import plotly.graph_objects as go
+
+        names, values = zip(*((n, 0 if v.holds is None else 1 if v.holds else -1) for n, v in self.verdicts().items()))
+        title = "reached (1), open (0), excluded (-1)"
+        return go.Figure([go.Bar(x=list(names), y=list(values))], go.Layout(title=title, template="plotly_white"))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        verdicts = {name: {"verdict": v.word, "why": v.why} for name, v in self.verdicts().items()}
+        verdicts = {
+            name: {"verdict": v.word, "why": v.why, "source": v.source, "premises": v.premises}
+            for name, v in self.verdicts().items()
+        }
         reached = None if self.reach is None else asdict(self.reach)
         return {"tracks": self.tracks, "recall": self.recall, **verdicts, "eigenvalues": reached}
 
@@ -182,21 +213,24 @@ def expressivity(systems: Sequence[System], *, nonlinear: bool = False) -> Expre
     system = systems[0]
     recall = _recall(system)
     varies = not constant_transition(system)
+    memory = _memory(system)
     if nonlinear:
-        no = Verdict(None, "a nonlinear recurrence: the eigenvalues of its linearisation decide nothing")
-        return Expressivity(
-            "nonlinear", recall, Verdict(True, "what is kept depends on input and state"), no, no, no, None
-        )
+        no = Verdict(None, "a nonlinear recurrence: the eigenvalues of its linearisation decide nothing", NEGATIVE,
+                     "not met: the recurrence is not linear in its state")  # fmt: skip
+        picked = Verdict(True, "what is kept depends on input and state")
+        return Expressivity("nonlinear", recall, picked, no, no, no, memory, None)
     if system.readout == "exp":
-        no = Verdict(None, "no recurrent state: the past is kept as it is, and the criteria on A_t say nothing")
-        picked = Verdict(True, "the weights depend on query and key")
-        return Expressivity(f"keeps {recall}", recall, picked, no, no, no, None)
+        why = "no recurrent state: the past is kept as it is, and the criteria on A_t say nothing"
+        no = Verdict(None, why, NEGATIVE, "not met: there is no state of a fixed size")
+        picked = Verdict(True, "the weights depend on query and key", COEFFICIENTS)
+        return Expressivity(f"keeps {recall}", recall, picked, no, no, no, memory, None)
     selection = Verdict(varies, "A_t depends on the input" if varies else "A is the same for every input")
     found = reach(systems)
     if not varies:
-        no = Verdict(False, "A is constant: in one layer, what a token adds to the state does not depend on the others")
+        why = "A is constant: in one layer, what a token adds to the state does not depend on the others"
+        no = Verdict(False, why, LINEARITY, "of one layer: in a stack, inputs depend on earlier tokens")
         parity = _parity(system, found) if _plain(system) else no
-        return Expressivity("no: A constant", recall, selection, parity, no, no, found)
+        return Expressivity("no: A constant", recall, selection, parity, no, no, memory, found)
     parity, counting = _parity(system, found), _counting(system, found)
     permutations, moved = _permutations(system, found, parity)
     if not parity.holds:
@@ -207,7 +241,7 @@ def expressivity(systems: Sequence[System], *, nonlinear: bool = False) -> Expre
         words += ["mod m"] if counting.holds else []
         words += [f"permutes {moved}" if moved else "order"] if permutations.holds else []
         tracks = ", ".join(words)
-    return Expressivity(tracks, recall, selection, parity, counting, permutations, found)
+    return Expressivity(tracks, recall, selection, parity, counting, permutations, memory, found)
 
 
 def _recall(system: System) -> str:
@@ -224,37 +258,53 @@ def _plain(system: System) -> bool:
 def _parity(system: System, found: Reach) -> Verdict:
     if _plain(system):
         what = "A_t = I" if system.decay_kind == "identity" else "every eigenvalue is exp(log decay), real and positive"
-        return Verdict(False, f"{what}: no number of layers has parity in finite precision")
+        return Verdict(False, f"{what}: no number of layers has parity in finite precision", PARITY, FINITE)
     if found.negative or found.angle:
-        return Verdict(True, found.text)
-    return Verdict(None, f"none but real ones >= 0; {found.text}")
+        return Verdict(True, found.text, PARITY, NECESSARY)
+    return Verdict(None, f"none but real ones >= 0; {found.text}", PARITY, NECESSARY)
 
 
 def _counting(system: System, found: Reach) -> Verdict:
     real = system.phase is None and not system.is_complex
     if real and system.f is None and system.transition is None:
-        return Verdict(False, "a real diagonal has real eigenvalues")
+        return Verdict(False, "a real diagonal has real eigenvalues", COUNTING, ONE_LAYER)
     if real and system.micro == 1 and system.decay_kind in ("identity", "scalar"):
-        return Verdict(False, "a_t I + f_t w_t^T has the eigenvalues a_t and a_t + w_t^T f_t, which are real")
-    return Verdict(True, found.text) if found.angle else Verdict(None, f"none but real ones; {found.text}")
+        what = "a_t I + f_t w_t^T has the eigenvalues a_t and a_t + w_t^T f_t, which are real"
+        return Verdict(False, what, COUNTING, ONE_LAYER)
+    text = found.text if found.angle else f"none but real ones; {found.text}"
+    return Verdict(True if found.angle else None, text, COUNTING, NECESSARY)
 
 
 def _permutations(system: System, found: Reach, parity: Verdict) -> tuple[Verdict, int]:
     """The verdict, and how many elements a token can move (0: not known)."""
+    holds, why, moved = _order(system, found, parity)
+    return Verdict(holds, why, PERMUTATIONS, ONE_LAYER if holds is False else NECESSARY), moved
+
+
+def _order(system: System, found: Reach, parity: Verdict) -> tuple[bool | None, str, int]:
     if system.f is None and system.transition is None:
-        return Verdict(False, "diagonal transitions commute: the order of the tokens is lost"), 0
+        return False, "diagonal transitions commute: the order of the tokens is lost", 0
     if not parity.holds:
         none = "none can be" if parity.holds is False else "none was seen"
-        return Verdict(parity.holds, f"a reflection has a negative eigenvalue, and {none}"), 0
+        return parity.holds, f"a reflection has a negative eigenvalue, and {none}", 0
     if found.commutes:
-        return Verdict(None, "all transitions seen commute"), 0
+        return None, "all transitions seen commute", 0
     if system.transition is not None:
-        return Verdict(True, "dense transitions that do not commute"), 0
+        return True, "dense transitions that do not commute", 0
     if found.step is not None and found.step < REFLECTION:
         r = system.micro
-        return Verdict(
-            True, f"a product of {r} reflection{'s' if r > 1 else ''} a token, which moves {r + 1} elements"
-        ), r + 1
-    return Verdict(
-        None, f"transitions do not commute, but the least eigenvalue seen is {_short(found.step or 0.0)}, not -1"
-    ), 0
+        return True, f"a product of {r} reflection{'s' if r > 1 else ''} a token, which moves {r + 1} elements", r + 1
+    return None, f"transitions do not commute, but the least eigenvalue seen is {_short(found.step or 0.0)}, not -1", 0
+
+
+def _memory(system: System) -> Verdict:
+    """Principle 1 of coefficient dynamics: only a linear phi has a finite state."""
+    if system.readout != "exp":
+        more = ", with the Gram matrix of the keys" if system.readout == "ridge" else ""
+        return Verdict(True, f"phi is linear: a state of {system.state_size} numbers holds all that is read{more}",
+                       COEFFICIENTS)  # fmt: skip
+    if system.window is not None:
+        why = f"the last {system.window} tokens are kept, {system.window * system.state_size} numbers, and no others"
+        return Verdict(True, why, COEFFICIENTS)
+    return Verdict(False, "phi = exp: no finite state gives all of its coefficients; the cache grows with the tokens",
+                   COEFFICIENTS, "of all inputs: on a given text an approximate state may be small")  # fmt: skip

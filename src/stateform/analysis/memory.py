@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._errors import require
 from ..system import System
+from ._plots import lines, spreads
 from .coefficients import influence
 
 
@@ -48,6 +49,20 @@ class Horizon:
             "share": self.share,
         }
 
+    def __str__(self) -> str:
+        low, mid, high = (self.quantile(q) for q in (0.1, 0.5, 0.9))
+        heads = ", ".join(f"{h:.0f}" for h in self.per_head()[:16]) + (" ..." if self.tokens.shape[1] > 16 else "")
+        return (
+            f"{self.share:.0%} of what an output reads lies in its last {mid:.0f} tokens (median; 10% to 90%: "
+            f"{low:.0f} to {high:.0f})\nper head: {heads}"
+        )
+
+    def plot(self) -> Any:
+        """A plotly Figure: the horizons of each head over the queries."""
+        heads = self.tokens.transpose(0, 1).flatten(1).tolist()
+        title = f"tokens that hold {self.share:.0%} of the coefficients"
+        return spreads({f"head {h}": x for h, x in enumerate(heads)}, "head", "tokens back", title)
+
 
 @torch.no_grad()
 def horizon(
@@ -69,10 +84,74 @@ def horizon(
     require(T > 0, "an empty sequence has no memory")
     index = list(queries) if queries is not None else sorted({int(t) for t in torch.linspace(T // 2, T - 1, 32)})
     mass = influence(system, heads=heads, queries=index).abs().double()
-    # From the query's own token backwards: reach[d] is the mass of the last d + 1 tokens.
-    distance = torch.tensor(index, device=mass.device)[:, None] - torch.arange(T, device=mass.device)
-    mass = mass.masked_fill(distance < 0, 0.0)
+    return Horizon(tokens_back(mass, index, share), index, share)
+
+
+def tokens_back(mass: Tensor, queries: Sequence[int], share: float) -> Tensor:
+    """The least d such that the last d tokens of query i, i itself included, hold `share` of its mass.
+
+    Args:
+        mass: [...,queries,T], not negative.
+        queries: the tokens i of the rows.
+        share: of the sum of a row up to i.
+
+    Returns:
+        d [...,queries], 1 where a row is all zero.
+    """
+    at = torch.tensor(list(queries), device=mass.device)
+    j = torch.arange(mass.shape[-1], device=mass.device)
+    mass = mass.masked_fill(at[:, None] < j, 0.0)
     back = mass.flip(-1).cumsum(-1).flip(-1)  # back[j]: mass of j and everything after it
     enough = back >= share * back[..., :1] * (1 - 1e-12)
-    oldest = torch.where(enough, torch.arange(T, device=mass.device), 0).amax(-1)
-    return Horizon(torch.tensor(index, device=mass.device) - oldest + 1, index, share)
+    return at - torch.where(enough, j, 0).amax(-1).minimum(at) + 1
+
+
+@dataclass(frozen=True)
+class ReceptiveField:
+    """How far back a stack of layers looks, predicted from the horizons of its layers."""
+
+    horizons: dict[str, float]
+    """Of each layer, tokens: the median over batch and queries of its farthest-looking head."""
+    share: float
+
+    @property
+    def tokens(self) -> float:
+        """1 + sum_l (horizon_l - 1): each layer reaches back from where the one above it reads."""
+        return 1 + sum(h - 1 for h in self.horizons.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return {"tokens": self.tokens, "horizons": dict(self.horizons), "share": self.share}
+
+    def __str__(self) -> str:
+        each = ", ".join(f"{name or 'layer'} {h:.0f}" for name, h in self.horizons.items())
+        return (
+            f"predicted receptive field: {self.tokens:.0f} tokens, from horizons ({self.share:.0%} of the mass) {each}"
+        )
+
+    def plot(self) -> Any:
+        """A plotly Figure: the reach from layer to layer, the last one first."""
+        names, reach = list(self.horizons), [1.0]
+        for name in reversed(names):
+            reach.append(reach[-1] + self.horizons[name] - 1)
+        steps = list(range(len(reach)))
+        return lines({"reach": (steps, reach)}, "layers from the top", "tokens back", "predicted receptive field")
+
+
+def receptive_field(
+    systems: Mapping[str, System], *, share: float = 0.95, queries: Sequence[int] | None = None
+) -> ReceptiveField:
+    """How far back a stack of layers looks, from its layers' memory horizons: 1 + sum_l (horizon_l - 1).
+
+    An estimate: the sum is the farthest token of chains that in every layer go as far as that layer's horizon, through
+    its farthest-looking head; chains that hold most of the mass may be shorter, and `share` of each layer is no share
+    of the whole. What the stack does with its gates held fixed is `rollout(...).receptive_field()`.
+
+    Args:
+        systems: of the layers by name, see `systems_of(model, tokens)`.
+        share: of the coefficient mass, for each layer.
+        queries: tokens i, as for `horizon`.
+    """
+    require(len(systems) > 0, "a receptive field needs at least one system; see systems_of(model, tokens)")
+    found = {name: horizon(system, share=share, queries=queries) for name, system in systems.items()}
+    return ReceptiveField({name: max(h.per_head()) for name, h in found.items()}, share)
