@@ -3,6 +3,7 @@
 from . import convert
 from ._errors import StateformError, validate
 from ._solver import Solver
+from .analyze import Analysis, analyze
 from .card import Card, show
 from .check import Report, check
 from .compare import Comparison, compare
@@ -17,7 +18,8 @@ from .zoo import Zoo, zoo
 
 __version__ = "0.1.0"
 __all__ = [
-    "Card", "Cell", "Classifier", "Comparison", "Equivalence", "LanguageModel", "Layer", "ModelConfig", "Newton",
-    "Past", "Report", "ShortConv", "Solver", "State", "StateformError", "System", "Trajectory", "Zoo", "build",
-    "check", "compare", "convert", "equivalent", "names", "register", "run", "show", "stabilise", "validate", "zoo",
+    "Analysis", "Card", "Cell", "Classifier", "Comparison", "Equivalence", "LanguageModel", "Layer", "ModelConfig",
+    "Newton", "Past", "Report", "ShortConv", "Solver", "State", "StateformError", "System", "Trajectory", "Zoo",
+    "analyze", "build", "check", "compare", "convert", "equivalent", "names", "register", "run", "show", "stabilise",
+    "validate", "zoo",
 ]  # fmt: skip

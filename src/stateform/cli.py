@@ -13,11 +13,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from . import __version__
 from ._errors import StateformError, require
 from ._printed import show_wide
+from .analyze import Analysis, analyze
 from .card import show
 from .check import Report, check
-from .compare import compare, read_text, writable
+from .compare import Comparison, compare, read_text, writable
 from .layers import build, names
 from .models import LanguageModel, continue_text
+from .questions import QUESTIONS
 from .state import write_atomically
 from .zoo import insert, zoo
 
@@ -80,16 +82,57 @@ def compare_command(
     repeats: Annotated[int, typer.Option(help="Runs per time.")] = 5,
 ) -> None:
     """Put layers side by side on a text: what they are, whether their forms agree, what they cost and remember."""
-    for path in (html, json):
-        if path is not None:
-            writable(path)
-    same = html is not None and json is not None and html.resolve() == json.resolve()
-    require(not same, f"--html and --json name one file, {html}; give two")
+    _writable(html, json)
     with _Bar() as bar:
         found = compare(
             layers, text=text, d_model=d_model, n_heads=n_heads, d_state=d_state, max_length=max_length, dtype=dtype,
             memory_limit_gb=memory_limit, seed=seed, repeats=repeats, on_progress=bar,
         )  # fmt: skip
+    _give(found, html, json)
+
+
+@app.command("analyze")
+def analyze_command(
+    thing: Annotated[
+        str, typer.Argument(help="A name, name(option=value), path/file.py:Class, or the folder of a saved model.")
+    ],
+    text: Annotated[
+        Path | None, typer.Option(help="A file; its bytes are the tokens. Default: Python's documentation.")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help=f"One question alone (may be repeated): {', '.join(QUESTIONS)}.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report here.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the numbers here.")] = None,
+    d_model: Annotated[int, typer.Option(help="Width of a layer that is built here.")] = 64,
+    n_heads: Annotated[int | None, typer.Option(help="Its heads, if it takes that.")] = None,
+    d_state: Annotated[int | None, typer.Option(help="Its keys per head, if it takes that.")] = None,
+    max_length: Annotated[int, typer.Option(help="Tokens of the text that are read.")] = 1024,
+    dtype: Annotated[str, typer.Option(help="In which all is computed: float64, float32 or bfloat16.")] = "float64",
+    seed: Annotated[int, typer.Option(help="Of the weights of a layer that is built here.")] = 0,
+) -> None:
+    """Look into a layer, or every layer of a model, on a text: memory, state, stability, what it can express."""
+    _writable(html, json)
+    wanted = [name for names in only or [] for name in names.split(",") if name]
+    with _Bar() as bar:
+        found = analyze(
+            thing, text, only=wanted, d_model=d_model, n_heads=n_heads, d_state=d_state, max_length=max_length,
+            dtype=dtype, seed=seed, on_progress=bar,
+        )  # fmt: skip
+    _give(found, html, json)
+
+
+def _writable(html: Path | None, json: Path | None) -> None:
+    """Raise unless both files can be written."""
+    for path in (html, json):
+        if path is not None:
+            writable(path)
+    same = html is not None and json is not None and html.resolve() == json.resolve()
+    require(not same, f"--html and --json name one file, {html}; give two")
+
+
+def _give(found: Comparison | Analysis, html: Path | None, json: Path | None) -> None:
+    """Print what was found, write it, and say where it is; exit code 130 if it was interrupted."""
     Console().print(found)
     if html is not None:
         found.save_html(html)

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from ._errors import StateformError, require, validate
 from ._printed import Printed
-from .analysis import contraction, describe, has_weights, horizon, influence, spectrum
+from .analysis import contraction, describe, horizon, spectrum
 from .convert import special_case
 from .draw import redraw
 from .equivalence import equivalent, share_weights
 from .forms import exists, run
 from .layers import REGISTRY, accepted, build, resolve
+from .questions import SHOWN, effective_attention, rounded
 from .state import write_atomically
 from .timing import blank_cost, measure, system_of
 from .tolerances import relative_error, tolerance, wide
@@ -32,9 +33,8 @@ Progress = Callable[[str, int, int], None]
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 CERTIFIED = 256
 """Tokens on which the forms are compared in float64, and on which systems are looked at token by token."""
-SHOWN = 64
-"""Tokens of the maps of effective attention."""
 SHOWN_HEADS = 4
+"""Heads with a map of effective attention."""
 
 
 @dataclass
@@ -167,7 +167,7 @@ def compare(
     x = embed(data[: lengths[-1]], d_model, seed)
     report = on_progress or (lambda what, done, total: None)
     result: dict[str, Any] = {
-        "stateform": _version(), "created": datetime.now().isoformat(timespec="seconds"), "machine": machine(),
+        "stateform": stateform_version(), "created": datetime.now().isoformat(timespec="seconds"), "machine": machine(),
         "text": {"source": source, "tokens": x.shape[1], "excerpt": data[:240].decode(errors="replace")},
         "settings": {
             "d_model": d_model, "lengths": lengths, "batch": 1, "dtype": dtype, "seed": seed,
@@ -298,27 +298,15 @@ def _dynamics(layer: nn.Module, x: Tensor, data: bytes) -> dict[str, Any]:
     system = system_of(layer, x[:, :1024])
     values = spectrum(system[:CERTIFIED]).sample(600)
     found = horizon(system, queries=sorted({int(t) for t in torch.linspace(min(15, system.T - 1), system.T - 1, 24)}))
-    first = system[:SHOWN]
-    shown = list(range(min(SHOWN_HEADS, system.H))) if system.w_out is None else [0]
-    maps = influence(first, heads=None if system.w_out is not None else shown)[0]
     return {
-        "eigenvalues": {"re": _rounded(values.real), "im": _rounded(values.imag)},
+        "eigenvalues": {"re": rounded(values.real), "im": rounded(values.imag)},
         "horizon": found.to_dict(),
-        "coefficients": {
-            "tokens": [_printable(c) for c in data[: first.T]],
-            "heads": [
-                {"head": h, "alpha": [_rounded(line) for line in alpha]} for h, alpha in zip(shown, maps, strict=True)
-            ],
-            "what": "weights alpha_ij" if has_weights(system) else "norm of the contribution",
-        },
+        "coefficients": effective_attention(system, [printable(c) for c in data[:SHOWN]], range(SHOWN_HEADS)),
     }
 
 
-def _rounded(x: Tensor) -> list[float]:
-    return [float(f"{v:.4g}") for v in x.tolist()]
-
-
-def _printable(byte: int) -> str:
+def printable(byte: int) -> str:
+    """A byte as it is shown."""
     return chr(byte) if byte < 127 else f"\\x{byte:02x}"
 
 
@@ -369,7 +357,8 @@ def machine() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _version() -> str:
+def stateform_version() -> str:
+    """The version that is installed."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:

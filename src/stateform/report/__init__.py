@@ -1,10 +1,10 @@
-"""What a comparison found, for people: tables for the terminal and one self-contained page with interactive figures.
+"""What a comparison or an analysis found, for people: tables for the terminal, one self-contained interactive page.
 
-Both read the plain dict that a comparison produces (and that its JSON file holds), so that a report can be made again
+Both read the plain dict that was produced (and that its JSON file holds), so that a report can be made again
 from the file alone.
 """
 
-from .html import render_html
-from .table import tables
+from .html import render_analysis, render_html
+from .table import analysis_tables, tables
 
-__all__ = ["render_html", "tables"]
+__all__ = ["analysis_tables", "render_analysis", "render_html", "tables"]

@@ -1,4 +1,4 @@
-"""The comparison as one self-contained page: interactive figures, no address outside itself, dark and light."""
+"""A comparison or an analysis as one self-contained page: interactive figures, no address outside, dark and light."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import jinja2
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from . import content, figures
+from . import analysis, content, depth, figures
 from .figures import TEMPLATE, Figure
 
 
@@ -29,23 +29,62 @@ def render_html(result: Mapping[str, Any]) -> str:
         The page, free of characters that UTF-8 cannot encode. Names and texts in it are escaped.
     """
     drawn = figures.figures(result)
-    page = _environment().get_template("report.html.j2")
-    text = page.render(
+    return _page(
+        "report.html.j2",
+        result,
+        drawn,
         subject=content.subject(result),
-        created=content.visible(str(result.get("created") or "")).replace("T", " "),
-        excerpt=_excerpt(result),
         interrupted=content.interrupted(result),
         names=content.names(result),
-        colours=figures.COLOURS,
         headlines=content.headlines(result),
         grids={grid.key: grid for grid in content.grids(result, lengths=12)},
-        figures={figure.key: figure for figure in drawn},
-        conditions=content.conditions(result),
-        result=_json(_finite(result)),
-        plots=_json(_plots(drawn)),
-        style=_file("report.css"),
-        script=_file("report.js"),
-        plotly=_plotly(),
+    )
+
+
+def render_analysis(result: Mapping[str, Any]) -> str:
+    """The analysis as the text of one HTML page: a section for each question. As `render_html` for the rest."""
+    drawn = depth.drawings(result)
+    sections = [
+        {
+            "key": name,
+            "title": title,
+            "said": analysis.findings(result, name),
+            "figures": [figure.key for figure in drawn.get(name, [])],
+            "notes": analysis.refused(result, name),
+        }
+        for name, title in analysis.questions(result)
+    ]
+    grid = analysis.overview(result, None)
+    return _page(
+        "analysis.html.j2",
+        result,
+        [figure for figures in drawn.values() for figure in figures],
+        title=analysis.title(result),
+        subject=analysis.subject(result),
+        interrupted=analysis.interrupted(result),
+        findings=analysis.findings(result),
+        sections=[section for section in sections if section["said"] or section["figures"] or section["notes"]],
+        grids={grid.key: grid} if grid else {},
+    )
+
+
+def _page(template: str, result: Mapping[str, Any], drawn: list[Figure], **more: Any) -> str:
+    text = (
+        _environment()
+        .get_template(template)
+        .render(
+            created=content.visible(str(result.get("created") or "")).replace("T", " "),
+            excerpt=_excerpt(result),
+            colours=figures.COLOURS,
+            figures={figure.key: figure for figure in drawn},
+            conditions=content.conditions(result),
+            result=_json(_finite(result)),
+            plots=_json(_plots(drawn)),
+            style=_file("report.css"),
+            script=_file("report.js"),
+            plotly=_plotly(),
+            **more,
+        )
     )
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 

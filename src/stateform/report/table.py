@@ -1,4 +1,4 @@
-"""The comparison in the terminal: several small tables, each the answer to one question."""
+"""A comparison or an analysis in the terminal: sentences, and small tables that each answer one question."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from . import content
+from . import analysis, content
 from .content import Column, Grid
 from .units import MISSING
 
@@ -35,11 +35,7 @@ def tables(result: Mapping[str, Any]) -> list[RenderableType]:
     if stopped:
         parts.append(Text(stopped, style="bold yellow"))
     for grid in content.grids(result):
-        parts += [Text(), Text(grid.title, style="bold"), _table(grid)]
-        notes = list(grid.notes[:_NOTES])
-        if len(grid.notes) > _NOTES:
-            notes.append(f"{len(grid.notes) - _NOTES} more such notes are in the report.")
-        parts += [Padding(Text(note, style="dim"), (0, 0, 0, 2)) for note in notes]
+        parts += _answer(grid)
     found = content.headlines(result)
     if found:
         parts += [Text(), Text("In short", style="bold")]
@@ -50,6 +46,37 @@ def tables(result: Mapping[str, Any]) -> list[RenderableType]:
             summary.add_row(Text(headline.label), Text.assemble((headline.value, "bold"), "  ", headline.detail))
         parts.append(summary)
     return parts
+
+
+def analysis_tables(result: Mapping[str, Any]) -> list[RenderableType]:
+    """The analysis for a terminal of 80 columns or more: what is remarkable, most of all first, and a table of layers.
+
+    Args:
+        result: what an analysis found, as plain values (the content of its JSON file). Missing parts are left out.
+    """
+    parts: list[RenderableType] = [Text.assemble((analysis.title(result), "bold"), ": ", analysis.subject(result))]
+    stopped = analysis.interrupted(result)
+    if stopped:
+        parts.append(Text(stopped, style="bold yellow"))
+    said = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
+    said.add_column(justify="right", style="dim", no_wrap=True)
+    said.add_column(overflow="fold")
+    for k, sentence in enumerate(analysis.findings(result), 1):
+        said.add_row(f"{k}.", Text(sentence))
+    parts += [Text(), said]
+    notes = [note for name, _ in analysis.questions(result) for note in analysis.refused(result, name)]
+    parts += [Padding(Text(note, style="dim"), (0, 0, 0, 2)) for note in dict.fromkeys(notes)]
+    grid = analysis.overview(result)
+    return parts + (_answer(grid) if grid else [])
+
+
+def _answer(grid: Grid) -> list[RenderableType]:
+    """A grid with its title and notes."""
+    notes = list(grid.notes[:_NOTES])
+    if len(grid.notes) > _NOTES:
+        notes.append(f"{len(grid.notes) - _NOTES} more such notes are in the report.")
+    padded = [Padding(Text(note, style="dim"), (0, 0, 0, 2)) for note in notes]
+    return [Text(), Text(grid.title, style="bold"), _table(grid), *padded]
 
 
 def _table(grid: Grid) -> Table:

@@ -40,7 +40,8 @@
   }
 
   // Effective attention ----------------------------------------------------------------------------------------------
-  const coefficients = (layer) => result.layers[layer].dynamics.coefficients;
+  // A comparison keeps the maps with its dynamics, an analysis with its answers.
+  const coefficients = (layer) => result.layers[layer].dynamics?.coefficients ?? result.layers[layer].answers.coefficients.maps;
   const tokenName = (token) => {
     const names = { " ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍" };
     return names[token] ?? String(token).replace(/[\p{C}]/gu, "·");

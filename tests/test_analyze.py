@@ -1,0 +1,376 @@
+"""`analyze`: its answers against the functions of the analysis, its sentences, page, command and interruption."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import stateform as sf
+from stateform import cli, questions
+from stateform.analysis import collapse, horizon, lyapunov, representation, spectrum, state_need
+from stateform.analyze import _systems
+from stateform.compare import embed
+from stateform.questions import QUESTIONS, Finding, Question, findings
+from stateform.report import analysis_tables, depth, render_analysis
+
+TEXT = b"A system is what it remembers; a layer is what it does with that.\n" * 3
+T = 160
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_bytes(TEXT)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model() -> sf.LanguageModel:
+    torch.manual_seed(0)
+    return sf.LanguageModel("rwkv7*2 gla softmax", d_model=16, n_heads=2, tokenizer="bytes").eval()
+
+
+@pytest.fixture(scope="module")
+def of_model(model: sf.LanguageModel, text: Path) -> sf.Analysis:
+    return sf.analyze(model, text, max_length=T)
+
+
+@pytest.fixture(scope="module")
+def of_layer(text: Path) -> sf.Analysis:
+    return sf.analyze("gated_deltanet", text, d_model=16, max_length=T)
+
+
+def systems(model: sf.LanguageModel) -> list[sf.System]:
+    """The systems of the layers, from a run of the blocks written out here."""
+    double = sf.LanguageModel(model.config).double().eval()
+    double.load_state_dict({k: x.double() for k, x in model.state_dict().items()})
+    ids = torch.tensor([list(TEXT[:T])])
+    found, shared = [], {}  # type: ignore[var-annotated]
+    with torch.no_grad():
+        assert double.embedding is not None
+        x = double.embedding(ids)
+        for block in double.blocks:
+            u = block.mixer_norm(x)  # type: ignore[operator]
+            found.append(block.mixer.system(u, sf.Past(None, dict(shared))))  # type: ignore[operator,union-attr]
+            x, _ = block(x, None, False, shared)
+    return found
+
+
+# -- what is found --------------------------------------------------------------------------------------------------
+
+
+def test_every_layer_is_looked_at_on_the_input_that_it_has_in_the_model(
+    of_model: sf.Analysis, model: sf.LanguageModel
+) -> None:
+    rows = of_model.result["layers"]
+    assert [row["name"] for row in rows] == ["0: rwkv7", "1: rwkv7", "2: gla", "3: softmax"]
+    for row, system in zip(rows, systems(model), strict=True):
+        answers = row["answers"]
+        queries = answers["memory"]["by_position"]["t"]
+        assert answers["memory"] == horizon(system, queries=queries).to_dict(), row["name"]
+        assert answers["state"]["heads"] == state_need(system, questions.TOLERANCE, splits=questions.SPLITS).per_head()
+        assert answers["spectrum"]["abs_max"] == pytest.approx(spectrum(system).radius, rel=1e-12)
+        if system.readout != "exp":
+            assert answers["stability"]["heads"] == pytest.approx(
+                lyapunov(system, k=1).exponents[0, :, 0].tolist(), 1e-3
+            )
+        alpha = system[: questions.SHOWN].coefficients()
+        for one in answers["coefficients"]["maps"]["heads"]:
+            shown = torch.tensor(one["alpha"], dtype=torch.float64)
+            torch.testing.assert_close(shown, alpha[0, one["head"]], rtol=1e-3, atol=1e-12)
+
+
+def test_a_layer_is_given_what_the_layers_before_it_hand_on(model: sf.LanguageModel) -> None:
+    ids = torch.tensor([list(TEXT[:T])])
+    with torch.no_grad():
+        found = [system for _, system in _systems(copy.deepcopy(model).double(), ids, 0)]
+    for system, want in zip(found, systems(model), strict=True):  # rwkv7's values are mixed with those of layer 0
+        for name, x in want.tensors().items():
+            torch.testing.assert_close(system.tensors()[name], x)
+
+
+def test_the_answers_about_depth_are_those_of_the_model(of_model: sf.Analysis, model: sf.LanguageModel) -> None:
+    ids = torch.tensor([list(TEXT[:T])])
+    found = of_model.result["model"]
+    assert set(found) == {q.name for q in QUESTIONS.values() if q.model is not None}
+    assert found["representation"]["ranks"] == pytest.approx(list(representation(model, ids).ranks), rel=1e-4)
+    bare = found["collapse"]["depth"]["without its skip connections"]
+    assert bare == pytest.approx(collapse(model, ids).to_dict()["without_skip"], rel=1e-4)
+
+
+def test_a_layer_reads_the_bytes_as_compare_does(of_layer: sf.Analysis) -> None:
+    torch.manual_seed(0)
+    layer = sf.build("gated_deltanet", d_model=16).double()
+    with torch.no_grad():
+        system = layer.system(embed(TEXT[:T], 16, 0))
+    answers = of_layer.result["layers"][0]["answers"]
+    assert answers["memory"] == horizon(system, queries=answers["memory"]["by_position"]["t"]).to_dict()
+    assert not of_layer.result["model"]
+    assert of_layer.complete
+
+
+def test_the_model_given_is_left_as_it_is(model: sf.LanguageModel, of_model: sf.Analysis) -> None:
+    assert next(model.parameters()).dtype == torch.float32
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_only_asks_what_is_named(text: Path) -> None:
+    found = sf.analyze("gla", text, only=["memory", "spectrum"], d_model=16, max_length=64).result
+    assert list(found["questions"]) == ["memory", "spectrum"]
+    assert set(found["layers"][0]["answers"]) == {"memory", "spectrum"}
+    assert sf.analyze("gla", text, only="memory", d_model=16, max_length=64).result["questions"].keys() == {"memory"}
+
+
+def test_a_question_without_an_answer_says_why(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(site: questions.Site) -> dict[str, Any]:
+        raise sf.StateformError("it takes 7 GB; choose a shorter text")
+
+    asked = Question("memory", "How far?", refuse)
+    monkeypatch.setitem(QUESTIONS, "memory", asked)
+    found = sf.analyze("gla", text, only=["memory", "spectrum"], d_model=16, max_length=64)
+    assert found.complete
+    assert found.result["layers"][0]["refused"] == {"memory": "it takes 7 GB; choose a shorter text"}
+    assert "it takes 7 GB" in str(found)
+    assert "it takes 7 GB" in found.html()
+
+
+@pytest.mark.parametrize("name", sf.names())
+def test_every_registered_layer_has_answers(name: str, text: Path) -> None:
+    found = sf.analyze(name, text, d_model=32, max_length=24)
+    assert found.complete
+    row = found.result["layers"][0]
+    assert not row["refused"], name
+    assert set(row["answers"]) == {q.name for q in QUESTIONS.values() if q.layer is not None}
+    assert found.sentences
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+# -- what is said ---------------------------------------------------------------------------------------------------
+
+
+def test_the_sentences_say_what_the_numbers_are(of_model: sf.Analysis) -> None:
+    result = of_model.result
+    weights = [f["weight"] for f in result["findings"]]
+    assert weights == sorted(weights, reverse=True)
+    assert {f["question"] for f in result["findings"]} <= set(QUESTIONS)
+    longest = max(
+        (x, i, h) for i, row in enumerate(result["layers"]) for h, x in enumerate(row["answers"]["memory"]["heads"])
+    )
+    said = next(f for f in result["findings"] if f["question"] == "memory" and f["head"] is not None)
+    tokens, i, h = longest
+    assert (said["layer"], said["head"]) == (i, h)
+    need = result["layers"][i]["answers"]["state"]["heads"][h]
+    kind = result["layers"][i]["kind"]
+    assert said["text"].startswith(f"Head {h} of layer {i} ({kind}) keeps {round(tokens)} tokens")
+    assert f"needs {need} dimension" in said["text"]
+
+
+def test_what_blows_up_comes_first() -> None:
+    def row(norm: float) -> dict[str, Any]:
+        stability = {"contractive": "no" if norm > 1 else "by construction", "why": f"a step stretches by {norm}",
+                     "norm": norm, "heads": [norm - 1.1]}  # fmt: skip
+        return {"kind": "gla", "heads": 1, "answers": {"stability": stability}}
+
+    first, second, *_ = findings([row(0.9), row(1.5)], {})
+    assert first.text == "Layer 1 (gla) can amplify its state: a step stretches by 1.5."
+    assert (second.layer, second.head) == (1, 0)
+    assert "grow, e-fold in 2.5 tokens" in second.text
+    assert not any("amplify its state" in f.text for f in findings([row(0.9)], {}))
+
+
+def test_layers_are_named_in_ranges() -> None:
+    rows: list[Any] = [{}] * 9
+    assert questions._layers(rows, [0, 1, 2, 5, 7, 8]) == "layers 0-2, 5 and 7-8"
+    assert questions._layers(rows, [4]) == "layer 4"
+    assert questions._layers(rows, list(range(9))) == "all 9 layers"
+
+
+def test_a_new_question_is_one_entry(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def said(rows: Any, model: Any) -> Any:
+        yield Finding("Heads can be counted.", 1.0)
+
+    mine = Question("mine", "What else?", lambda site: {"heads": [1.0, 2.0]}, None, said, "things", "", "How to read.")
+    monkeypatch.setitem(QUESTIONS, "mine", mine)
+    found = sf.analyze(sf.LanguageModel("gla*2", d_model=16, n_heads=2, tokenizer="bytes"), text, only="mine")
+    assert found.sentences == ["Heads can be counted."]
+    page = found.html()
+    assert "What else?" in page
+    assert "Things, by layer and head" in page
+
+
+# -- what is shown --------------------------------------------------------------------------------------------------
+
+
+def test_the_terminal_has_sentences_and_a_table(of_model: sf.Analysis) -> None:
+    shown = str(of_model)
+    assert max(map(len, shown.splitlines())) <= 80
+    flat = " ".join(shown.split())
+    for sentence in of_model.sentences:
+        assert sentence in flat
+    assert "Layer by layer" in shown
+    assert "1: rwkv7" in shown
+
+
+def test_a_deep_model_has_a_short_table_and_one_figure_a_question(of_model: sf.Analysis) -> None:
+    result = json.loads(json.dumps(of_model.result))
+    result["layers"] = [{**row, "name": f"{i}: deep"} for i, row in enumerate(result["layers"] * 8)]
+    shown = [line for line in str(sf.Analysis(result)).splitlines() if ": deep" in line]
+    assert len(shown) == 12
+    drawn = depth.drawings(result)
+    for name, found in drawn.items():
+        assert len(found) <= 2, name
+    assert [view.name for view in drawn["memory"][1].views] == ["Spread"]  # 32 lines could not be told apart
+    heat = next(f for f in drawn["memory"] if f.key == "heads-memory").views[0].panels[0].figure
+    assert len(heat.data[0].z) == 32
+    assert all(len(view.panels) == 1 for f in drawn["spectrum"] for view in f.views[:1])
+
+
+def test_the_maps_of_heads_show_the_answers(of_model: sf.Analysis) -> None:
+    heat = depth.drawings(of_model.result)["state"][0].views[0].panels[0].figure.data[0]
+    for row, words in zip(of_model.result["layers"], heat.text, strict=True):
+        assert list(words) == [str(n) for n in row["answers"]["state"]["heads"]]
+
+
+def test_the_page_stands_alone_and_holds_the_numbers(of_model: sf.Analysis, of_layer: sf.Analysis) -> None:
+    for found in (of_model, of_layer):
+        page = found.html()
+        own = re.sub(r"<script>.*?</script>", "", page, flags=re.S)
+        assert not re.search(r"(?:src|href)=\"(?!data:|#)", own)
+        embedded = re.search(r'<script type="application/json" id="result">(.*?)</script>', page, re.S)
+        assert embedded is not None
+        assert json.loads(embedded[1]) == json.loads(json.dumps(found.to_dict()))
+        for question in found.result["questions"].values():
+            assert own.count(f"<h2>{question['title']}</h2>") == 1
+    ids = re.findall(r' id="([^"]+)"', re.sub(r"<script.*?</script>", "", of_model.html(), flags=re.S))
+    assert len(ids) == len(set(ids))
+
+
+def test_a_hostile_name_is_escaped(of_layer: sf.Analysis) -> None:
+    result = json.loads(json.dumps(of_layer.result))
+    result["subject"]["name"] = result["layers"][0]["name"] = "<script>alert(1)</script>"
+    result["findings"][0]["text"] = "<img src=x onerror=alert(1)>"
+    page = render_analysis(result)
+    assert "<script>alert" not in page
+    assert "<img" not in page.partition("<script")[0]
+
+
+def test_an_empty_result_can_be_shown() -> None:
+    assert render_analysis({"complete": False})
+    assert analysis_tables({})
+
+
+# -- interruption and bad input -------------------------------------------------------------------------------------
+
+
+def test_an_interrupted_analysis_keeps_what_was_finished(
+    model: sf.LanguageModel,
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stop(self: object, what: str, done: int, total: int) -> None:
+        assert done <= total
+        if what == "2: gla: spectrum":
+            raise KeyboardInterrupt
+
+    folder, numbers = tmp_path / "model", tmp_path / "out.json"
+    model.save_pretrained(folder)
+    monkeypatch.setattr(cli._Bar, "__call__", stop)
+    monkeypatch.setattr(
+        sys,
+        "argv",
+        ["stateform", "analyze", str(folder), "--text", str(text), "--max-length", "64", "--json", str(numbers)],
+    )
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 130
+    found = json.loads(numbers.read_text())
+    assert not found["complete"]
+    assert [len(row["answers"]) for row in found["layers"]] == [len(found["layers"][0]["answers"])] * 2 + [3]
+    assert "stopped before its end" in " ".join(capsys.readouterr().out.split())
+    assert "stopped before its end" in render_analysis(found)
+
+
+class Plain(nn.Module):
+    """A module without a system."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def test_bad_input_is_refused_before_any_work(model: sf.LanguageModel, tmp_path: Path) -> None:
+    started: list[str] = []
+    empty = tmp_path / "empty.txt"
+    empty.write_bytes(b"")
+    other = sf.LanguageModel("gla", d_model=16, n_heads=2, vocab_size=40)
+    for thing, options, message in [
+        ("gated_delta_net", {}, "gated_deltanet"),
+        ("gla", {"only": "memmory"}, "memory"),
+        ("gla", {"only": ["memory", "collapse"]}, "collapse: about the layers of a model together"),
+        ("gla", {"text": empty}, "empty"),
+        ("gla", {"text": tmp_path / "none.txt"}, "none.txt"),
+        ("gla", {"text": torch.arange(9)}, "token ids are for a model"),
+        ("gla", {"dtype": "int8"}, "float64"),
+        ("gla", {"max_length": 1}, "2 tokens or more"),
+        (Plain(), {}, "no method system"),
+        (tmp_path / "nowhere", {}, "no folder"),
+        (tmp_path, {}, "config.json"),
+        (other, {}, "tokenizer"),
+        (other, {"text": torch.tensor([3, 41])}, "vocabulary is 0..39"),
+        (model, {"text": torch.rand(3)}, "expected integers"),
+        ("gla", {"d_model": 7}, "n_heads"),
+    ]:
+        with pytest.raises(sf.StateformError, match=message):
+            sf.analyze(thing, on_progress=lambda *a: started.append(a[0]), **options)  # type: ignore[arg-type]
+    assert not started
+    found = sf.analyze(other, torch.arange(30) % 40, only="memory")
+    assert found.result["text"]["source"] == "token ids"
+
+
+def test_a_name_of_a_layer_is_no_folder(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sf.LanguageModel("softmax*2", d_model=16, n_heads=2, tokenizer="bytes").save_pretrained("gla")
+    assert sf.analyze("gla", text, only="memory", d_model=16, max_length=32).result["subject"]["kind"] == "layer"
+    assert sf.analyze("./gla", text, only="memory", max_length=32).result["subject"]["layers"] == 2
+
+
+def test_the_command_writes_sentences_page_and_numbers(text: Path, tmp_path: Path) -> None:
+    html, numbers = tmp_path / "report.html", tmp_path / "report.json"
+    line = [sys.executable, "-m", "stateform", "analyze", "mlstm(n_heads=2)", "--d-model", "16", "--text", text,
+            "--max-length", "64", "--only", "memory,spectrum", "--only", "state",
+            "--html", html, "--json", numbers]  # fmt: skip
+    done = subprocess.run(
+        list(map(str, line)), capture_output=True, text=True, timeout=120, env={**os.environ, "COLUMNS": "80"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "keeps" in done.stdout
+    assert html.stat().st_size > 1_000_000
+    assert list(json.loads(numbers.read_text())["questions"]) == ["memory", "state", "spectrum"]
+
+
+def test_a_mistake_at_the_command_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, message in [
+        (["nothing"], "stateform: unknown layer 'nothing'"),
+        (["gla", "--only", "mood"], "stateform: unknown question 'mood'"),
+        (["gla", "--html", "/nowhere/x.html"], "stateform: cannot write /nowhere/x.html"),
+    ]:
+        monkeypatch.setattr(sys, "argv", ["stateform", "analyze", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert end.value.code == 2
+        said = capsys.readouterr().err
+        assert said.startswith(message)
+        assert said.count("\n") == 1
