@@ -105,24 +105,32 @@ def linear_weights(system: System, queries: Sequence[int] | None) -> Tensor:
     return alpha / eta
 
 
+STRETCH = 64
+"""Steps that chosen rows are computed over at a time."""
+
+
 def _rows(core: Core, at: list[int]) -> Tensor:
-    """Chosen rows of alpha [B,G,R,o,rows,T], by the adjoint recurrence: alpha_it = lambda_t^T k_t, where lambda starts
-    as q_i at step i and goes back in time by lambda_{t-1} = A_t^T lambda_t. Memory rows x T.
+    """Chosen rows of alpha [B,G,R,o,rows,T], back in time from stretch to stretch: lambda [B,G,R,n,o,rows] maps the
+    state at the end of a stretch to the later reads, so that lambda^T write are the weights of its values, and
+    carry^T lambda the map of the state before it. Memory rows x T.
     """
-    o = core.q.shape[-2]
-    lam = core.k.new_zeros(core.batch, *core.heads, core.n, o, len(at), dtype=core.dtype)
-    columns = []
-    for t in range(core.length - 1, -1, -1):
-        step = core.slice(t, t + 1)
-        here = torch.tensor([i == t for i in at], device=lam.device)
-        fresh = torch.where(here, step.q.squeeze(1).mT.unsqueeze(-1), 0.0)
-        if not core.exclusive:
-            lam = lam + fresh
-        columns.append(contract("...nor,...n->...or", lam, step.k.squeeze(1)))
-        lam = step.transition().transpose().apply(lam.flatten(-2).unsqueeze(1)).squeeze(1).unflatten(-1, (o, len(at)))
-        if core.exclusive:
-            lam = lam + fresh
-    return torch.stack(columns[::-1], -1)
+    dtype = torch.promote_types(core.dtype, core.q.dtype)
+    lam = core.k.new_zeros(core.batch, *core.heads, core.n, core.q.shape[-2], len(at), dtype=dtype)
+    pieces = []
+    for start in reversed(range(0, core.length, STRETCH)):
+        part = core.slice(start, min(start + STRETCH, core.length))
+        alpha, read, write, carry = (x.to(dtype) for x in _solve(part))
+        rows = contract("bgrnoi,bgrnj->bgroij", lam, write).expand(*lam.shape[:3], -1, -1, part.length)
+        lam = contract("bgrmn,bgrmoi->bgrnoi", carry, lam)
+        here = [(i, t - start) for i, t in enumerate(at) if start <= t < start + part.length]
+        if here:
+            place, own = (list(x) for x in zip(*here, strict=True))
+            rows, lam = rows.clone(), lam.clone()
+            rows[..., place, :] = alpha.expand(*rows.shape[:4], -1, -1)[..., own, :]
+            begin = read.expand(core.batch, part.length, *core.heads, -1, -1)[:, own]
+            lam[..., place] = begin.permute(0, 2, 3, 5, 4, 1)
+        pieces.append(rows)
+    return torch.cat(pieces[::-1], -1)
 
 
 register_form(Matrix())
