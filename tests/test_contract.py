@@ -18,7 +18,7 @@ from stateform.tolerances import tolerance
 
 @pytest.mark.parametrize("name", sf.names())
 def test_layer_keeps_the_contract(name: str) -> None:
-    report = sf.check(name)
+    report = sf.check(name, d_model=16)
     assert report.ok, str(report)
     assert not report.not_offered
     assert sum(o.comparisons for o in report.outcomes.values()) > 200
@@ -57,7 +57,7 @@ LONG_VARIANTS = ["kalmanet(solver='chebyshev', mixed=False, input_gate=False)"]
 
 @pytest.mark.parametrize("spec", VARIANTS)
 def test_variant_keeps_the_contract(spec: str) -> None:
-    report = sf.check(spec, seed=1)
+    report = sf.check(spec, seed=1, d_model=16)
     assert report.ok, str(report)
 
 
