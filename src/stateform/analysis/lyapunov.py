@@ -249,11 +249,11 @@ def _joint(model: Any, tokens: Tensor, k: int) -> Tensor:
     for t in range(tokens.shape[1]):
         rest: dict[str, Tensor] = {}
 
-        def after(parts: dict[str, Tensor], t: int = t, fixed: dict[str, Tensor] = fixed) -> dict[str, Tensor]:
+        def after(parts: dict[str, Tensor], t: int = t, fixed: Any = fixed, rest: Any = rest) -> dict[str, Tensor]:
             before = State({**parts, **fixed}, model.fingerprint)
             new = model.hidden(tokens[:, t : t + 1], initial_state=before, return_state=True)[1]
             found, others = split(new.tensors)
-            rest.update(others)  # noqa: B023
+            rest.update(others)
             return found
 
         pushed = []
