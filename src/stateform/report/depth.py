@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from . import figures, units
 from .content import at, layers, name_of
-from .figures import Figure, Panel, View, _figure, _logarithmic, _round, label
+from .figures import Figure, Panel, View, _figure, _logarithmic, _round, label, three_shades
 
 FEW = 8
 """Layers up to which each has a row, a line or a panel of its own in front; beyond, maps come first."""
@@ -323,22 +323,7 @@ def _verdicts(result: Mapping[str, Any]) -> Figure | None:
         tips.append([_tip(name_of(layer), name, v) for name, v in zip(VERDICTS, found)])
     if not any(v is not None for row in z for v in row):
         return None
-    steps = [(0, "differs"), (0.33, "differs"), (0.33, "self"), (0.67, "self"), (0.67, "same"), (1, "same")]
-    trace = go.Heatmap(
-        z=z,
-        x=list(range(len(VERDICTS))),
-        zmin=0,
-        zmax=2,
-        colorscale=[[at_, f"var(--{name})"] for at_, name in steps],
-        showscale=False,
-        text=words,
-        texttemplate="%{text}",
-        customdata=tips,
-        hovertemplate="%{customdata}<extra></extra>",
-        hoverongaps=False,
-        xgap=2,
-        ygap=1,
-    )
+    trace = three_shades(z, words, tips, x=list(range(len(VERDICTS))), xgap=2, ygap=1)
     top = {"tickvals": list(range(len(VERDICTS))), "ticktext": list(VERDICTS), "side": "top", "showgrid": False,
            "fixedrange": True, "tickfont": {"color": "var(--ink)", "size": 12}}  # fmt: skip
     figure = _figure([trace], xaxis=top, yaxis=_rows_axis(result), hovermode="closest")

@@ -654,6 +654,24 @@ def _map(layer: int, large: bool) -> go.Figure:
 # Pairs ---------------------------------------------------------------------------------------------------------------
 
 
+def three_shades(z: Any, words: Any, tips: Any, **layout: Any) -> go.Heatmap:
+    """A map of 0, 1 and 2 (None: empty) with a word in each cell."""
+    steps = [(0, "differs"), (0.33, "differs"), (0.33, "self"), (0.67, "self"), (0.67, "same"), (1, "same")]
+    return go.Heatmap(
+        z=z,
+        zmin=0,
+        zmax=2,
+        colorscale=[[at_, f"var(--{name})"] for at_, name in steps],
+        showscale=False,
+        text=words,
+        texttemplate="%{text}",
+        customdata=tips,
+        hovertemplate="%{customdata}<extra></extra>",
+        hoverongaps=False,
+        **layout,
+    )
+
+
 def equality(result: Mapping[str, Any]) -> Figure | None:
     """A matrix of the layers: which two are the same function, and where the others first differ."""
     every = [str(layer.get("name")) for layer in layers(result)]
@@ -677,21 +695,7 @@ def equality(result: Mapping[str, Any]) -> Figure | None:
             tip += f"<br>weights made equal: {shared}"
         for i, j in ((a, b), (b, a)):
             z[i][j], words[i][j], tips[i][j] = (2 if equal else 0), word, tip
-    step = [[0, "var(--differs)"], [0.33, "var(--differs)"], [0.33, "var(--self)"], [0.67, "var(--self)"]]
-    trace = go.Heatmap(
-        z=z,
-        zmin=0,
-        zmax=2,
-        colorscale=[*step, [0.67, "var(--same)"], [1, "var(--same)"]],
-        showscale=False,
-        text=words,
-        texttemplate="%{text}",
-        customdata=tips,
-        hovertemplate="%{customdata}<extra></extra>",
-        hoverongaps=False,
-        xgap=3,
-        ygap=3,
-    )
+    trace = three_shades(z, words, tips, xgap=3, ygap=3)
     shown = [label(visible(name)) for name in every]
     axis = {"showgrid": False, "tickvals": list(range(n)), "ticktext": shown, "tickfont": {"color": "var(--ink)"}}
     axis |= {"ticks": "outside", "ticklen": 6, "tickcolor": "rgba(0,0,0,0)"}
