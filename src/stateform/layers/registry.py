@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import inspect
 import re
@@ -15,6 +14,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from .._errors import StateformError, nearest, require
+from .._spec import read_spec
 
 L = TypeVar("L", bound=type[nn.Module])
 
@@ -72,27 +72,11 @@ def resolve(spec: str) -> tuple[type[nn.Module], dict[str, Any]]:
         StateformError: unknown name (with the nearest), unreadable file, or no such class in it. A file is run: name
             only files that you trust.
     """
-    head, options = _options(spec)
+    head, options = read_spec(spec)
     if ".py:" in head or head.endswith(".py"):
         return _from_file(head), options
     require(head in REGISTRY, f"unknown layer {head!r}: {nearest(head, REGISTRY)}")
     return REGISTRY[head].cls, options
-
-
-def _options(spec: str) -> tuple[str, dict[str, Any]]:
-    head, bracket, rest = spec.partition("(")
-    if not bracket or (".py" in rest and not rest.endswith(")")):  # a folder may have brackets in its name
-        return spec.strip(), {}
-    try:
-        call = ast.parse(f"f({rest}", mode="eval").body
-        assert isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args
-        options = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg is not None}
-        assert len(options) == len(call.keywords)
-        return head.strip(), options
-    except (SyntaxError, ValueError, AssertionError):
-        raise StateformError(
-            f"cannot read {spec!r}; expected name(option=value, ...), e.g. qlstm(reversed=True)"
-        ) from None
 
 
 def _from_file(spec: str) -> type[nn.Module]:

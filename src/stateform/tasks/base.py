@@ -1,0 +1,230 @@
+"""A task: examples, drawn from a seed or read from files; what is to be answered, and how that is scored."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._errors import StateformError, nearest, require
+from .._spec import read_spec
+from ..layers._options import check_options
+
+IGNORED = -100
+"""The label of a position that asks for nothing (of numbers: NaN)."""
+Split = Literal["train", "valid", "test"]
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some examples.
+
+    Args:
+        inputs: token ids [B,T], int64; or numbers [B,T,d_input], float32.
+        labels: where each token is answered: ids [B,T], int64, `IGNORED` where nothing is asked, or numbers
+            [B,T,n_out], float32, NaN where nothing is asked. Where the sequence is answered: classes [B,n_labels],
+            int64.
+        mask: [B,T], bool, false for the padding after a shorter sequence; None: no padding.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    mask: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, rows: Any) -> Batch:
+        """Some rows: a slice, or a tensor of indices."""
+        return Batch(self.inputs[rows], self.labels[rows], None if self.mask is None else self.mask[rows])
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same on a device."""
+        moved = [None if x is None else x.to(device) for x in (self.inputs, self.labels, self.mask)]
+        assert moved[0] is not None and moved[1] is not None
+        return Batch(moved[0], moved[1], moved[2])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What tasks have in common. A task is a frozen dataclass: its fields are its options, all with defaults.
+
+    Subclasses say what goes in (`vocab_size`, or `d_input`) and what is asked (`answers`, `n_out`), and draw examples
+    in `draw` from a numpy RandomState, or, where a data set is given, read them in `whole`. `oracle` solves the task
+    from its inputs alone, as a reader who knows the rule would.
+    """
+
+    length: int = 64
+    """Tokens of a training example."""
+
+    name: ClassVar[str] = ""
+    source: ClassVar[str] = ""
+    """Where the task comes from."""
+    answers: ClassVar[Literal["tokens", "sequence"]] = "tokens"
+    """Whether each token is answered (with a token, or `n_out` numbers), or the sequence as a whole."""
+    metric: ClassVar[Literal["accuracy", "mse", "bits"]] = "accuracy"
+    """How it is scored: the share of right labels; the mean squared error; or bits a token."""
+    summary: ClassVar[str] = ""
+
+    # -- what a task says -----------------------------------------------------------------------------------------
+
+    @property
+    def vocab_size(self) -> int | None:
+        """How many token ids there are, inputs and answers together; None for inputs that are numbers."""
+        raise NotImplementedError
+
+    @property
+    def d_input(self) -> int | None:
+        """How many numbers each token is; None for inputs that are token ids."""
+        return None
+
+    @property
+    def n_out(self) -> int:
+        """Classes of a sequence's labels, or numbers of a token's answer."""
+        return self.vocab_size or 0
+
+    @property
+    def n_labels(self) -> int:
+        """Labels of a sequence, where sequences are answered."""
+        return 1
+
+    @property
+    def min_length(self) -> int:
+        """The shortest training example; above it each batch has a length of its own, up to `length`."""
+        return self.length
+
+    @property
+    def test_lengths(self) -> tuple[int, ...]:
+        """The lengths at which a trained model is tested; the first is that of training."""
+        return (self.length,)
+
+    def draw(self, n: int, length: int, rng: np.random.RandomState, split: Split) -> Batch:
+        """n examples of so many tokens, every random number from rng."""
+        raise NotImplementedError
+
+    def oracle(self, batch: Batch) -> Tensor:
+        """The right answers [like labels], found from the inputs; at positions that ask for nothing, anything."""
+        raise NotImplementedError
+
+    def whole(self, split: Split) -> Batch | None:
+        """All examples of a split, where the task is a data set; None where examples are drawn without end."""
+        return None
+
+    # -- what follows ---------------------------------------------------------------------------------------------
+
+    def sample(
+        self, n: int, *, seed: int | Sequence[int] = 0, split: Split = "train", length: int | None = None
+    ) -> Batch:
+        """n examples; the same for the same arguments on every machine, different in every split.
+
+        Args:
+            n: how many, 1 or more (of a data set: drawn from it, with replacement only if it has fewer).
+            seed: a whole number, or several.
+            split: "train", "valid" or "test".
+            length: tokens an example; default: the task's `length`.
+
+        Raises:
+            StateformError: no such split, n below 1, a length for which the task does not exist.
+        """
+        require(split in SPLITS, f"split is {split!r}; expected {', '.join(SPLITS)}")
+        require(isinstance(n, int) and n >= 1, f"n is {n!r}; expected a number of examples, 1 or more")
+        seeds = [int(s) for s in ([seed] if isinstance(seed, int | np.integer) else seed)]
+        require(all(s >= 0 for s in seeds), f"seed is {seed!r}; expected whole numbers, 0 or more")
+        length = self.length if length is None else length
+        self.check_length(length)
+        # A sequence of seeds is mixed, so that neighbouring ones give unrelated draws.
+        mixed = np.random.SeedSequence([*seeds, SPLITS.index(split)]).generate_state(4)
+        rng = np.random.RandomState(mixed)
+        everything = self.whole(split)
+        if everything is None:
+            return self.draw(n, length, rng, split)
+        return everything[torch.from_numpy(rng.choice(len(everything), n, replace=n > len(everything)))]
+
+    def check_length(self, length: int) -> None:
+        """Raise a StateformError if the task does not exist at that length."""
+        whole = isinstance(length, int) and not isinstance(length, bool)
+        require(whole and length >= 1, f"length is {length!r}; expected a number of tokens, 1 or more")
+
+    def options(self) -> dict[str, Any]:
+        """The options, as plain values."""
+        return dataclasses.asdict(self)
+
+    @property
+    def spec(self) -> str:
+        """The task as `make_task` reads it: its name, and the options that are not the default ones."""
+        own = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        return self.name + (f"({', '.join(f'{k}={v!r}' for k, v in own.items())})" if own else "")
+
+    def __post_init__(self) -> None:
+        given = inspect.signature(type(self)).bind(**{f.name: getattr(self, f.name) for f in fields(self)})
+        check_options(given, type(self).__init__)
+        for name, value in given.arguments.items():
+            object.__setattr__(self, name, value)
+        self.check()
+        self.check_length(self.length)
+
+    def check(self) -> None:
+        """Raise a StateformError for options that do not go together."""
+
+
+T = TypeVar("T", bound=type[Task])
+TASKS: dict[str, type[Task]] = {}
+
+
+def register_task(name: str, *, source: str = "") -> Callable[[T], T]:
+    """Class decorator: make a task known to `make_task`, `task_names` and the command line.
+
+    Args:
+        name: lower case, unique.
+        source: where the task comes from.
+
+    Raises:
+        StateformError: if another class has that name, or what is named is no class of tasks.
+    """
+    require(re.fullmatch(r"[\w-]+", name or ""), f"the name of a task is {name!r}; expected letters, digits, _ or -")
+
+    def add(cls: T) -> T:
+        require(isinstance(cls, type) and issubclass(cls, Task), f"{cls!r} is no class of tasks; register a class")
+        known = TASKS.get(name)
+        same = known is None or known.__qualname__ == cls.__qualname__
+        require(same, f"the name {name!r} is taken by {known.__qualname__ if known else ''}; choose another")
+        cls.name, cls.source = name, source
+        cls.summary = (inspect.getdoc(cls) or "").split("\n")[0]
+        TASKS[name] = cls
+        return cls
+
+    return add
+
+
+def task_names() -> list[str]:
+    """The names of all tasks."""
+    return sorted(TASKS)
+
+
+def make_task(spec: str | Task, options: Mapping[str, Any] | None = None) -> Task:
+    """The task that a specification names: "mqar(n_pairs=8, length=128)", or its name and a dict of options.
+
+    Raises:
+        StateformError: an unknown name or option (with the nearest ones), a value that cannot be used.
+    """
+    options = dict(options or {})
+    if isinstance(spec, Task):
+        return dataclasses.replace(spec, **options) if options else spec
+    require(isinstance(spec, str), f"a task is named by a string such as 'mqar(n_pairs=8)', not {spec!r}")
+    name, given = read_spec(spec)
+    require(name in TASKS, f"unknown task {name!r}: {nearest(name, TASKS)}")
+    cls = TASKS[name]
+    given = {**options, **given}
+    known = {f.name for f in fields(cls)}
+    for option in given:
+        if option not in known:
+            raise StateformError(f"the task {name} has no option {option!r}: {nearest(option, known)}")
+    return cls(**given)
