@@ -73,6 +73,10 @@ class Task:
     metric: ClassVar[Literal["accuracy", "mse", "bits"]] = "accuracy"
     """How it is scored: the share of right labels; the mean squared error; or bits a token."""
     summary: ClassVar[str] = ""
+    solvable: ClassVar[bool] = True
+    """Whether `oracle` knows the answers; of pictures, recordings and texts it does not."""
+    folder: ClassVar[str] = ""
+    """The folder in STATEFORM_DATA that the task reads by default, where it cannot do without one."""
 
     # -- what a task says -----------------------------------------------------------------------------------------
 
@@ -112,7 +116,7 @@ class Task:
 
     def oracle(self, batch: Batch) -> Tensor:
         """The right answers [like labels], found from the inputs; at positions that ask for nothing, anything."""
-        raise NotImplementedError
+        raise StateformError(f"the task {self.name} has no rule that gives its answers: they are in the data alone")
 
     def whole(self, split: Split) -> Batch | None:
         """All examples of a split, where the task is a data set; None where examples are drawn without end."""
