@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import stateform as sf
-from stateform.layers import REGISTRY, accepted
+from stateform.layers import REGISTRY, Convolved, accepted
 from stateform.models import continue_text, decode, encode, expand
 from stateform.models.generation import Sampler
 
@@ -489,6 +489,38 @@ def greedy_by_hand(m: Any, prompt: Tensor, steps: int) -> list[int]:
     for _ in range(steps):
         tokens.append(int(m(torch.tensor([tokens])).logits[0, -1].argmax()))
     return tokens
+
+
+def test_a_classifier_without_pooling_answers_at_every_token() -> None:
+    torch.manual_seed(0)
+    m = sf.Classifier("mamba2 softmax", d_model=D, d_input=2, n_classes=4, pooling="none").double()
+    x, labels = torch.randn(2, 9, 2, dtype=torch.float64), torch.randint(4, (2, 9))
+    labels[0, :5] = -100
+    whole = m(x, labels=labels, return_state=True)
+    assert whole.logits.shape == (2, 9, 4) and whole.state is not None and "pooled" not in whole.state.tensors
+    expected = torch.nn.functional.cross_entropy(whole.logits[labels >= 0], labels[labels >= 0])
+    torch.testing.assert_close(whole.loss, expected)
+    start = m(x[:, :4], initial_state=m.init_state(2), return_state=True)
+    torch.testing.assert_close(m(x[:, 4:], initial_state=start.state).logits, whole.logits[:, 4:])
+    with pytest.raises(sf.StateformError, match=r"expected torch.int64 \[2, 9\], a class for each token"):
+        m(x, labels=labels[:, 0])
+
+
+@pytest.mark.parametrize("name", ["gated_deltanet", "lstm", "rwkv7", "softmax"])
+def test_a_convolution_before_the_mixer_keeps_the_contract(name: str) -> None:
+    report = sf.check(Convolved(sf.build(name, d_model=16), 3))
+    assert report.ok, str(report)
+
+
+def test_a_convolution_before_the_mixer_is_that_of_torch() -> None:
+    torch.manual_seed(0)
+    m = sf.LanguageModel("linear", d_model=D, vocab_size=9, conv=3).double()
+    (mixer,) = (block.mixer for block in m.blocks)
+    x = torch.randn(2, 7, D, dtype=torch.float64)
+    u = torch.nn.functional.conv1d(x.mT, mixer.conv.weight, padding=2, groups=D)[..., :7].mT
+    torch.testing.assert_close(mixer(x), mixer.layer(u))
+    with pytest.raises(sf.StateformError, match="conv is 1; expected 2 taps or more"):
+        sf.LanguageModel("linear", d_model=D, vocab_size=9, conv=1)
 
 
 @pytest.mark.parametrize("name", sf.names())

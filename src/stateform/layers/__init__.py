@@ -7,6 +7,7 @@ import pkgutil
 
 from .base import Layer, Past, ShortConv
 from .cell import Cell
+from .convolved import Convolved
 from .registry import REGISTRY, Entry, accepted, build, names, register, resolve
 
 for _module in pkgutil.iter_modules(__path__):
@@ -15,6 +16,7 @@ for _module in pkgutil.iter_modules(__path__):
 __all__ = [
     "REGISTRY",
     "Cell",
+    "Convolved",
     "Entry",
     "Layer",
     "Past",

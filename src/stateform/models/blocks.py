@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from .._errors import StateformError, require, values_checked
 from ..forms import known_form
 from ..forms._packing import check_cu_seqlens, from_mask
-from ..layers import Layer
+from ..layers import Convolved, Layer
 from ..state import State
 from .config import ModelConfig
 from .pretrained import load, save
@@ -79,10 +79,10 @@ class Block(nn.Module):
 class SequenceModel(nn.Module):
     """Embedding, blocks, final norm: what the models here have in common.
 
-    Initial values: embeddings and an untied head are drawn from N(0, 0.02^2); of each `out_proj`, in mixers and MLPs,
-    PyTorch's initial values are divided by the root of the number of additions to the residual stream (2 n_layers), so
-    that its variance does not grow with depth (as in GPT-2). Everything else is as each layer draws it: the time
-    constants and gates of recurrent layers are theirs to know.
+    Initial values: embeddings and an untied head are drawn from N(0, init_std^2); of each `out_proj`, in mixers and
+    MLPs, PyTorch's initial values are divided by the root of the number of additions to the residual stream
+    (2 n_layers), so that its variance does not grow with depth (as in GPT-2). Everything else is as each layer draws
+    it: the time constants and gates of recurrent layers are theirs to know.
 
     Args:
         config: a ModelConfig, or the pattern of one.
@@ -104,8 +104,13 @@ class SequenceModel(nn.Module):
         self._add_head(config)
         for table in (self.embedding, self.positions, self.head):
             if table is not None:
-                nn.init.normal_(table.weight, std=0.02)
-        out = [getattr(m, "out_proj", None) for b in self.blocks for m in (b.mixer, b.mlp) if m is not None]
+                nn.init.normal_(table.weight, std=config.init_std)
+        out = [
+            getattr(m.layer if isinstance(m, Convolved) else m, "out_proj", None)
+            for b in self.blocks
+            for m in (b.mixer, b.mlp)
+            if m is not None
+        ]
         with torch.no_grad():
             for proj in out:
                 if isinstance(proj, nn.Linear):

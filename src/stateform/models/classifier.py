@@ -1,4 +1,4 @@
-"""Classifier: a trunk, a pooling over each sequence, a head over classes."""
+"""Classifier: a trunk, a pooling over each sequence (or none), a head over classes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from ..layers.parts import precise
 from ..state import State
 from .blocks import SequenceModel, positions
 from .config import ModelConfig
-from .language import ModelOutput
+from .language import IGNORED, ModelOutput
 
 
 class Classifier(SequenceModel):
     """One of `n_classes` for each sequence, of token ids (`vocab_size`) or of real numbers (`d_input`).
 
-        logits = head(pool(norm(x)))        pool: the mean over the tokens, or the last one
+        logits = head(pool(norm(x)))        pool: the mean over the tokens, the last one, or none: each answers
+
+    Without pooling the logits may as well be `n_classes` numbers that are predicted at each token.
 
     Args:
         config: a ModelConfig, or its pattern: `Classifier("lru*4", d_model=64, d_input=1, n_classes=10)`.
@@ -40,6 +42,8 @@ class Classifier(SequenceModel):
 
     def init_state(self, batch: int = 1) -> State:
         state = super().init_state(batch)
+        if self.config.pooling == "none":
+            return state
         pooled = precise(self.norm.weight.new_zeros(batch, self.config.d_model))
         return replace(state, tensors={**state.tensors, "pooled": pooled})
 
@@ -53,14 +57,15 @@ class Classifier(SequenceModel):
         Args:
             inputs: token ids [B,T], or real numbers [B,T,d_input].
             attention_mask: [B,T] of 0 and 1, padding on the left or right: a masked token is absent.
-            labels: classes [B] (packed: [N]), integers.
+            labels: classes [B] (packed: [N]), integers; without pooling [B,T], -100 where nothing is asked.
             initial_state: the State to go on from: the answer is for the sequence so far, those tokens included.
             return_state: give the state after the last token too.
             cu_seqlens: integer [N+1], the ends of N sequences packed into one row (B = 1).
             form: how to compute every mixer, see `sf.run`.
 
         Returns:
-            `.logits` [B,n_classes] (packed: [N,n_classes]); `.loss`, the mean cross-entropy in nats; `.state`.
+            `.logits` [B,n_classes] (packed: [N,n_classes]; without pooling: [B,T,n_classes]); `.loss`,
+            the mean cross-entropy in nats; `.state`.
 
         Raises:
             StateformError: as `sf.Layer.forward`; labels that are no classes (where values are checked).
@@ -71,15 +76,17 @@ class Classifier(SequenceModel):
             inputs, attention_mask=attention_mask, initial_state=initial_state, return_state=return_state,
             cu_seqlens=cu_seqlens, form=form,
         )  # fmt: skip
-        keep = None if attention_mask is None else attention_mask.bool()
-        _, seen = positions(inputs, keep, cu_seqlens, initial_state)
-        before = None if initial_state is None else initial_state["pooled"]
-        pooled = self._pooled(hidden, keep, cu_seqlens, before)
-        mean = pooled / seen.clamp(min=1).unsqueeze(-1) if self.config.pooling == "mean" else pooled
+        if self.config.pooling != "none":
+            keep = None if attention_mask is None else attention_mask.bool()
+            _, seen = positions(inputs, keep, cu_seqlens, initial_state)
+            before = None if initial_state is None else initial_state["pooled"]
+            pooled = self._pooled(hidden, keep, cu_seqlens, before)
+            mean = pooled / seen.clamp(min=1).unsqueeze(-1) if self.config.pooling == "mean" else pooled
+            hidden = mean.to(hidden.dtype)
+            state = None if state is None else replace(state, tensors={**state.tensors, "pooled": pooled})
         assert self.head is not None
-        logits = self.head(mean.to(hidden.dtype))
-        loss = None if labels is None else F.cross_entropy(precise(logits), labels)
-        state = None if state is None else replace(state, tensors={**state.tensors, "pooled": pooled})
+        logits = self.head(hidden)
+        loss = None if labels is None else F.cross_entropy(precise(logits).flatten(0, -2), labels.flatten())
         return ModelOutput(logits, loss, state)
 
     def _pooled(self, hidden: Tensor, keep: Tensor | None, cu_seqlens: Tensor | None, before: Tensor | None) -> Tensor:
@@ -101,11 +108,14 @@ class Classifier(SequenceModel):
         return torch.where((last < 0).unsqueeze(-1), start, none[last])
 
     def _check_labels(self, labels: Tensor, inputs: Tensor, cu_seqlens: Tensor | None) -> None:
+        each = self.config.pooling == "none"
         rows = len(inputs) if cu_seqlens is None else len(cu_seqlens) - 1
-        if not (isinstance(labels, Tensor) and labels.shape == (rows,) and labels.dtype == torch.long):
+        shape, what = (inputs.shape[:2], "token") if each else ((rows,), "sequence")
+        if not (isinstance(labels, Tensor) and labels.shape == shape and labels.dtype == torch.long):
             given = f"{labels.dtype} of shape {list(labels.shape)}" if isinstance(labels, Tensor) else f"{labels!r}"
-            raise StateformError(f"labels is {given}; expected torch.int64 [{rows}], a class for each sequence")
+            raise StateformError(f"labels is {given}; expected torch.int64 {list(shape)}, a class for each {what}")
         if values_checked(labels):
+            labels = labels[labels != IGNORED] if each else labels
             size = self.config.n_classes or 0
             bad = labels[(labels < 0) | (labels >= size)]
             require(len(bad) == 0, f"labels holds the class {int(bad[0]) if len(bad) else ''}; expected 0..{size - 1}")

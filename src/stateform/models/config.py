@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from .._errors import StateformError, nearest, require
-from ..layers import accepted, build, resolve
+from ..layers import Convolved, accepted, build, resolve
 from ..layers._options import check_options
 from .pattern import expand
 
@@ -35,7 +35,10 @@ class ModelConfig:
         vocab_size: how many token ids there are; None for a classifier of real-valued sequences.
         d_input: width of those.
         n_classes: of a classifier.
-        pooling: what a classifier looks at: the "mean" over a sequence's tokens, or the "last".
+        pooling: what a classifier looks at: the "mean" over a sequence's tokens, the "last", or "none": it answers at
+            every token.
+        conv: None, or the taps of a short convolution before each mixer (arXiv 2312.04927).
+        init_std: standard deviation of the initial embeddings and of an untied head; 1 is PyTorch's for embeddings.
         mlp_ratio: hidden width of the gated MLP over d_model (rounded up to a multiple of 8); None: no MLP.
         lambda_skip: None, or the initial value of a learned weight of the mixer's residual connection,
             lambda x + mixer(norm(x)) (arXiv 2410.10609).
@@ -58,7 +61,9 @@ class ModelConfig:
     vocab_size: int | None = None
     d_input: int | None = None
     n_classes: int | None = None
-    pooling: Literal["mean", "last"] = "mean"
+    pooling: Literal["mean", "last", "none"] = "mean"
+    conv: int | None = None
+    init_std: float = 0.02
     mlp_ratio: float | None = 8 / 3
     lambda_skip: float | None = None
     tie_embeddings: bool = True
@@ -78,7 +83,8 @@ class ModelConfig:
         for name in ("n_layers", "vocab_size", "d_input", "n_classes", "max_positions"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} is {value}; expected a whole number, 1 or more")
-        for name, value in (("mlp_ratio", self.mlp_ratio), ("norm_eps", self.norm_eps)):
+        require(self.conv is None or self.conv >= 2, f"conv is {self.conv}; expected 2 taps or more, or None")
+        for name, value in (("mlp_ratio", self.mlp_ratio), ("norm_eps", self.norm_eps), ("init_std", self.init_std)):
             require(value is None or 0 < value < math.inf, f"{name} is {value}; expected a number above 0")
         require(0 <= self.dropout < 1, f"dropout is {self.dropout}; expected a share from 0 to below 1")
         require(
@@ -130,7 +136,7 @@ class ModelConfig:
         known = accepted(resolve(spec)[0])
         mixer = build(spec, d_model=self.d_model, **{k: v for k, v in self.options.items() if k in known})
         assert isinstance(mixer, nn.Module)
-        return mixer
+        return mixer if self.conv is None else Convolved(mixer, self.conv)  # type: ignore[arg-type]
 
     # -- as plain values -----------------------------------------------------------------------------------------
 
