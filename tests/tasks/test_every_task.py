@@ -16,7 +16,19 @@ from torch import Tensor
 from stateform._errors import StateformError
 from stateform.tasks import IGNORED, SPLITS, Batch, Split, Task, make_task, task_names
 
-ALSO: tuple[str, ...] = ()
+ALSO = (
+    "parity(every_token=False)",
+    "counting(modulus=7)",
+    "cycle_navigation(size=2)",
+    "modular_arithmetic(every_token=False, modulus=12)",
+    "modular_arithmetic(multiply=False)",
+    "modular_arithmetic(brackets=True)",
+    "modular_arithmetic(brackets=True, multiply=False, length=61)",
+    "group_word(group='A5')",
+    "group_word(group='S5', moved=2)",
+    "group_word(group='Z5', every_token=False)",
+    "dyck(kinds=5, max_depth=1)",
+)
 """Tasks with other options than the default ones."""
 ELSEWHERE = {"hf_text": "it needs a network; tests/tasks/test_datasets.py tests it with a package of its own"}
 SPECS = [*task_names(), *ALSO]

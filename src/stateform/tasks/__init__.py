@@ -1,5 +1,6 @@
 """Tasks: recall, state tracking, in-context learning, long range, text; data from a seed, and their solution."""
 
+from . import tracking as tracking
 from .base import IGNORED, SPLITS, TASKS, Batch, Split, Task, make_task, register_task, task_names
 
 __all__ = ["IGNORED", "SPLITS", "TASKS", "Batch", "Split", "Task", "make_task", "register_task", "task_names"]

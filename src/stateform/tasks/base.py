@@ -91,6 +91,11 @@ class Task:
         return None
 
     @property
+    def tokenizer(self) -> Literal["bytes"] | None:
+        """What makes text of the ids: "bytes" if they are its bytes."""
+        return None
+
+    @property
     def n_out(self) -> int:
         """Classes of a sequence's labels, or numbers of a token's answer."""
         return self.vocab_size or 0
@@ -144,8 +149,8 @@ class Task:
         require(all(s >= 0 for s in seeds), f"seed is {seed!r}; expected whole numbers, 0 or more")
         length = self.length if length is None else length
         self.check_length(length)
-        # A sequence of seeds is mixed, so that neighbouring ones give unrelated draws.
-        mixed = np.random.SeedSequence([*seeds, SPLITS.index(split)]).generate_state(4)
+        # Mixed, so that neighbouring seeds give unrelated draws; with their number, as zeros at the end do not count.
+        mixed = np.random.SeedSequence([SPLITS.index(split), len(seeds), *seeds]).generate_state(4)
         rng = np.random.RandomState(mixed)
         everything = self.whole(split)
         if everything is None:
