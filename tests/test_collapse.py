@@ -105,6 +105,7 @@ def test_the_sufficient_condition_is_where_its_inequality_turns() -> None:
         assert edge**2 - a * (K + edge) ** 2 == pytest.approx(0, abs=1e-6)
     assert sufficient_skip(0.25, 1.0, 1.0) == pytest.approx(1.0)
     assert sufficient_skip(0.5, 1.0, 1.0) == pytest.approx(2.414, abs=1e-3)
+    assert sufficient_skip(0.9, 1.0, 1.0) == pytest.approx(18.49, abs=1e-2)
     with pytest.raises(StateformError, match="between 0 and 1"):
         sufficient_skip(1.0, 1.0, 1.0)
 
@@ -125,6 +126,20 @@ def test_what_the_theorem_promises_is_so_and_the_measured_lambda_is_far_smaller(
     assert found.to_dict()["holds"] is True
     assert not skip_bound([attention], Y, a=0.5, skip=1.0, S=8**0.5).holds
     found.plot()
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_both_conditions_of_the_theorem_hold_from_one_lambda_on(layers: int) -> None:
+    """The second one asks for far more, the deeper the stack: there is 1 / a^K in it."""
+    torch.manual_seed(0)
+    Y = r(2, 16, 8)
+    found_at = {x: skip_bound([attention] * layers, Y, a=0.5, skip=x, S=8**0.5) for x in (1.0, 30.0, 300.0, 3000.0)}
+    for skip, found in found_at.items():
+        assert found.holds == (skip > found.enough > found.needed)
+    assert [x.holds for x in found_at.values()] == [False, False, True, True]
+    edge = skip_bound([attention], Y, a=0.5, S=8**0.5).enough
+    for share in (0.999, 1.001):
+        assert skip_bound([attention], Y, a=0.5, skip=share * edge, S=8**0.5).holds == (share > 1)
 
 
 def test_the_measured_lambda_is_where_the_stack_stops_collapsing() -> None:

@@ -155,6 +155,26 @@ def test_softmax_without_its_normaliser() -> None:
     assert principles(system)["stability"].measured["without eta"] == pytest.approx(float(bare))
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_the_principles_of_every_structure(case: str) -> None:
+    system = CASES[case]()
+    if system.v is not None and system.q is not None and system.q.ndim == 5:
+        with pytest.raises(sf.StateformError, match="without an output axis"):
+            principles(system)
+        return
+    found = principles(system)
+    assert all(math.isfinite(v) for x in found.items for v in x.measured.values())
+
+
+def test_the_variance_of_complex_arguments() -> None:
+    """Of both parts together, Var(z) = E |z - E z|^2."""
+    q, k = c(1, 50, 2, N), c(1, 50, 2, N)
+    z = (q * k).sum(-1)[0, 1:].T.flatten()
+    want = float((z - z.mean()).abs().square().sum()) / (len(z) - 1)
+    measured_, n = measured(sf.System(q, k, c(1, 50, 2, P)), "scale")
+    assert (measured_, n) == (pytest.approx(want), N)
+
+
 @pytest.mark.parametrize("name", sf.names())
 @torch.no_grad()
 def test_the_principles_of_every_layer(name: str) -> None:
@@ -163,7 +183,9 @@ def test_the_principles_of_every_layer(name: str) -> None:
     assert [x.name for x in found.items] == ["memory", "selectivity", "position", "geometry", "scale", "stability"]
     assert all(math.isfinite(v) for x in found.items for v in x.measured.values())
     json.dumps(found.to_dict(), allow_nan=False)
-    assert all(x.source == "arXiv 2510.09389" for x in found.items)
+    assert [x.source for x in found.items] == [f"arXiv 2510.09389, principle {k}" for k in range(1, 7)]
+    assert all(x.premises for x in found.items)
+    assert set(found.to_dict()["scale"]) == {"statement", "holds", "why", "measured", "source", "premises"}
     assert len(str(found).splitlines()) == 6
     assert len(found.plot().data) == 1
 
@@ -225,6 +247,34 @@ def test_maps_that_are_the_same_make_heads_of_one_dimension() -> None:
     assert interaction_rank(softmax(), maps=M).rank == 1
     assert interaction_rank(softmax(), maps=r(4, 2, 2)).rank == 4
     assert interaction_rank(softmax(), maps=r(4, 1, 3)).rank == 3  # of 4 maps in 3 dimensions
+
+
+def test_complex_values_are_mapped_before_the_real_part_is_taken() -> None:
+    """y_i = Re sum_j alpha_ij M u_j with complex alpha and M: a head spans Re M and Im M, and nothing if M is 0."""
+    system = CASES["complex values"]()
+    alpha = system.coefficients()
+    assert alpha.is_complex()
+    M = c(4, 2, 3)
+    written = torch.einsum("bhij,hoe->bijoe", alpha, M).real.flatten(0, 2).flatten(1)
+    for maps, rank in ((M, 6), (M[:1].expand(4, 2, 3), 2), (M.real, 4), (M.real.to(M.dtype), 4)):
+        found = interaction_rank(system, maps=maps, queries=range(system.T))
+        assert found.rank == rank
+    found = interaction_rank(system, maps=M, queries=range(system.T))
+    torch.testing.assert_close(found.singular_values, torch.linalg.svdvals(written))
+    assert interaction_rank(system).rank == 8  # two for each of four heads, if all maps are independent
+
+
+def test_a_whole_complex_state_counts_its_real_and_imaginary_outputs() -> None:
+    """S_t = a S_{t-1} + w u_t read as it is: the operators a^t w, as pairs of real numbers."""
+    w = c(1, 1, 1)
+    a = torch.polar(torch.tensor(0.9, dtype=torch.float64), torch.tensor(0.7, dtype=torch.float64))
+    k = w[..., 0] * r(1, 12, 1, 1)
+    turned = sf.System(None, k, None, log_decay=a.abs().log()[None], phase=a.angle()[None], w_in=w)
+    found = interaction_rank(turned, queries=range(12))
+    lags = torch.stack([a**t * w.flatten() for t in range(12)])
+    assert found.rank == 2 == int(torch.linalg.matrix_rank(torch.cat([lags.real, lags.imag], -1)))
+    still = sf.System(None, k, None, log_decay=a.abs().log()[None], w_in=w)
+    assert interaction_rank(still).rank == 1  # all lags in one direction of the plane
 
 
 @torch.no_grad()

@@ -140,10 +140,14 @@ def _spreads(Ys: list[Tensor]) -> Tensor:
 # -- the lambda that is enough ---------------------------------------------------------------------------------------
 
 
-def sufficient_skip(a: float, S: float, C_M: float) -> float:
-    """The |lambda| above which lambda^2 - a (S C_M + |lambda|)^2 > 0: (a + sqrt a) / (1 - a) S C_M, for 0 < a < 1."""
+def sufficient_skip(a: float, S: float, C_M: float, start: float = 0.0) -> float:
+    """The |lambda| above which lambda^2 - a (S C_M + |lambda|)^2 > 2 |lambda| start S C_M, for 0 < a < 1.
+
+    Without a start it is (a + sqrt a) / (1 - a) S C_M, of the first condition; with start = N d / (a^K mu(Y^0)^2)
+    it is where the second one, mu(Y^0)^2 >= least, holds too.
+    """
     require(0 < a < 1, f"a is {a}; expected a number between 0 and 1: the share of mu^2 that a layer keeps")
-    return (a + math.sqrt(a)) / (1 - a) * S * C_M
+    return (a + start + math.sqrt((a + start) ** 2 + a * (1 - a))) / (1 - a) * S * C_M
 
 
 @dataclass(frozen=True)
@@ -171,6 +175,8 @@ class SkipBound:
     """The least lambda >= 0 from which on mu(Y^K)^2 >= a^K mu(Y^0)^2 was seen to hold; NaN if at none up to the top."""
     tested: tuple[float, float]
     """Range of lambda that was tried, and how exactly `measured` is known."""
+    enough: float
+    """The |lambda| beyond which both conditions hold for this start: what the theorem really asks for."""
 
     @property
     def holds(self) -> bool:
@@ -179,15 +185,16 @@ class SkipBound:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers."""
-        names = ("a", "C_M", "S", "needed", "skip", "least", "start", "measured", "holds")
+        names = ("a", "C_M", "S", "needed", "enough", "skip", "least", "start", "measured", "holds")
         return {name: getattr(self, name) for name in names}
 
     def __str__(self) -> str:
         promise = "is promised not to collapse" if self.holds else "has no promise"
         seen = f"{self.measured:.4g}" if math.isfinite(self.measured) else f"none up to {self.tested[0]:.3g}"
         return (
-            f"enough, by the theorem: |lambda| > {self.needed:.4g}  (a = {self.a}, C_M = {self.C_M:.3g}, "
-            f"S = {self.S:.3g}); the stack, at lambda = {self.skip:g}, {promise}\n"
+            f"enough, by the theorem: |lambda| > {self.needed:.4g}, and for this start > {self.enough:.4g}  "
+            f"(a = {self.a:.4g}, C_M = {self.C_M:.3g}, S = {self.S:.3g}); the stack, at lambda = {self.skip:g}, "
+            f"{promise}\n"
             f"enough, measured on this input: lambda >= {seen} (the bound is known to be very conservative)"
         )
 
@@ -195,7 +202,7 @@ class SkipBound:
         """A plotly Figure: the lambda of the stack, the measured one and that of the theorem."""
         import plotly.graph_objects as go
 
-        names = {"at hand": abs(self.skip), "measured to be enough": self.measured, "enough by theorem": self.needed}
+        names = {"at hand": abs(self.skip), "measured to be enough": self.measured, "enough by theorem": self.enough}
         bars = go.Bar(x=list(names.values()), y=list(names), orientation="h")
         return go.Figure(bars, {"template": "plotly_white", "title": "Skip strength lambda", "xaxis": {"type": "log"}})
 
@@ -250,8 +257,9 @@ def skip_bound(
     start = float(frobenius(Ys[0] - Ys[0].mean(-2, keepdim=True)).square().min())
     margin = skip**2 - a * (S * C_M + abs(skip)) ** 2
     least = 2 * abs(skip) * N * d * S * C_M / margin / a ** len(layers) if margin > 0 else math.inf
+    enough = sufficient_skip(a, S, C_M, N * d / (a ** len(layers) * start)) if start > 0 else math.inf
     measured = _from_where_on(kept, top, tolerance)
-    return SkipBound(a, C_M, S, sufficient_skip(a, S, C_M), skip, least, start, measured, (top, tolerance))
+    return SkipBound(a, C_M, S, sufficient_skip(a, S, C_M), skip, least, start, measured, (top, tolerance), enough)
 
 
 def _size_of_M(layer: Mix, Y: Tensor) -> Tensor:

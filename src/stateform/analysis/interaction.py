@@ -69,7 +69,8 @@ def interaction_rank(
 
     Args:
         system: with scalar weights, or a vector state with its map `w_in` (then W_ij = C A_i ... A_{j+1} w_in).
-        maps: M [H,o,i]; default: linearly independent ones (as those of distinct channels are), the most there can be.
+        maps: M [H,o,i], complex if the values are; default: linearly independent ones (as those of distinct channels
+            are), the most there can be, complex values with their real and imaginary parts independent too.
         queries: the tokens i that are looked at, with all j before them (default: up to 16, the last one among them; a
             time-invariant system has all its lags in the last row).
         rtol: singular values below this share of the largest count as 0 (default: rounding).
@@ -84,7 +85,7 @@ def interaction_rank(
     if queries is None:
         queries = [T - 1] if constant else sorted({int(t) for t in torch.linspace(0, T - 1, 16)})
     W = _weighted(system, queries, maps) if has_weights(system) else _driven(system, queries)
-    W = torch.cat([W.real, W.imag], -1) if W.is_complex() else W
+    W = torch.cat([W.real, W.imag], -1) if W.is_complex() else W  # what is real comes in, so these are two dimensions
     s = torch.linalg.svdvals(W.double())
     least = max(W.shape) * torch.finfo(W.dtype).eps if rtol is None else rtol
     rank = int((s > least * s[0]).sum()) if len(s) and float(s[0]) > 0 else 0
@@ -103,7 +104,9 @@ def _weighted(system: System, queries: Sequence[int], maps: Tensor | None) -> Te
     if maps is None:
         return alpha
     require(maps.ndim == 3 and maps.shape[0] == system.H, f"maps is {list(maps.shape)}; expected [{system.H},o,i]")
-    return alpha @ maps.flatten(1).to(alpha.dtype)
+    maps = maps.to(torch.promote_types(maps.dtype, alpha.dtype)).flatten(1)
+    W = alpha.to(maps.dtype) @ maps
+    return W.real if W.is_complex() else W  # the layer gives the real part
 
 
 def _driven(system: System, queries: Sequence[int]) -> Tensor:
@@ -116,6 +119,6 @@ def _driven(system: System, queries: Sequence[int]) -> Tensor:
     assert system.w_in is not None
     columns = []
     for w in system.w_in.unbind(-1):  # [H,n]
-        driven = replace(system, k=w.expand(system.B, system.T * system.micro, *w.shape), w_in=None)
+        driven = replace(system, k=w.expand(system.B, system.T * system.micro, *w.shape), w_in=None, d=None)
         columns.append(driven.contributions(queries=queries).movedim(1, -2).flatten(-2).flatten(0, 2))
     return torch.stack(columns, -1).flatten(1)

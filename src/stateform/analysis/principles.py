@@ -34,6 +34,15 @@ SEEN = 256
 SMALL = 1e-3
 """A coefficient below this share of its row's largest counts as 0."""
 SOURCE = "arXiv 2510.09389"
+PREMISES = {
+    "memory": "of all inputs: on a given text a small state may do",
+    "selectivity": "alpha of one head before heads are mixed; 0 is a share of the row's largest",
+    "position": "of the system alone: positions that come with q, k or the values are not seen",
+    "geometry": "of one token's A_t; products of them may do more",
+    "scale": "entries of q and k independent and of variance 1: where they are not, the measured variance tells",
+    "stability": "values bounded; weights of both signs may cancel in eta",
+}
+"""What each principle takes for granted."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,26 @@ class Principle:
     """None: neither promised by the structure nor ruled out."""
     why: str
     measured: dict[str, float]
-    source: str = SOURCE
+
+    @property
+    def number(self) -> int:
+        """Of the principle in the paper, 1 to 6."""
+        return 1 + list(PREMISES).index(self.name)
+
+    @property
+    def source(self) -> str:
+        """The paper and the principle in it."""
+        return f"{SOURCE}, principle {self.number}"
+
+    @property
+    def premises(self) -> str:
+        """What the principle takes for granted."""
+        return PREMISES[self.name]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"statement": self.statement, "holds": self.holds, "why": self.why, "measured": dict(self.measured),
+                "source": self.source, "premises": self.premises}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,7 +91,7 @@ class Principles:
         """Plain values."""
         return {
             "tokens": self.tokens,
-            **{x.name: {k: v for k, v in vars(x).items() if k != "name"} for x in self.items},
+            **{x.name: x.to_dict() for x in self.items},
         }
 
     def __str__(self) -> str:
@@ -71,7 +99,7 @@ class Principles:
         rows = []
         for x in self.items:
             numbers = ", ".join(f"{k} {v:.3g}" for k, v in x.measured.items())
-            rows.append(f"{x.name:<12} {words[x.holds]:<5} {x.why} ({numbers})")
+            rows.append(f"{x.name:<12} {words[x.holds]:<5} {x.why} ({numbers}) [{x.source}]")
         return "\n".join(rows)
 
     def plot(self) -> Any:
@@ -95,16 +123,19 @@ def principles(system: System, *, seed: int = 0) -> Principles:
         seed: of the permutation of tokens.
 
     Raises:
-        StateformError: a system that is not causal, or of fewer than 3 tokens.
+        StateformError: a system that is not causal, of fewer than 3 tokens, or with values that are read through an
+            output axis (no coefficients are defined).
     """
     require(system.causal, "coefficient dynamics needs a causal system")
     require(system.T >= 3, f"the system has {system.T} tokens; expected 3 or more")
     s = system[:SEEN]
-    alpha = influence(s).abs().double()
+    alpha = influence(s)
+    size = alpha.abs().double()
     return Principles(
-        (_memory(system), _selectivity(s, alpha), _position(s, seed), _geometry(s), _scale(s), _stability(s, alpha)),
+        (_memory(system), _selectivity(s, alpha, size), _position(s, seed), _geometry(s), _scale(s, alpha),
+         _stability(s, size)),
         s.T,
-    )
+    )  # fmt: skip
 
 
 def _memory(system: System) -> Principle:
@@ -121,19 +152,18 @@ def _memory(system: System) -> Principle:
     return Principle("memory", "only a linear phi has a finite state", finite, why, {label: float(size)})
 
 
-def _selectivity(system: System, alpha: Tensor) -> Principle:
+def _selectivity(system: System, alpha: Tensor, size: Tensor) -> Principle:
     T = system.T
     past = torch.ones(T, T, dtype=torch.bool, device=alpha.device).tril(0 if not system.exclusive else -1)
     past[0] = False
-    small = (alpha <= SMALL * alpha.amax(-1, keepdim=True))[..., past].double().mean()
+    small = (size <= SMALL * size.amax(-1, keepdim=True))[..., past].double().mean()
     measured = {f"share of |alpha| below {SMALL:g} of its row's largest": float(small)}
     if system.readout == "exp":
         return Principle("selectivity", "where alpha can be 0 is the zero set of phi", True,
                          "exp has no zero but a half line where it is as good as 0: a token can be left out by a score",
                          measured)  # fmt: skip
     if has_weights(system):
-        signed = influence(system)
-        negative = (signed.real < 0)[..., past].double().mean()
+        negative = (alpha.real < 0)[..., past].double().mean()
         measured["share of negative alpha"] = float(negative)
     why = "phi is linear: alpha is 0 on a hyperplane alone, or where the decay has made it small"
     return Principle("selectivity", "where alpha can be 0 is the zero set of phi", False, why, measured)
@@ -193,20 +223,27 @@ def arguments(system: System) -> Tensor:
     return replace(system, eta=None, eta_floor=None, d=None, **outside).coefficients()
 
 
-def _variance(system: System) -> float:
-    """Of the arguments at a token's own write (that before it, if the read is exclusive), where no decay acts yet."""
-    x = arguments(system)
+def _variance(system: System, alpha: Tensor | None = None) -> float:
+    """Of the arguments at a token's own write (that before it, if the read is exclusive), where no decay acts yet.
+
+    Args:
+        system: with scalar weights.
+        alpha: its coefficients, if known: where phi is linear and nothing divides or is added, these are the arguments.
+    """
+    plain = system.readout == "linear" and system.eta is None and system.d is None and system.micro == 1
+    x = arguments(system) if alpha is None or not plain else alpha
     r = system.micro
     own = torch.arange(1, system.T, device=x.device)
     column = own * r - 1 if system.exclusive else (own + 1) * r - 1
-    return float(x[..., own, column].double().var())
+    x = x[..., own, column]
+    return float(x.to(torch.complex128 if x.is_complex() else torch.float64).var())  # complex: of both parts together
 
 
-def _scale(system: System) -> Principle:
+def _scale(system: System, alpha: Tensor) -> Principle:
     statement = "b_j = O(1/sqrt n) keeps Var(q^T h) = O(1)"
     if not has_weights(system):
         return Principle("scale", statement, None, "a vector state has no scalar weights", {})
-    now = _variance(system)
+    now = _variance(system, alpha)
     why = "O(1) at this n" if now <= 10 else "large: phi saturates or sums grow"
     return Principle("scale", statement, now <= 10, f"{why}; how it goes with n is `variance_exponent`",
                      {"Var(q^T b k)": now, "n": float(system.n)})  # fmt: skip
