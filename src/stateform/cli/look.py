@@ -1,67 +1,25 @@
-"""The command line: each command is a function that a notebook can call."""
+"""Commands that look at layers and models: compare, analyze, check, zoo, show, names, generate."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from . import __version__
-from ._errors import StateformError, require
-from ._printed import show_wide
-from .analyze import Analysis, analyze
-from .card import show
-from .check import Report, check
-from .compare import Comparison, compare, read_text, writable
-from .layers import build, names
-from .models import LanguageModel, continue_text
-from .questions import QUESTIONS
-from .state import write_atomically
-from .zoo import insert, zoo
-
-app = typer.Typer(
-    help="Sequence layers (attention, state-space models, recurrent networks) as one dynamical system.",
-    no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
-)  # fmt: skip
-
-
-def _version(value: bool) -> None:
-    if value:
-        typer.echo(f"stateform {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _main(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    pass
-
-
-class _Bar:
-    """A progress bar on stderr, quiet where that is no terminal."""
-
-    def __init__(self, total: int = 1) -> None:
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description:<36.36}"), BarColumn(bar_width=24), TimeElapsedColumn())
-        self.progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self.task = self.progress.add_task("starting", total=total)
-
-    def __enter__(self) -> _Bar:
-        self.progress.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.progress.stop()
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        self.progress.update(self.task, description=what, completed=done, total=total)
+from .._errors import require
+from .._printed import show_wide
+from ..analyze import analyze
+from ..card import show
+from ..check import Report, check
+from ..compare import compare, read_text, writable
+from ..layers import build, names
+from ..models import LanguageModel, continue_text
+from ..questions import QUESTIONS
+from ..state import write_atomically
+from ..zoo import insert, zoo
+from .app import Bar, app, check_writable, give
 
 
 @app.command("compare")
@@ -82,13 +40,13 @@ def compare_command(
     repeats: Annotated[int, typer.Option(help="Runs per time.")] = 5,
 ) -> None:
     """Put layers side by side on a text: what they are, whether their forms agree, what they cost and remember."""
-    _writable(html, json)
-    with _Bar() as bar:
+    check_writable(html, json)
+    with Bar() as bar:
         found = compare(
             layers, text=text, d_model=d_model, n_heads=n_heads, d_state=d_state, max_length=max_length, dtype=dtype,
             memory_limit_gb=memory_limit, seed=seed, repeats=repeats, on_progress=bar,
         )  # fmt: skip
-    _give(found, html, json)
+    give(found, html, json)
 
 
 @app.command("analyze")
@@ -112,37 +70,14 @@ def analyze_command(
     seed: Annotated[int, typer.Option(help="Of the weights of a layer that is built here.")] = 0,
 ) -> None:
     """Look into a layer, or every layer of a model, on a text: memory, state, stability, what it can express."""
-    _writable(html, json)
+    check_writable(html, json)
     wanted = [name for names in only or [] for name in names.split(",") if name]
-    with _Bar() as bar:
+    with Bar() as bar:
         found = analyze(
             thing, text, only=wanted, d_model=d_model, n_heads=n_heads, d_state=d_state, max_length=max_length,
             dtype=dtype, seed=seed, on_progress=bar,
         )  # fmt: skip
-    _give(found, html, json)
-
-
-def _writable(html: Path | None, json: Path | None) -> None:
-    """Raise unless both files can be written."""
-    for path in (html, json):
-        if path is not None:
-            writable(path)
-    same = html is not None and json is not None and html.resolve() == json.resolve()
-    require(not same, f"--html and --json name one file, {html}; give two")
-
-
-def _give(found: Comparison | Analysis, html: Path | None, json: Path | None) -> None:
-    """Print what was found, write it, and say where it is; exit code 130 if it was interrupted."""
-    Console().print(found)
-    if html is not None:
-        found.save_html(html)
-        typer.echo(f"Report: {html.resolve()}")
-    if json is not None:
-        found.save_json(json)
-        typer.echo(f"Numbers: {json.resolve()}")
-    if not found.complete:
-        typer.echo("Interrupted: this is what was finished.", err=True)
-        raise typer.Exit(130)
+    give(found, html, json)
 
 
 @app.command("check")
@@ -160,7 +95,7 @@ def check_command(
         build(name, d_model=d_model)  # before any work: what cannot be made is refused
     reports: list[Report] = []
     try:
-        with _Bar() as bar:
+        with Bar() as bar:
             for i, name in enumerate(wanted):
 
                 def on_progress(part: str, i: int = i, name: str = name) -> None:
@@ -255,19 +190,3 @@ def generate_command(
 def names_command() -> None:
     """List the layers that are known."""
     typer.echo("\n".join(names()))
-
-
-def main() -> None:
-    """Entry point: an error that is the user's to mend is one line and exit code 2, never a traceback."""
-    try:
-        app()
-    except StateformError as error:
-        print(f"stateform: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stateform: interrupted", file=sys.stderr)
-        sys.exit(130)
-
-
-if __name__ == "__main__":
-    main()
