@@ -21,6 +21,7 @@ from stateform.analysis import collapse, horizon, lyapunov, representation, spec
 from stateform.analyze import _systems
 from stateform.compare import embed
 from stateform.questions import QUESTIONS, Finding, Question, findings
+from stateform.questions.question import layers_of
 from stateform.report import analysis_tables, depth, render_analysis
 
 TEXT = b"A system is what it remembers; a layer is what it does with that.\n" * 3
@@ -190,9 +191,9 @@ def test_what_blows_up_comes_first() -> None:
 
 def test_layers_are_named_in_ranges() -> None:
     rows: list[Any] = [{}] * 9
-    assert questions._layers(rows, [0, 1, 2, 5, 7, 8]) == "layers 0-2, 5 and 7-8"
-    assert questions._layers(rows, [4]) == "layer 4"
-    assert questions._layers(rows, list(range(9))) == "all 9 layers"
+    assert layers_of(rows, [0, 1, 2, 5, 7, 8]) == "layers 0-2, 5 and 7-8"
+    assert layers_of(rows, [4]) == "layer 4"
+    assert layers_of(rows, list(range(9))) == "all 9 layers"
 
 
 def test_a_new_question_is_one_entry(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,7 +287,7 @@ def test_an_interrupted_analysis_keeps_what_was_finished(
 
     folder, numbers = tmp_path / "model", tmp_path / "out.json"
     model.save_pretrained(folder)
-    monkeypatch.setattr(cli._Bar, "__call__", stop)
+    monkeypatch.setattr("stateform.cli.look.Bar.__call__", stop)
     monkeypatch.setattr(
         sys,
         "argv",
