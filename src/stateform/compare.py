@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ._errors import StateformError, require, validate
 from ._printed import Printed
+from ._text import read_text as read_text
 from .analysis import contraction, describe, horizon, spectrum
 from .convert import special_case
 from .draw import redraw
@@ -75,24 +76,6 @@ class Comparison(Printed):
         import html
 
         return f'<iframe srcdoc="{html.escape(self.html())}" style="width:100%;height:85vh;border:0"></iframe>'
-
-
-def read_text(path: str | Path | None) -> tuple[str, bytes]:
-    """Where a text comes from, and its bytes; without a path, the standard library's own documentation.
-
-    Raises:
-        StateformError: if the file cannot be read or is empty.
-    """
-    if path is None:
-        from pydoc_data.topics import topics
-
-        return "Python's own documentation (pydoc_data.topics)", "\n\n".join(topics.values()).encode()
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise StateformError(f"cannot read the text {path}: {error.strerror or error}") from None
-    require(len(data) > 0, f"the text {path} is empty; give a file with at least two bytes")
-    return str(path), data
 
 
 def embed(data: bytes, d_model: int, seed: int) -> Tensor:

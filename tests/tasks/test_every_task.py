@@ -28,6 +28,8 @@ ALSO = (
     "group_word(group='S5', moved=2)",
     "group_word(group='Z5', every_token=False)",
     "dyck(kinds=5, max_depth=1)",
+    "listops(shortest=20, length=100)",
+    "listops(shortest=0, length=300, max_depth=4, max_args=3)",
 )
 """Tasks with other options than the default ones."""
 ELSEWHERE = {"hf_text": "it needs a network; tests/tasks/test_datasets.py tests it with a package of its own"}

@@ -1,5 +1,9 @@
 """Tasks: recall, state tracking, in-context learning, long range, text; data from a seed, and their solution."""
 
+from . import images as images
+from . import listops as listops
+from . import speech as speech
+from . import text as text
 from . import tracking as tracking
 from .base import IGNORED, SPLITS, TASKS, Batch, Split, Task, make_task, register_task, task_names
 

@@ -1,0 +1,144 @@
+"""Pictures as sequences: MNIST, pixel by pixel."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+
+from .._errors import StateformError, require
+from ._data import Stored, find_data
+from .base import Batch, Split, Task, register_task
+
+PUBLIC = (
+    "MNIST's four IDX files, train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and "
+    "t10k-labels-idx1-ubyte, each possibly .gz (yann.lecun.com/exdb/mnist and its mirrors)"
+)
+PIXELS = 784
+
+
+def read_idx(file: Path, n_dims: int) -> np.ndarray:
+    """The array of bytes in an IDX file, possibly .gz.
+
+    The format: two zero bytes, 8 (unsigned bytes), the number of dimensions, each as four bytes, big-endian; the data.
+
+    Raises:
+        StateformError: a file that cannot be read, of another format, or cut off.
+    """
+    try:
+        data = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise StateformError(f"cannot read {file}: {error}; fetch it again") from None
+    start = bytes([0, 0, 8, n_dims])
+    found = data[:4].hex(" ")
+    require(data[:4] == start, f"{file} starts with {found or 'nothing'}; an IDX file starts with {start.hex(' ')}")
+    offset = 4 + 4 * n_dims
+    require(len(data) >= offset, f"{file} ends within its header: fetch it again")
+    shape = tuple(int(size) for size in np.frombuffer(data, ">u4", n_dims, 4))
+    expected = offset + math.prod(shape)
+    require(len(data) == expected, f"{file} has {len(data)} bytes; its header says {expected}: fetch it again")
+    return np.frombuffer(data, np.uint8, offset=offset).reshape(shape)
+
+
+@lru_cache(maxsize=8)
+def read_mnist(place: Path, split: Split, permutation: int | None) -> Stored:
+    """A split of MNIST as sequences of 784 pixels, permuted by a seed if one is given."""
+    part = "t10k" if split == "test" else "train"
+
+    def read(name: str, n_dims: int) -> np.ndarray:
+        files = [place / f"{part}-{name}-idx{n_dims}-ubyte{end}" for end in (".gz", "")]
+        found = [file for file in files if file.is_file()]
+        require(found, f"there is no {files[0]}, nor without .gz; expected {PUBLIC}")
+        return read_idx(found[0], n_dims)
+
+    images, labels = read("images", 3), read("labels", 1)
+    require(images.shape[1:] == (28, 28), f"the images of {place} are {images.shape[1:]}; expected 28 by 28 pixels")
+    same = len(images) == len(labels) >= 12
+    require(same, f"{place} has {len(images)} images and {len(labels)} labels; expected as many, and 12 or more")
+    require(labels.max() <= 9, f"{place} has the label {labels.max()}; expected 0 to 9")
+    if split != "test":
+        cut = len(images) - len(images) // 12
+        rows = slice(0, cut) if split == "train" else slice(cut, None)
+        images, labels = images[rows], labels[rows]
+    pixels = images.reshape(len(images), PIXELS)
+    if permutation is not None:
+        pixels = pixels[:, np.random.RandomState(permutation).permutation(PIXELS)]
+    return Stored(torch.from_numpy(pixels.copy()), torch.from_numpy(labels.astype(np.int64)[:, None]), scale=1 / 255)
+
+
+@register_task("smnist", source="sequential MNIST: Le et al. 2015 (arXiv 1504.00941); the data: LeCun et al. 1998")
+@dataclass(frozen=True, kw_only=True)
+class SequentialMNIST(Task):
+    """Which digit an image shows that comes pixel by pixel, row after row.
+
+    Each of the 784 tokens is one number, a pixel from 0 to 1; the class is 0 to 9. The test images are the official
+    ones; of the 60,000 others the last 5,000 are "valid".
+    """
+
+    length: int = PIXELS
+    """Pixels: 784."""
+    path: str | None = None
+    """A folder with MNIST's four IDX files, each possibly .gz; None: the folder mnist in STATEFORM_DATA."""
+
+    answers: ClassVar[Literal["tokens", "sequence"]] = "sequence"
+    solvable: ClassVar[bool] = False
+    folder: ClassVar[str] = "mnist"
+
+    @property
+    def vocab_size(self) -> None:
+        return None
+
+    @property
+    def d_input(self) -> int:
+        return 1
+
+    @property
+    def n_out(self) -> int:
+        return 10
+
+    @property
+    def order(self) -> int | None:
+        """The seed by which pixels are permuted; None: they are not."""
+        return None
+
+    def check(self) -> None:
+        if self.path is not None:
+            find_data(self.path, self.folder, PUBLIC)
+
+    def check_length(self, length: int) -> None:
+        super().check_length(length)
+        require(length == PIXELS, f"length is {length}; expected {PIXELS}: an image has 28 by 28 pixels")
+
+    def whole(self, split: Split) -> Batch:
+        return read_mnist(find_data(self.path, self.folder, PUBLIC), split, self.order)
+
+
+@register_task(
+    "pmnist", source="permuted sequential MNIST: Le et al. 2015 (arXiv 1504.00941); the data: LeCun et al. 1998"
+)
+@dataclass(frozen=True, kw_only=True)
+class PermutedMNIST(SequentialMNIST):
+    """Which digit an image shows that comes pixel by pixel, in an order that is random, and the same for all images.
+
+    As `smnist`, with the pixels in the order of numpy's `RandomState(permutation).permutation(784)`; seed 92916 is the
+    one in the code of much published work.
+    """
+
+    permutation: int = 92916
+    """The seed of the order."""
+
+    @property
+    def order(self) -> int:
+        return self.permutation
+
+    def check(self) -> None:
+        super().check()
+        seed = 0 <= self.permutation < 2**32
+        require(seed, f"permutation is {self.permutation}; expected a seed, a whole number from 0 to 2**32 - 1")

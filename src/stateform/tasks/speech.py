@@ -1,0 +1,147 @@
+"""Raw audio: spoken digits, sample by sample."""
+
+from __future__ import annotations
+
+import io
+import lzma
+import re
+import tarfile
+import wave
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+
+from .._errors import StateformError, require
+from ._data import Stored, find_data, padded
+from .base import Batch, Split, Task, register_task
+
+PUBLIC = (
+    "the recordings of github.com/Jakobovski/free-spoken-digit-dataset, a folder of .wav files or recordings.tar.xz"
+)
+RATE = 8000
+"""Samples a second of the recordings."""
+INDICES: dict[str, range] = {"test": range(5), "valid": range(5, 10), "train": range(10, 1_000_000)}
+"""The splits, by the number of the recording; officially, those from 5 on are for training."""
+
+
+def _files(place: Path) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the .wav files in a folder or an archive."""
+    if place.is_dir() and not any(place.glob("*.wav")):
+        archives = sorted(place.glob("recordings.tar*"))
+        require(archives, f"{place} holds neither .wav files nor recordings.tar.xz; expected {PUBLIC}")
+        place = archives[0]
+    if place.is_dir():
+        for file in sorted(place.glob("*.wav")):
+            yield file.name, file.read_bytes()
+        return
+    try:
+        with tarfile.open(place) as archive:
+            for member in archive:
+                content = archive.extractfile(member) if member.name.endswith(".wav") else None
+                if content is not None:
+                    yield member.name.rpartition("/")[2], content.read()
+    except (OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error) as error:
+        raise StateformError(f"cannot read {place}: {error}; fetch it again") from None
+
+
+@lru_cache(maxsize=2)
+def read_recordings(place: Path) -> tuple[tuple[int, int, np.ndarray], ...]:
+    """Every recording in a folder or an archive: its digit, its number, and its samples, int16; in order of names.
+
+    Raises:
+        StateformError: a file of another format, or none.
+    """
+    found = []
+    for name, content in sorted(_files(place)):
+        match = re.fullmatch(r"([0-9])_(\w+)_([0-9]{1,5})\.wav", name)
+        require(match, f"{place} has a file {name}; expected names such as 7_jackson_32.wav: digit, speaker, number")
+        assert match
+        try:
+            with wave.open(io.BytesIO(content)) as sound:
+                kind = (sound.getnchannels(), sound.getsampwidth(), sound.getframerate())
+                samples = np.frombuffer(sound.readframes(sound.getnframes()), "<i2") if kind[1] == 2 else np.zeros(0)
+                stated = sound.getnframes()
+        except (wave.Error, EOFError, ValueError) as error:
+            raise StateformError(f"{name} in {place} is no .wav file: {error}; fetch it again") from None
+        says = f"{name} in {place} has {kind[0]} channels of {8 * kind[1]} bits, {kind[2]} samples a second"
+        require(kind == (1, 2, RATE), f"{says}; expected 1 channel of 16 bits, {RATE} a second")
+        whole = len(samples) == stated > 0
+        require(whole, f"{name} in {place} has {len(samples)} samples; it says {stated}: fetch it again")
+        found.append((int(match[1]), int(match[3]), samples))
+    require(found, f"{place} holds no recordings; expected {PUBLIC}")
+    return tuple(found)
+
+
+@lru_cache(maxsize=8)
+def read_digits(place: Path, split: Split, length: int, rate: int, normalize: bool) -> Stored:
+    """A split of the spoken digits, as many samples a second as asked for, cut or filled up to a length."""
+    rows, digits, width = [], [], RATE // rate
+    for digit, number, samples in read_recordings(place):
+        if number not in INDICES[split]:
+            continue
+        kept = samples[: max(len(samples) // width * width, 1)]
+        mean = kept.reshape(-1, min(width, len(kept))).mean(1)[:length]
+        if normalize:
+            mean = mean * (32767 / max(float(np.abs(mean).max()), 1.0))
+        rows.append(torch.from_numpy(np.rint(mean).astype(np.int16)))
+        digits.append([digit])
+    require(rows, f"{place} has no recording for the split {split}, whose numbers start at {INDICES[split][0]}")
+    inputs, mask = padded(rows, length, 0)
+    return Stored(inputs, torch.tensor(digits), mask, scale=1 / 32768)
+
+
+@register_task("spoken_digits", source="Jackson et al., Free Spoken Digit Dataset (CC BY-SA 4.0)")
+@dataclass(frozen=True, kw_only=True)
+class SpokenDigits(Task):
+    """Which digit is spoken, in raw audio.
+
+    Each token is one number, a sample of the wave between -1 and 1, 8,000 a second; the class is the digit 0 to 9.
+    Shorter recordings are followed by zeros, where the mask is false; longer ones are cut (at 8,000 samples: 20 of
+    3,000). Recordings 0 to 4 of each digit and speaker are "test", as officially; of the others 5 to 9 are "valid".
+    """
+
+    length: int = 8000
+    """Samples: the most that are kept of a recording."""
+    rate: int = 8000
+    """Samples a second; below 8000, means of 8000 / rate neighbours. Lower `length` in proportion."""
+    normalize: bool = True
+    """Whether each recording is made as loud as possible (the loudest have 100 times the amplitude of the softest)."""
+    path: str | None = None
+    """A folder of recordings or an archive (.tar.xz and such); None: the folder spoken-digits in STATEFORM_DATA."""
+
+    answers: ClassVar[Literal["tokens", "sequence"]] = "sequence"
+    solvable: ClassVar[bool] = False
+    folder: ClassVar[str] = "spoken-digits"
+
+    @property
+    def vocab_size(self) -> None:
+        return None
+
+    @property
+    def d_input(self) -> int:
+        return 1
+
+    @property
+    def n_out(self) -> int:
+        return 10
+
+    def check(self) -> None:
+        divides = 1 <= self.rate <= RATE and RATE % self.rate == 0
+        require(divides, f"rate is {self.rate}; expected a divisor of {RATE}, e.g. 4000, 2000 or 1000")
+        if self.path is not None:
+            find_data(self.path, self.folder, PUBLIC)
+
+    def check_length(self, length: int) -> None:
+        super().check_length(length)
+        same = length == self.length
+        require(same, f"length is {length}; the recordings are read for length {self.length}: change that option")
+
+    def whole(self, split: Split) -> Batch:
+        place = find_data(self.path, self.folder, PUBLIC)
+        return read_digits(place, split, self.length, self.rate, self.normalize)
