@@ -60,8 +60,8 @@ def read_mnist(place: Path, split: Split, permutation: int | None) -> Stored:
 
     images, labels = read("images", 3), read("labels", 1)
     require(images.shape[1:] == (28, 28), f"the images of {place} are {images.shape[1:]}; expected 28 by 28 pixels")
-    same = len(images) == len(labels) >= 12
-    require(same, f"{place} has {len(images)} images and {len(labels)} labels; expected as many, and 12 or more")
+    found, least = f"{place} has {len(images)} images and {len(labels)} labels", 1 if split == "test" else 12
+    require(len(images) == len(labels) >= least, f"{found} in {part}; expected as many, and {least} or more")
     require(labels.max() <= 9, f"{place} has the label {labels.max()}; expected 0 to 9")
     if split != "test":
         cut = len(images) - len(images) // 12

@@ -47,7 +47,8 @@ def _files(place: Path) -> Iterator[tuple[str, bytes]]:
                 if content is not None:
                     yield member.name.rpartition("/")[2], content.read()
     except (OSError, EOFError, tarfile.TarError, lzma.LZMAError, zlib.error) as error:
-        raise StateformError(f"cannot read {place}: {error}; fetch it again") from None
+        why = str(error).partition(":\n")[0]
+        raise StateformError(f"cannot read {place}: {why}; fetch it again") from None
 
 
 @lru_cache(maxsize=2)

@@ -334,11 +334,12 @@ class GroupWord(Tracking):
     """The product of the group elements so far: the word problem.
 
         tokens  1 2 5     group = "S3": 0 = 012 (nothing moves), 1 = 021, 2 = 102, 3 = 120, 4 = 201, 5 = 210
-        labels  1 4 1     1; first 1, then 2: 201, which is 4; then 5: 021, which is 1
+        labels  1 3 2     1; first 1, then 2: 120, which is 3; then 5: 102, which is 2
 
-    Tokens and answers are the elements, in the alphabetical order of the permutations that they are; a product is made
-    from left to right. Each token is drawn from all elements alike, or from those that move at most `moved` things:
-    with `moved=2` the identity and the swaps, as in the easier variants of the original.
+    Tokens and answers are the elements, in the alphabetical order of the permutations that they are. A product applies
+    the left one first: element 1 makes 0 2 1 of 0 1 2, and element 2 makes 1 2 0 of that. Each token is drawn from all
+    elements alike, or from those that move at most `moved` things: with `moved=2` the identity and the swaps, as in the
+    easier variants of the original.
     """
 
     group: str = "S3"
