@@ -95,6 +95,19 @@ def test_the_transition_bounds_what_becomes_of_keys(make: object, turns: bool, l
     assert cosine == pytest.approx(1.0, abs=1e-9) if least else cosine < 0.99
 
 
+def test_the_cosine_of_a_turn_in_a_complex_axis() -> None:
+    """Times e^{i theta}, a key of one complex axis turns by theta in its plane."""
+    k = c(1, 9, 1, 1)
+    system = sf.System(k, k, r(1, 9, 1, 1), phase=torch.tensor([0.7], dtype=torch.float64))
+    assert measured(system, "geometry") == pytest.approx([math.cos(0.7)])
+
+
+def test_of_a_linearisation_the_premise_is_not_met() -> None:
+    found = principles(decay("dense"), nonlinear=True)
+    assert all("not met" in x.premises for x in found.items)
+    assert not any("not met" in x.premises for x in principles(decay("dense")).items)
+
+
 def test_the_cosine_of_a_reflection() -> None:
     """(I - 2 w w^T) k for w at 60 degrees to k turns it by 180 - 120 degrees."""
     k = torch.tensor([1.0, 0.0], dtype=torch.float64).expand(1, 5, 1, 2)

@@ -89,11 +89,9 @@ def interaction_rank(
     s = torch.linalg.svdvals(W.double())
     least = max(W.shape) * torch.finfo(W.dtype).eps if rtol is None else rtol
     rank = int((s > least * s[0]).sum()) if len(s) and float(s[0]) > 0 else 0
-    premises = (
-        "the value maps of the heads are taken as linearly independent" if maps is None and has_weights(system) else ""
-    )
+    premises = "value maps of the heads that are linearly independent" if maps is None and has_weights(system) else ""
     if not constant:
-        seen = "the rank is that of the pairs seen on this input; that so many heads suffice is for constant systems"
+        seen = "the pairs of this input; that so many heads suffice is for constant systems"
         premises = f"{premises}; {seen}" if premises else seen
     return Interaction(s, rank, constant, premises or "a constant system, as the head-count theorem requires")
 

@@ -35,14 +35,15 @@ SMALL = 1e-3
 """A coefficient below this share of its row's largest counts as 0."""
 SOURCE = "arXiv 2510.09389"
 PREMISES = {
-    "memory": "of all inputs: on a given text a small state may do",
-    "selectivity": "alpha of one head before heads are mixed; 0 is a share of the row's largest",
-    "position": "of the system alone: positions that come with q, k or the values are not seen",
-    "geometry": "of one token's A_t; products of them may do more",
-    "scale": "entries of q and k independent and of variance 1: where they are not, the measured variance tells",
-    "stability": "values bounded; weights of both signs may cancel in eta",
+    "memory": "exactly, and for all inputs",
+    "selectivity": "of single heads; 0 is a thousandth of the row's largest",
+    "position": "of the system alone, not of positions that q, k or v hold",
+    "geometry": "in one step",
+    "scale": "independent entries of q and k, of variance 1",
+    "stability": "bounded values; weights of both signs may cancel in eta",
 }
 """What each principle takes for granted."""
+LINEARISED = "not met: the recurrence is not linear in its state; this is its linearisation along the text"
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Principle:
     """None: neither promised by the structure nor ruled out."""
     why: str
     measured: dict[str, float]
+    premises: str = ""
+    """What the principle takes for granted, or which of its premises does not hold here."""
 
     @property
     def number(self) -> int:
@@ -65,11 +68,6 @@ class Principle:
     def source(self) -> str:
         """The paper and the principle in it."""
         return f"{SOURCE}, principle {self.number}"
-
-    @property
-    def premises(self) -> str:
-        """What the principle takes for granted."""
-        return PREMISES[self.name]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -114,12 +112,14 @@ class Principles:
 
 
 @torch.no_grad()
-def principles(system: System, *, seed: int = 0) -> Principles:
+def principles(system: System, *, nonlinear: bool = False, seed: int = 0) -> Principles:
     """What the six principles say of a system, measured on its first tokens (at most 256).
 
     Args:
         system: any causal system. What makes its parts (short convolutions, position embeddings) is not seen: a
             verdict on position is about the system alone.
+        nonlinear: the parts of the system depend on the state: it is a linearisation along its input, for which alone
+            the principles then hold.
         seed: of the permutation of tokens.
 
     Raises:
@@ -131,11 +131,10 @@ def principles(system: System, *, seed: int = 0) -> Principles:
     s = system[:SEEN]
     alpha = influence(s)
     size = alpha.abs().double()
-    return Principles(
-        (_memory(system), _selectivity(s, alpha, size), _position(s, seed), _geometry(s), _scale(s, alpha),
-         _stability(s, size)),
-        s.T,
-    )  # fmt: skip
+    found = (_memory(system), _selectivity(s, alpha, size), _position(s, seed), _geometry(s), _scale(s, alpha),
+             _stability(s, size))  # fmt: skip
+    given = {x.name: LINEARISED if nonlinear else PREMISES[x.name] for x in found}
+    return Principles(tuple(replace(x, premises=given[x.name]) for x in found), s.T)
 
 
 def _memory(system: System) -> Principle:
@@ -187,7 +186,7 @@ def _position(system: System, seed: int) -> Principle:
 
 
 def _geometry(system: System) -> Principle:
-    """cos(A_{t+1} k_t, k_t): 1 where the key keeps its direction."""
+    """cos(A_{t+1} k_t, k_t): 1 where the key keeps its direction; a complex axis is a plane of two real ones."""
     kind, statement = system.decay_kind, "the structure of A_t bounds what becomes of a key"
     inside = replace(system, log_decay=None) if system.readout == "exp" else system
     core = inside.core()
@@ -195,7 +194,8 @@ def _geometry(system: System) -> Principle:
     moved = core.transition().apply(k.roll(1, 1).unsqueeze(-1)).squeeze(-1)[:, 1:]
     before = k[:, :-1].expand_as(moved)
     size = moved.abs().square().sum(-1).sqrt() * before.abs().square().sum(-1).sqrt()
-    cosine = ((moved * before.conj()).sum(-1).abs() / size.clamp_min(1e-30))[size > 1e-30].double()
+    inner = (moved * before.conj()).sum(-1)
+    cosine = ((inner.real if inner.is_complex() else inner).abs() / size.clamp_min(1e-30))[size > 1e-30].double()
     measured = {"least |cos(A k, k)|": float(cosine.min()) if cosine.numel() else 1.0}
     if inside.f is not None:
         return Principle("geometry", statement, True, "rank-1 feedback turns or reflects keys along f", measured)
@@ -244,8 +244,9 @@ def _scale(system: System, alpha: Tensor) -> Principle:
     if not has_weights(system):
         return Principle("scale", statement, None, "a vector state has no scalar weights", {})
     now = _variance(system, alpha)
-    why = "O(1) at this n" if now <= 10 else "large: phi saturates or sums grow"
-    return Principle("scale", statement, now <= 10, f"{why}; how it goes with n is `variance_exponent`",
+    why = f"Var(q^T b k) is {'at most' if now <= 10 else 'above'} 10 at this n"
+    why += "" if now <= 10 else ", where phi saturates or sums grow"
+    return Principle("scale", statement, now <= 10, f"{why} (for other n see `variance_exponent`)",
                      {"Var(q^T b k)": now, "n": float(system.n)})  # fmt: skip
 
 

@@ -1,15 +1,31 @@
-"""What a layer can do: whether its state can blow up, and what its transitions can express."""
+"""What a layer can do: whether its state can blow up, what its transitions and coefficients can express."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ..analysis import contraction, expressivity, lyapunov, perturbation, stability
+from ..analysis import contraction, expressivity, interaction_rank, lyapunov, perturbation, principles, stability
 from ..layers import Cell
-from .question import SHOWN, Answer, Finding, Question, Rows, Site, answered, begin, layers_of, of_heads, place, rounded
+from .question import (
+    SHOWN,
+    Answer,
+    Finding,
+    Question,
+    Rows,
+    Site,
+    answered,
+    begin,
+    count,
+    layers_of,
+    of_heads,
+    place,
+    rounded,
+)  # fmt: skip
 
 
 def _stability(site: Site) -> Answer:
@@ -85,6 +101,89 @@ def known_why(rows: Rows, layer: int, what: str) -> str:
     return str(rows[layer]["answers"]["expressivity"][what]["why"])
 
 
+# -- the six principles --------------------------------------------------------------------------------------------
+
+PHRASES = {
+    "memory": ("a finite state holds what is read", "no finite state holds what is read"),
+    "selectivity": ("a score alone can leave a token out", "no score alone leaves a token out"),
+    "position": ("the order of the tokens is seen", "the order of the tokens is not seen"),
+    "geometry": ("keys are turned", "keys are scaled and never turned"),
+    "scale": ("scores are of order 1", "scores are large"),
+    "stability": ("eta bounds the coefficients", "nothing bounds the coefficients"),
+}
+"""What each principle says of a layer that has its property, and of one that has not."""
+OPEN = {"scale": "there are no scalar scores", "stability": "the structure alone does not bound the coefficients"}
+
+
+def _principles(site: Site) -> Answer:
+    found = principles(site.system, nonlinear=isinstance(site.layer, Cell)).to_dict()
+    return {"tokens": found.pop("tokens"), "principles": found}
+
+
+def _said_of_principles(rows: Rows, _: Answer) -> Iterator[Finding]:
+    """A sentence for each principle and verdict; the layers that share it are named together."""
+    known = [(i, one["principles"]) for i, one in answered(rows, "principles")]
+    for k, (name, (yes, no)) in enumerate(PHRASES.items(), 1):
+        groups: dict[tuple[bool | None, str], list[tuple[int, Answer]]] = {}
+        for i, found in known:
+            groups.setdefault((found[name]["holds"], found[name]["premises"]), []).append((i, found[name]))
+        for (holds, premise), group in groups.items():
+            words = yes if holds else OPEN.get(name, "not known") if holds is None else no
+            where = "" if len(rows) == 1 else f" in {layers_of(rows, [i for i, _ in group])}"
+            reasons = list(dict.fromkeys(x["why"] for _, x in group))
+            why = reasons[0] if len(reasons) == 1 else f"e.g. {reasons[0]}"
+            yield Finding(f"Principle {k}, {name}: {words}{where} ({why}{_measured([x for _, x in group])}) "
+                          f"[{group[0][1]['source']}; premise: {premise}].", 0.2 - 0.01 * k)  # fmt: skip
+
+
+def _measured(found: Sequence[Answer]) -> str:
+    """The first two things that were measured, over several layers from the least to the largest."""
+    text = ""
+    for what in list(found[0]["measured"])[:2]:
+        values = [v for x in found if (v := x["measured"].get(what)) is not None]
+        if values:
+            low, high = f"{min(values):.3g}", f"{max(values):.3g}"
+            text += f"; {what}: {low if low == high else f'{low} to {high}'}"
+    return text
+
+
+# -- heads of attention --------------------------------------------------------------------------------------------
+
+PAIRS = 256
+"""Tokens of whose pairs the operators are taken."""
+
+
+def _interaction(site: Site) -> Answer:
+    system = site.system[:PAIRS]
+    found = interaction_rank(system)
+    values = found.singular_values[: found.rank + 8]
+    told: dict[str, Any] = found.to_dict()
+    there = 1 if system.w_out is not None or system.v is None else system.H
+    return {**told, "singular_values": rounded(values / values.amax().clamp_min(torch.finfo(values.dtype).tiny)),
+            "there": there, "tokens": system.T, "source": "arXiv 2512.15115"}  # fmt: skip
+
+
+def _said_of_interaction(rows: Rows, _: Answer) -> Iterator[Finding]:
+    known = answered(rows, "interaction")
+    for exact, enough in ((True, "necessary and sufficient"), (False, "necessary")):
+        group = [(i, one) for i, one in known if one["exact"] == exact]
+        if group:
+            ranks = [one["rank"] for _, one in group]
+            span = str(min(ranks)) if min(ranks) == max(ranks) else f"{min(ranks)} to {max(ranks)}"
+            which, each = layers_of(rows, [i for i, _ in group]), " each" if len(group) > 1 else ""
+            premise = group[0][1]["premises"]
+            yield Finding(
+                f"The operators of {which} span {span} dimensions{each}: so many heads of attention are {enough} on "
+                f"{count(group[0][1]['tokens'], 'token')} [{group[0][1]['source']}, head count; premise: {premise}].",
+                0.35 if exact else 0.25,
+            )
+    shared = [(one["there"] - one["rank"], i, one) for i, one in known if one["rank"] < one["there"]]
+    if shared:
+        _, i, one = max(shared, key=lambda x: x[0])
+        yield Finding(begin(f"{place(rows, i)} has {one['there']} heads, whose weights span {one['rank']} dimensions "
+                            "only: some are combinations of others."), 0.45, layer=i)  # fmt: skip
+
+
 QUESTIONS = (
     Question(
         "stability",
@@ -98,4 +197,22 @@ QUESTIONS = (
         through="The change of the residual stream, in all tokens, relative to that of one token's embedding.",
     ),
     Question("expressivity", "What can the transitions express?", _expressivity, None, _said_of_expressivity),
+    Question(
+        "principles",
+        "Which principles of coefficient dynamics does it follow?",
+        _principles,
+        None,
+        _said_of_principles,
+        reading="What the six principles of coefficient dynamics say of a layer by its structure, and what was seen "
+        "on the first tokens of the text. Hover for the reason, its source and what it takes for granted.",
+    ),
+    Question(
+        "interaction",
+        "How many heads of attention is it worth?",
+        _interaction,
+        None,
+        _said_of_interaction,
+        reading="The dimensions that the layer's operators W_ij span over pairs of tokens: a head of attention, with "
+        "scalar weights and one value map, spans one.",
+    ),
 )

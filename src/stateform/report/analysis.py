@@ -10,6 +10,8 @@ from . import units
 from .content import Column, Grid, Row, at, layers, listing, name_of, thinned, visible
 from .units import MISSING
 
+REMARKABLE = 0.2
+"""The weight from which on a finding stands on top of the page too, and not in its section alone."""
 _ROWS = 12
 
 
@@ -40,9 +42,9 @@ def interrupted(result: Mapping[str, Any]) -> str | None:
     )
 
 
-def findings(result: Mapping[str, Any], question: str | None = None) -> list[str]:
-    """The sentences, most remarkable first; those of one question alone where it is named."""
-    said = result.get("findings") or []
+def findings(result: Mapping[str, Any], question: str | None = None, least: float = 0.0) -> list[str]:
+    """The sentences, most remarkable first; those of one question alone where it is named, or from a weight on."""
+    said = [f for f in result.get("findings") or [] if float(f.get("weight") or 0.0) >= least]
     return [visible(str(f["text"])) for f in said if question is None or f.get("question") == question]
 
 

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
-from . import figures, units
+from . import figures, units, verdicts
 from .content import at, layers, name_of
-from .figures import Figure, Panel, View, _figure, _logarithmic, _round, label, three_shades
+from .figures import Figure, Panel, View, _figure, _logarithmic, _round, label
+from .verdicts import CELL, FEW, rows_axis
 
-FEW = 8
-"""Layers up to which each has a row, a line or a panel of its own in front; beyond, maps come first."""
 SHADES = [[k / 3, f"var(--plus-{k + 1})"] for k in range(4)]
 """Of heat maps: the least is still told from what is missing."""
 BLANK = [[k / 4, f"var(--plus-{k})"] for k in range(5)]
 """The same where 0 is nothing."""
-_CELL, _WRITTEN, _BINS = 20, 16, 40
+_WRITTEN, _BINS = 16, 40
 
 
 def drawings(result: Mapping[str, Any]) -> dict[str, list[Figure]]:
@@ -106,10 +104,10 @@ def _head_map(result: Mapping[str, Any], z: Sequence[Sequence[float | None]], wi
         [trace],
         xaxis={"title": {"text": "head"}, "showgrid": False, "side": "top", "dtick": 1 if few else None,
                "fixedrange": True},
-        yaxis=_rows_axis(result),
+        yaxis=rows_axis(result),
         hovermode="closest",
     )  # fmt: skip
-    return Panel(figure, height=90 + _CELL * len(z), width=260 + max(300, 46 * widest if few else 10 * widest))
+    return Panel(figure, height=90 + CELL * len(z), width=260 + max(300, 46 * widest if few else 10 * widest))
 
 
 def _written(v: float | None) -> str:
@@ -160,8 +158,8 @@ def _special(result: Mapping[str, Any], name: str) -> list[Figure | None]:
         return [_eigenvalues(result)]
     if name == "gradients":
         return [_fading(result)]
-    if name == "expressivity":
-        return [_verdicts(result)]
+    if name in verdicts.DRAWN:
+        return [verdicts.DRAWN[name](result)]
     return []
 
 
@@ -231,21 +229,14 @@ def _eigenvalues(result: Mapping[str, Any]) -> Figure | None:
         "yref": "paper",
         "line": {"color": "var(--axis)", "width": 1},
     }
-    axes = {"xaxis": {"title": {"text": "|λ|"}, "showgrid": False}, "yaxis": _rows_axis(result)}
+    axes = {"xaxis": {"title": {"text": "|λ|"}, "showgrid": False}, "yaxis": rows_axis(result)}
     figure = _figure([trace], shapes=[one], hovermode="closest", **axes)
-    first = View("Through depth", (Panel(figure, height=90 + _CELL * len(names)),))
+    first = View("Through depth", (Panel(figure, height=90 + CELL * len(names)),))
     reading = "Through depth: the share of a layer's eigenvalues with each modulus. " + drawn.reading
     return Figure(drawn.key, drawn.title, reading, (first, *drawn.views))
 
 
 # Figures of their own ------------------------------------------------------------------------------------------------
-
-
-def _rows_axis(result: Mapping[str, Any]) -> dict[str, Any]:
-    """A vertical axis with the layers, the first on top."""
-    names = [label(name_of(layer)) for layer in layers(result)]
-    return {"tickvals": list(range(len(names))), "ticktext": names, "autorange": "reversed", "showgrid": False,
-            "fixedrange": True, "tickfont": {"color": "var(--ink)", "size": 12}}  # fmt: skip
 
 
 def _fading(result: Mapping[str, Any]) -> Figure | None:
@@ -270,8 +261,12 @@ def _fading(result: Mapping[str, Any]) -> Figure | None:
             )
             for (i, layer, one), row in zip(seen, left)
         ]
+        last = max(one["distance"][-1] for _, _, one in seen) + 1
+        flat = {"color": "var(--muted)", "width": 1.5, "dash": "dot"}
+        name = "attention with equal scores: no distance in its paths"
+        traces.append(go.Scatter(x=[1, last], y=[1, 1], mode="lines", name=name, line=flat, hoverinfo="skip"))
         axis = _logarithmic(10**floor, 1.0, units.plain, "of the largest")
-        figure = _figure(traces, yaxis=axis, xaxis=_distances(seen), hovermode="closest", showlegend=len(seen) > 1,
+        figure = _figure(traces, yaxis=axis, xaxis=_distances(seen), hovermode="closest", showlegend=True,
                          legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})  # fmt: skip
         panel = Panel(figure)
     else:
@@ -294,8 +289,8 @@ def _fading(result: Mapping[str, Any]) -> Figure | None:
         axis = _distances(seen) | {"type": "linear", "showgrid": False}
         axis |= {"tickvals": [math.log10(v) for v in axis["tickvals"]]}
         axis.pop("range")
-        figure = _figure([trace], yaxis=_rows_axis(result), xaxis=axis, hovermode="closest")
-        panel = Panel(figure, height=90 + _CELL * len(rows))
+        figure = _figure([trace], yaxis=rows_axis(result), xaxis=axis, hovermode="closest")
+        panel = Panel(figure, height=90 + CELL * len(rows))
     asked = at(result, "questions", "gradients") or {}
     return Figure(
         "gradients", "Influence against distance", str(asked.get("reading") or ""), (View("Fading", (panel,)),)
@@ -306,37 +301,3 @@ def _distances(seen: Sequence[tuple[int, Any, Any]]) -> dict[str, Any]:
     """A logarithmic axis of distances; the token itself, at distance 0, stands at 1."""
     last = max(one["distance"][-1] for _, _, one in seen) + 1
     return _logarithmic(1.0, max(2.0, last), units.count, "tokens apart (1: the token itself)", 0.02)
-
-
-VERDICTS = ("selection", "parity", "counting", "permutations")
-
-
-def _verdicts(result: Mapping[str, Any]) -> Figure | None:
-    """What each layer's transitions reach, a row a layer."""
-    rank = {"excluded": 0, "open": 1, "reached": 2}
-    z, words, tips = [], [], []
-    for layer in layers(result):
-        one = at(layer, "answers", "expressivity") or {}
-        found = [at(one, name) or {} for name in VERDICTS]
-        z.append([rank.get(str(v.get("verdict"))) for v in found])
-        words.append([str(v.get("verdict") or "") for v in found])
-        tips.append([_tip(name_of(layer), name, v) for name, v in zip(VERDICTS, found)])
-    if not any(v is not None for row in z for v in row):
-        return None
-    trace = three_shades(z, words, tips, x=list(range(len(VERDICTS))), xgap=2, ygap=1)
-    top = {"tickvals": list(range(len(VERDICTS))), "ticktext": list(VERDICTS), "side": "top", "showgrid": False,
-           "fixedrange": True, "tickfont": {"color": "var(--ink)", "size": 12}}  # fmt: skip
-    figure = _figure([trace], xaxis=top, yaxis=_rows_axis(result), hovermode="closest")
-    reading = (
-        "Reached: some parameters and inputs seen do it. Excluded: the structure forbids it. Open: neither. Selection: "
-        "what is kept depends on the input. Necessary conditions for one layer; hover for the reason and its source."
-    )
-    panel = Panel(figure, height=70 + max(30, _CELL) * len(z) if len(z) <= FEW else 70 + _CELL * len(z), width=860)
-    return Figure("verdicts", "What a layer can do with its state", reading, (View("Verdicts", (panel,)),))
-
-
-def _tip(name: str, what: str, verdict: Mapping[str, Any]) -> str:
-    """What the tooltip of a verdict says, in lines of some 70 characters."""
-    lines = textwrap.wrap(str(verdict.get("why") or ""), 70)
-    source = [str(verdict["source"])] if verdict.get("source") else []
-    return label(f"{name}: {what} {verdict.get('verdict') or ''}") + "".join(f"<br>{label(x)}" for x in lines + source)
