@@ -217,7 +217,7 @@ class MADFuzzyRecall(_Recall):
     A key or value has no token twice; its number of tokens is drawn, for the keys of the valid and test splits it is
     always the largest. A key with its value is drawn to be the last (the probe), and put somewhere into the sequence
     if it does not come by itself. Padding is in front. In training every next token is asked for (`all_tokens`). In
-    about one example of thirty the original never shows the probe before it asks for it; here it is always shown.
+    about one example of fifty the original never shows the probe before it asks for it; here it is always shown.
     """
 
     length: int = 128
@@ -333,7 +333,7 @@ class MADMemorization(_MAD):
     With vocab_size=10 (keys 0 to 3, values 4 to 8; 9 asks) and length=6:
 
         inputs  2 9 0 9 2 9
-        labels  . 5 . 8 . 5
+        labels  . 7 . 4 . 7
 
     Keys are drawn with replacement, their values are different ones. The original has the same distribution with
     another generator of random numbers, so its table is another one.
