@@ -88,11 +88,11 @@ def write_mnist(place: Path, n_train: int = 24, n_test: int = 5) -> dict[str, np
 
 
 def test_images_become_sequences(tmp_path: Path) -> None:
-    data = write_mnist(tmp_path)
+    data = write_mnist(tmp_path, 120)
     task, permuted = make_task("smnist", {"path": str(tmp_path)}), make_task("pmnist", {"path": str(tmp_path)})
-    assert [len(everything(task, split)) for split in SPLITS] == [22, 2, 5]
+    assert [len(everything(task, split)) for split in SPLITS] == [110, 10, 5]
     train, valid, test = (everything(task, split) for split in SPLITS)
-    images = torch.from_numpy(data["train-images"]).float().reshape(24, 784, 1) / 255
+    images = torch.from_numpy(data["train-images"]).float().reshape(120, 784, 1) / 255
     assert torch.allclose(torch.cat([train.inputs, valid.inputs]), images)
     assert torch.cat([train.labels, valid.labels]).flatten().tolist() == data["train-labels"].tolist()
     assert torch.allclose(test.inputs[3, 28 * 2 + 7, 0], torch.tensor(data["t10k-images"][3, 2, 7] / 255).float())
@@ -100,10 +100,10 @@ def test_images_become_sequences(tmp_path: Path) -> None:
     assert torch.equal(everything(permuted, "test").inputs, test.inputs[:, order])
     other = make_task("pmnist", {"path": str(tmp_path), "permutation": 1})
     assert not torch.equal(everything(other, "test").inputs, everything(permuted, "test").inputs)
-    drawn = task.sample(22)
+    drawn = task.sample(110)
     assert not torch.equal(drawn.inputs, train.inputs)
     assert torch.allclose(drawn.inputs.sum(0), train.inputs.sum(0)), "without replacement while there are enough"
-    assert len(task.sample(50)) == 50
+    assert len(task.sample(200)) == 200
 
 
 @pytest.mark.parametrize(

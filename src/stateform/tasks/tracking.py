@@ -338,8 +338,8 @@ class GroupWord(Tracking):
 
     Tokens and answers are the elements, in the alphabetical order of the permutations that they are. A product applies
     the left one first: element 1 makes 0 2 1 of 0 1 2, and element 2 makes 1 2 0 of that. Each token is drawn from all
-    elements alike, or from those that move at most `moved` things: with `moved=2` the identity and the swaps, as in the
-    easier variants of the original.
+    elements alike, or from those that move at most `moved` things: with `moved=2` the identity and the swaps, an easier
+    variant that the papers on eigenvalues train on.
     """
 
     group: str = "S3"
