@@ -336,8 +336,12 @@ def test_the_principles_are_drawn_with_what_was_measured(of_model: sf.Analysis, 
     (skips,) = depth.drawings(of_model.result)["skip"]
     skip = of_model.result["model"]["skip"]
     assert list(skips.views[0].panels[0].figure.data[0].x) == pytest.approx(
-        [x for x in (1.0, skip["measured"], skip["needed"], skip["enough"]) if x]
+        [1.0, skip["measured"], skip["needed"], skip["enough"]]
     )
+    result = {**of_model.result, "model": {"skip": {**skip, "measured": 0.0, "enough": None}}}
+    (skips,) = depth.drawings(result)["skip"]
+    assert list(skips.views[0].panels[0].figure.data[0].text)[1:2] == ["0: none is needed"]
+    assert min(skips.views[0].panels[0].figure.data[0].x) > 0
 
 
 def test_the_top_of_the_page_has_what_is_remarkable_and_its_sections_the_rest(of_layer: sf.Analysis) -> None:

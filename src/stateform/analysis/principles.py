@@ -246,7 +246,7 @@ def _scale(system: System, alpha: Tensor) -> Principle:
     now = _variance(system, alpha)
     why = f"Var(q^T b k) is {'at most' if now <= 10 else 'above'} 10 at this n"
     why += "" if now <= 10 else ", where phi saturates or sums grow"
-    return Principle("scale", statement, now <= 10, f"{why} (for other n see `variance_exponent`)",
+    return Principle("scale", statement, now <= 10, why,
                      {"Var(q^T b k)": now, "n": float(system.n)})  # fmt: skip
 
 

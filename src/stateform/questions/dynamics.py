@@ -142,7 +142,7 @@ def _measured(found: Sequence[Answer]) -> str:
     for what in list(found[0]["measured"])[:2]:
         values = [v for x in found if (v := x["measured"].get(what)) is not None]
         if values:
-            low, high = f"{min(values):.3g}", f"{max(values):.3g}"
+            low, high = (f"{v:.0f}" if v == int(v) else f"{v:.3g}" for v in (min(values), max(values)))
             text += f"; {what}: {low if low == high else f'{low} to {high}'}"
     return text
 

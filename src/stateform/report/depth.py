@@ -111,7 +111,9 @@ def _head_map(result: Mapping[str, Any], z: Sequence[Sequence[float | None]], wi
 
 
 def _written(v: float | None) -> str:
-    return units.MISSING if v is None else units.count(round(v)) if abs(v) >= 10 else units.near_one(v)
+    if v is None:
+        return units.MISSING
+    return units.count(round(v)) if abs(v) >= 10 else units.near_one(v) if abs(v) >= 0.5 else units.plain(v, 2)
 
 
 def _through_depth(result: Mapping[str, Any], name: str, asked: Mapping[str, Any]) -> Figure | None:

@@ -28,7 +28,7 @@ PRINCIPLES = {
     "stability": "bounded by eta",
 }
 """What yes means, for each principle."""
-SHORT = ("{} numbers", "{} near 0", "changes y by {}", "cos from {}", "variance {}", "gain {}")
+SHORT = ("{} numbers", "{} near 0", "y moves {}", "cos from {}", "variance {}", "gain {}")
 """What was measured for each principle, in a cell."""
 
 
@@ -144,22 +144,24 @@ def _skips(result: Mapping[str, Any]) -> Figure | None:
     bars = {
         "of the model": found.get("skip"),
         "enough, as measured": found.get("measured"),
-        "enough by the theorem,<br>if the start is far from its mean": found.get("needed"),
-        "enough by the theorem,<br>from this start": found.get("enough"),
+        "by the theorem's first condition": found.get("needed"),
+        "by both of its conditions": found.get("enough"),
     }
-    known = {name: abs(v) for name, v in bars.items() if v}  # 0 has no place on a logarithmic axis: the sentence has it
+    known = {name: abs(v) for name, v in bars.items() if v is not None}
+    positive = [v for v in known.values() if v > 0]
+    low, high = min(positive, default=1.0) / 3, max(positive, default=1.0) * 3
     trace = go.Bar(
-        x=list(known.values()),
+        x=[v or low for v in known.values()],  # a logarithmic axis has no place for 0
         y=list(known),
         orientation="h",
         marker={"color": [f"var(--layer-{k})" for k, name in enumerate(bars) if name in known], "cornerradius": 3},
-        text=[units.plain(v) for v in known.values()],
+        text=[units.plain(v) if v else "0: none is needed" for v in known.values()],
         textposition="outside",
         textfont={"color": "var(--ink)"},
         cliponaxis=False,
         hoverinfo="skip",
     )
-    axis = _logarithmic(min(known.values()) / 3, max(known.values()) * 3, units.plain, "skip strength |λ|")
+    axis = _logarithmic(low, high, units.plain, "skip strength |λ|")
     names = {"autorange": "reversed", "showgrid": False, "tickfont": {"color": "var(--ink)", "size": 12}}
     figure = _figure([trace], xaxis=axis, yaxis=names, bargap=0.35, margin={"r": 40})
     reading = str(at(result, "questions", "skip", "reading") or "")
