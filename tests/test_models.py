@@ -459,6 +459,9 @@ def test_a_classifier_pools_over_each_sequence(pooling: str, real: bool) -> None
     want = m.head(hidden.mean(1) if pooling == "mean" else hidden[:, -1])
     assert close(whole.logits, want)
     assert close(whole.loss, F.cross_entropy(want, labels))
+    keep = torch.arange(10) < torch.tensor([[4], [10], [7]])
+    ends = torch.cat([m(x[i : i + 1, :n]).logits for i, n in enumerate((4, 10, 7))])
+    assert close(m.logits(hidden), want) and close(m.logits(hidden, keep), ends)
     mask = torch.ones(3, 10)
     mask[0, 4:], mask[1, :7] = 0, 0
     spoiled = x.masked_fill(mask[..., None] == 0, math.nan) if real else torch.where(mask.bool(), x, 999)

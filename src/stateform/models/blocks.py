@@ -103,7 +103,7 @@ class SequenceModel(nn.Module):
         self.head: nn.Linear | None = None
         self._add_head(config)
         for table in (self.embedding, self.positions, self.head):
-            if table is not None:
+            if table is not None and config.init_std is not None:
                 nn.init.normal_(table.weight, std=config.init_std)
         out = [
             getattr(m.layer if isinstance(m, Convolved) else m, "out_proj", None)

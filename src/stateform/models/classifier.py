@@ -76,18 +76,36 @@ class Classifier(SequenceModel):
             inputs, attention_mask=attention_mask, initial_state=initial_state, return_state=return_state,
             cu_seqlens=cu_seqlens, form=form,
         )  # fmt: skip
+        pooled = None
         if self.config.pooling != "none":
             keep = None if attention_mask is None else attention_mask.bool()
             _, seen = positions(inputs, keep, cu_seqlens, initial_state)
             before = None if initial_state is None else initial_state["pooled"]
             pooled = self._pooled(hidden, keep, cu_seqlens, before)
-            mean = pooled / seen.clamp(min=1).unsqueeze(-1) if self.config.pooling == "mean" else pooled
-            hidden = mean.to(hidden.dtype)
-            state = None if state is None else replace(state, tensors={**state.tensors, "pooled": pooled})
+            hidden = self._mean(pooled, seen).to(hidden.dtype)
         assert self.head is not None
         logits = self.head(hidden)
         loss = None if labels is None else F.cross_entropy(precise(logits).flatten(0, -2), labels.flatten())
+        if state is not None and pooled is not None:
+            state = replace(state, tensors={**state.tensors, "pooled": pooled})
         return ModelOutput(logits, loss, state)
+
+    def logits(self, hidden: Tensor, keep: Tensor | None = None) -> Tensor:
+        """The pooling and the head: from what `hidden` gave, [B,T,d_model], to the logits.
+
+        Args:
+            hidden: of whole sequences. As every layer is causal, padding after them may have been read like tokens.
+            keep: [B,T], bool, which are tokens; None: all.
+        """
+        assert self.head is not None
+        if self.config.pooling != "none":
+            seen = hidden.new_tensor(hidden.shape[1]) if keep is None else keep.sum(1)
+            hidden = self._mean(self._pooled(hidden, keep, None, None), seen).to(hidden.dtype)
+        logits: Tensor = self.head(hidden)
+        return logits
+
+    def _mean(self, pooled: Tensor, seen: Tensor) -> Tensor:
+        return pooled / seen.clamp(min=1).unsqueeze(-1) if self.config.pooling == "mean" else pooled
 
     def _pooled(self, hidden: Tensor, keep: Tensor | None, cu_seqlens: Tensor | None, before: Tensor | None) -> Tensor:
         """The sum over each sequence so far, or its last token: [B,d_model] (packed: [N,d_model]), float32 at least."""

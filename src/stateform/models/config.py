@@ -38,7 +38,8 @@ class ModelConfig:
         pooling: what a classifier looks at: the "mean" over a sequence's tokens, the "last", or "none": it answers at
             every token.
         conv: None, or the taps of a short convolution before each mixer (arXiv 2312.04927).
-        init_std: standard deviation of the initial embeddings and of an untied head; 1 is PyTorch's for embeddings.
+        init_std: standard deviation of the initial embeddings and of an untied head; None: PyTorch's own initial values
+            for both.
         mlp_ratio: hidden width of the gated MLP over d_model (rounded up to a multiple of 8); None: no MLP.
         lambda_skip: None, or the initial value of a learned weight of the mixer's residual connection,
             lambda x + mixer(norm(x)) (arXiv 2410.10609).
@@ -63,7 +64,7 @@ class ModelConfig:
     n_classes: int | None = None
     pooling: Literal["mean", "last", "none"] = "mean"
     conv: int | None = None
-    init_std: float = 0.02
+    init_std: float | None = 0.02
     mlp_ratio: float | None = 8 / 3
     lambda_skip: float | None = None
     tie_embeddings: bool = True

@@ -1,0 +1,82 @@
+"""A training on its way, in one file of plain data: tensors as safetensors, everything else as JSON in its header.
+
+Lightning's own checkpoints are pickles. Here each tensor of the nested checkpoint is replaced by a reference, and the
+rest is written down with its types, so that reading gives back what was written and runs nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as as_bytes
+from torch import Tensor
+
+from .._errors import StateformError, require
+from ..state import write_atomically
+
+FORMAT = "stateform-checkpoint-1"
+PLAIN = (str, int, float, bool, type(None))
+
+
+def write(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Write a nest of dicts, lists, tuples, plain values and tensors, whole or not at all.
+
+    Raises:
+        StateformError: a value of another type, a full disk, a folder that cannot be written to.
+    """
+    tensors: dict[str, Tensor] = {}
+    skeleton = json.dumps(_pack(checkpoint, tensors, ""))
+    write_atomically(path, as_bytes(tensors, metadata={"format": FORMAT, "skeleton": skeleton}))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What `write` wrote.
+
+    Raises:
+        StateformError: a file that is not there, not whole, or of another format.
+    """
+    require(path.is_file(), f"there is no checkpoint {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            require(header.get("format") == FORMAT,
+                    f"{path} is no checkpoint of a training, or one of another version; expected {FORMAT}")  # fmt: skip
+            found: dict[str, Any] = _unpack(json.loads(header["skeleton"]), file.get_tensor)
+            return found
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        if isinstance(error, StateformError):
+            raise
+        raise StateformError(
+            f"{path} is damaged: {' '.join(str(error).split())}; delete it to begin this training anew"
+        ) from None
+
+
+def _pack(value: Any, tensors: dict[str, Tensor], place: str) -> Any:
+    if isinstance(value, Tensor):
+        tensors[place] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {"tensor": place}
+    if isinstance(value, dict):
+        pairs = [[_pack(k, tensors, ""), _pack(v, tensors, f"{place}/{k}")] for k, v in value.items()]
+        return {"dict": pairs}
+    if isinstance(value, list | tuple):
+        items = [_pack(v, tensors, f"{place}/{i}") for i, v in enumerate(value)]
+        return {"list" if isinstance(value, list) else "tuple": items}
+    if isinstance(value, PLAIN):
+        return value
+    raise StateformError(f"{place.lstrip('/')} of the checkpoint is a {type(value).__name__}; expected plain data")
+
+
+def _unpack(value: Any, tensor: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    ((kind, inner),) = value.items()
+    if kind == "tensor":
+        return tensor(inner).clone()
+    if kind == "dict":
+        return {_unpack(k, tensor): _unpack(v, tensor) for k, v in inner}
+    items = [_unpack(v, tensor) for v in inner]
+    return items if kind == "list" else tuple(items)

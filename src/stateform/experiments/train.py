@@ -1,0 +1,286 @@
+"""Training: an Experiment in, an Outcome out. Killed at any moment, it goes on from its last checkpoint.
+
+The loop is Lightning's. Batches are counted, not stored (`data`), so that a checkpoint of weights, optimizer and
+counters is enough to go on. The training is cut into rounds of `eval_every` steps; each ends with a validation and a
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .._errors import StateformError, nearest, require, validate
+from .._printed import Printed
+from ..models import Classifier, LanguageModel
+from ..state import write_atomically
+from ..tasks import Task
+from . import checkpoint
+from .config import Experiment
+from .scores import test
+
+OnProgress = Callable[[str, int, int], None]
+CHECKPOINT, BEST, OUTCOME, EXPERIMENT = "checkpoint.safetensors", "best.safetensors", "outcome.json", "experiment.json"
+LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how a training runs. What it computes does not depend on it, but for rounding."""
+
+    accelerator: str = "auto"
+    """cpu, gpu, ... as Lightning names them."""
+    devices: int = 1
+    """How many."""
+    strategy: str = "auto"
+    """How several share the work: ddp, fsdp, ... as Lightning names them."""
+    threads: int | None = None
+    """CPU threads; None: as PyTorch has it."""
+    deterministic: bool = False
+    """Refuse operations whose result may differ from run to run (on a CPU none does)."""
+    loggers: tuple[str, ...] = ("csv",)
+    """Where numbers go as the training runs: csv, tensorboard, wandb, mlflow."""
+
+    def __post_init__(self) -> None:
+        require(self.devices >= 1, f"devices is {self.devices}; expected a number of devices, 1 or more")
+        require(self.threads is None or self.threads >= 1, f"threads is {self.threads}; expected 1 or more")
+        for name in self.loggers:
+            require(name in LOGGERS, f"unknown logger {name!r}: {nearest(name, LOGGERS)}")
+
+
+@dataclass(frozen=True)
+class Outcome(Printed):
+    """What a finished training came to.
+
+    Args:
+        experiment: what was trained, see `Experiment.to_dict`.
+        metrics: `metric` (its name), `valid` (its value on the last validation), `best` (the best one), `test` (by
+            length), `loss`, `steps`, `seconds`, `parameters`, `state_size` (numbers kept after one training length),
+            `stopped` (why it ended), `history` (a row a round: step, loss, valid).
+    """
+
+    experiment: dict[str, Any]
+    metrics: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dicts."""
+        return {"experiment": self.experiment, "metrics": self.metrics}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Outcome:
+        """What `to_dict` gave."""
+        require(isinstance(values, dict) and set(values) == {"experiment", "metrics"},
+                "this is no outcome of a training; expected the parts experiment and metrics")  # fmt: skip
+        return cls(values["experiment"], values["metrics"])
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        m = self.metrics
+        yield (
+            f"{m['name']}: {m['metric']} {m['valid']:.4g} after {m['steps']} steps, {m['seconds']:.0f} s "
+            f"({m['stopped']}); {m['parameters']:,} parameters, a state of {m['state_size']:,} numbers"
+        )
+        from rich.table import Table
+
+        names = [name for name in next(iter(m["test"].values())) if name != "examples"]
+        table = Table("length", *names, title="test")
+        for length, values in m["test"].items():
+            table.add_row(length, *(f"{values[name]:.4g}" for name in names))
+        yield table
+
+
+def train(
+    experiment: Experiment, folder: str | Path | None = None, *, machine: Machine | None = None,
+    on_progress: OnProgress | None = None, on_round: Callable[[dict[str, Any]], None] | None = None,
+) -> Outcome:  # fmt: skip
+    """Train a model on a task and test it.
+
+    Args:
+        experiment: what to train.
+        folder: where the model (as `save_pretrained` writes it), the checkpoint, the logs and the outcome go. If it
+            holds a checkpoint of the same experiment, the training goes on from there; if it holds the outcome, that is
+            returned. None: nothing is written.
+        machine: where it runs.
+        on_progress: called as it goes, with (what, steps done, steps at most).
+        on_round: called with each new row of the history.
+
+    Returns:
+        The Outcome. The trained model: `LanguageModel.from_pretrained(folder)` (or `Classifier`).
+
+    Raises:
+        StateformError: a folder with another experiment, a damaged checkpoint, a loss that is not finite (the last
+            checkpoint is kept), a missing extra.
+        KeyboardInterrupt: after Ctrl-C; the last checkpoint is kept.
+    """
+    machine = machine or Machine()
+    where = None if folder is None else Path(folder)
+    known = None if where is None else _begun(where, experiment)
+    if known is not None:
+        return known
+    L = lightning()
+    from .trainee import PlainFiles, Rounds, Trainee, loggers
+
+    if machine.threads is not None:
+        torch.set_num_threads(machine.threads)
+    torch.manual_seed(experiment.train.seed)
+    model = experiment.build()
+    rounds = Rounds(experiment, where, on_progress, on_round)
+    start = None if where is None or not (where / CHECKPOINT).is_file() else where / CHECKPOINT
+    if start is not None:
+        saved = checkpoint.read(start)
+        rounds.load_state_dict(saved["callbacks"][rounds.state_key])
+        if rounds.finished:  # killed between the last checkpoint and the outcome
+            weights = saved["state_dict"].items()
+            model.load_state_dict({name.removeprefix("model."): x for name, x in weights})
+    if not rounds.finished:
+        with _quiet():
+            trainer = L.Trainer(
+                accelerator=machine.accelerator, devices=machine.devices, strategy=machine.strategy,
+                precision=experiment.train.precision, max_steps=experiment.train.steps, max_epochs=-1,
+                accumulate_grad_batches=experiment.train.accumulate, gradient_clip_val=experiment.train.clip,
+                logger=loggers(machine.loggers, where, experiment), callbacks=[rounds], plugins=[PlainFiles()],
+                deterministic=machine.deterministic, enable_checkpointing=False, enable_progress_bar=False,
+                enable_model_summary=False, num_sanity_val_steps=0, reload_dataloaders_every_n_epochs=1,
+                use_distributed_sampler=False,
+            )  # fmt: skip
+            with validate(False):
+                trainer.fit(Trainee(model, experiment), ckpt_path=start)
+            if not trainer.is_global_zero:
+                raise SystemExit(0)  # the other processes have done their part
+    return _finished(model, experiment, rounds, where, on_progress)
+
+
+def lightning() -> Any:
+    """Lightning, or an error that names the extra."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import pytorch_lightning
+    except ImportError:
+        raise StateformError('training needs Lightning: pip install "stateform[train]"') from None
+    return pytorch_lightning
+
+
+def _begun(folder: Path, experiment: Experiment) -> Outcome | None:
+    """Make the folder ready; the outcome, if it is there already."""
+    path = folder / EXPERIMENT
+    if path.is_file():
+        there = Experiment.from_dict(read_json(path))
+        differ = differences(there, experiment)
+        require(there.key == experiment.key, f"{folder} holds another experiment ({differ}); choose another folder")
+        return Outcome.from_dict(read_json(folder / OUTCOME)) if (folder / OUTCOME).is_file() else None
+    try:
+        require(not folder.exists() or (folder.is_dir() and not any(folder.iterdir())),
+                f"{folder} is not empty and holds no experiment; choose another folder")  # fmt: skip
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StateformError(f"cannot make the folder {folder}: {error.strerror or error}") from None
+    write_json(path, experiment.to_dict())
+    return None
+
+
+def _finished(
+    model: LanguageModel | Classifier, experiment: Experiment, rounds: Any, folder: Path | None,
+    on_progress: OnProgress | None,
+) -> Outcome:  # fmt: skip
+    """Test the trained model, and write it down."""
+    steps = experiment.train.steps
+    if on_progress is not None:
+        on_progress("testing", steps, steps)
+    rounds.use_kept_weights(model)
+    last, best = rounds.history[-1], rounds.best_row()
+    metrics = {
+        "name": experiment.name, "metric": experiment.task.metric, "valid": last["valid"], "best": best["valid"],
+        "test": test(model, experiment.task, experiment.test_lengths, experiment.train.test_examples,
+                     experiment.train.batch_size),
+        "loss": last["loss"], "steps": last["step"], "stopped": rounds.stopped, "seconds": round(rounds.seconds, 2),
+        "parameters": sum(p.numel() for p in model.parameters()), "state_size": state_size(model, experiment.task),
+        "history": rounds.history,
+    }  # fmt: skip
+    outcome = Outcome(experiment.to_dict(), metrics)
+    if folder is not None:
+        model.save_pretrained(folder)
+        write_json(folder / OUTCOME, outcome.to_dict())
+        for name in (CHECKPOINT, BEST):
+            (folder / name).unlink(missing_ok=True)
+    return outcome
+
+
+@torch.no_grad()
+def state_size(model: LanguageModel | Classifier, task: Task) -> int:
+    """Numbers that the model keeps after one example of the training length (a complex one counts twice)."""
+    example = task.sample(1)
+    _, state = model.eval().hidden(example.inputs.to(model.device), return_state=True)
+    assert state is not None
+    kept = [x for name, x in state.tensors.items() if not name.endswith("position")]
+    return sum(x.numel() * (2 if x.is_complex() else 1) for x in kept)
+
+
+def differences(a: Experiment, b: Experiment) -> str:
+    """The settings in which two experiments differ, in words."""
+    one, two = flat(a.to_dict()), flat(b.to_dict())
+    found = [f"{k} {one.get(k)!r}, here {two.get(k)!r}" for k in {**one, **two} if one.get(k) != two.get(k)]
+    return "; ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+
+
+def flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested dicts as one, with dotted names: "train.lr"."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
+    return found
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write plain values, whole or not at all."""
+    write_atomically(path, (json.dumps(values, indent=1) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote.
+
+    Raises:
+        StateformError: a file that cannot be read, or is no JSON.
+    """
+    try:
+        values: dict[str, Any] = json.loads(path.read_bytes())
+    except OSError as error:
+        raise StateformError(f"cannot read {path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise StateformError(f"{path} is no JSON: {error}") from None
+    return values
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning without its notes; settings of the process that it changes are put back, Ctrl-C stays an interrupt."""
+    names = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch")
+    levels = {name: logging.getLogger(name).level for name in names}
+    strict = torch.are_deterministic_algorithms_enabled()
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT) if main else None
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except SystemExit as end:  # Lightning's way out after Ctrl-C
+        if end.code:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        torch.use_deterministic_algorithms(strict)
+        if main and handler is not None:
+            signal.signal(signal.SIGINT, handler)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
