@@ -237,6 +237,21 @@ def test_tables_say_what_was_left_out_and_what_failed() -> None:
     assert "Left out: matrix at T = 4096 for linear, mamba2 and gated_deltanet: its estimated memory, 1.3 GB" in text
 
 
+def test_a_form_that_no_layer_has_takes_no_column() -> None:
+    result = example(3)
+    for layer in result["layers"]:
+        layer["certificate"]["refused"]["newton"] = "the recurrence is linear"
+    (grid,) = [grid for grid in content.grids(result) if grid.key == "certificate"]
+    assert "newton" not in [column.heading for column in grid.columns]
+    assert {len(row.cells) for row in grid.rows} == {len(grid.columns)}
+    assert any("No newton for" in note for note in grid.notes)
+    assert re.search(r"<th[^>]*>newton", render_html(result)) is None
+    result["layers"][2]["certificate"]["forms"]["newton"] = 1e-15
+    (grid,) = [grid for grid in content.grids(result) if grid.key == "certificate"]
+    at = [column.heading for column in grid.columns].index("newton")
+    assert [row.cells[at] for row in grid.rows] == ["–", "–", "1e-15"]
+
+
 def test_tables_show_names_as_they_are() -> None:
     result = example(2)
     result["layers"][1]["name"] = "[bold]x[/] \x1b[31m\u202e\ud800"

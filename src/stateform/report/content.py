@@ -213,9 +213,7 @@ def certificate(result: Mapping[str, Any]) -> Grid | None:
     certified = [(i, layer) for i, layer in enumerate(layers(result)) if at(layer, "certificate")]
     if not certified:
         return None
-    seen = {
-        form for _, layer in certified for part in ("forms", "refused") for form in at(layer, "certificate", part) or {}
-    }
+    seen = {form for _, layer in certified for form in at(layer, "certificate", "forms") or {}}
     forms = [form for form in FORMS if form in seen] + sorted(seen - set(FORMS))
     rows: list[Row] = []
     refused: dict[tuple[str, str], list[str]] = {}
