@@ -325,7 +325,7 @@ def test_an_interrupted_comparison_keeps_what_was_finished(
         if what.startswith("time at T = 256"):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli._Bar, "__call__", stop)
+    monkeypatch.setattr("stateform.cli.look.Bar.__call__", stop)
     numbers = tmp_path / "out.json"
     monkeypatch.setattr(
         sys, "argv", ["stateform", "compare", "linear", "gla", "--text", str(text), "--json", str(numbers)]
