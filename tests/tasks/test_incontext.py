@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -108,7 +110,7 @@ def test_languages_are_the_published_ones(n_symbols: int, max_states: int, max_w
     def features(tokens: np.ndarray) -> np.ndarray:
         """Separators, symbols, how many follow each other in how many ways, how many words start alike."""
         counts = (tokens[:, :, None] == np.arange(n_symbols + 1)).sum(1)
-        pairs = np.array([len(set(zip(row[:-1], row[1:], strict=True))) for row in tokens.tolist()])
+        pairs = np.array([len(set(itertools.pairwise(row))) for row in tokens.tolist()])
         triples = np.array([len(set(zip(row[:-2], row[1:-1], row[2:], strict=True))) for row in tokens.tolist()])
         words = ["".join(chr(97 + token) for token in row).split(chr(97 + n_symbols)) for row in tokens.tolist()]
         starts = np.array([len({word[:1] for word in example}) for example in words])
