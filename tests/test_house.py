@@ -32,7 +32,7 @@ HOUSE = [
     ("equivalence", "equivalence", f"{BASE} tolerances forms"),
     ("convert", "convert", f"{BASE} discretise tolerances forms analysis layers equivalence"),
     ("hub", "hub", f"{BASE} forms analysis layers models convert"),
-    ("experiments", "experiments", f"{BASE} forms analysis layers tasks models convert hub"),
+    ("experiments", "experiments", f"{BASE} report forms analysis layers tasks models convert hub"),
     ("draw", "draw", f"{BASE} tolerances forms"),
     ("check", "check", f"{BASE} tolerances draw forms analysis layers models"),
     ("timing", "timing", f"{BASE} forms analysis layers"),

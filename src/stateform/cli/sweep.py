@@ -1,0 +1,106 @@
+"""Commands for many experiments: sweep, results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from .._errors import require
+from .._printed import show_wide
+from ..compare import writable
+from ..experiments.plan import read_plan
+from ..experiments.results import Results, arrow, results
+from ..experiments.store import described
+from ..experiments.sweep import STORE, store_of, sweep
+from .app import Bar, app
+
+
+@app.command("sweep")
+def sweep_command(
+    file: Annotated[Path, typer.Argument(help="A TOML file: an experiment, and what is varied of it.")],
+    out: Annotated[Path, typer.Option(help="The folder of the store and the runs.")] = Path("sweeps"),
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Runs at a time. Default: 1 here, all processors of a Ray cluster. 0: no processes."),
+    ] = None,
+    engine: Annotated[str, typer.Option(help="Where the runs are computed: local or ray.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Of a Ray cluster. Default: one is started here.")] = None,
+    gpus: Annotated[float, typer.Option(help="GPUs of each run, with --engine ray.")] = 0.0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="The small version: the file's table [quick] over it.")
+    ] = False,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="part.setting=value, e.g. train.steps=100 (may be repeated).")
+    ] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Try again what failed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs; compute nothing.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write the report here.")] = None,
+) -> None:
+    """Run all experiments of a file that have no outcome yet; run it again after Ctrl-C or a kill, and it goes on."""
+    if html is not None:
+        writable(html)
+    plan = read_plan(file, quick=quick, overrides=settings or ())
+    if dry_run:
+        for run in plan.runs:
+            typer.echo("  ".join([run.label, *described(run.settings)]))
+        for cell in plan.cells if plan.space else ():
+            typer.echo(f"{cell.name or plan.name}: {plan.trials} trials over {', '.join(plan.space)}")
+        typer.echo(f"{plan.name}: {plan.total} run{'' if plan.total == 1 else 's'}", err=True)
+        return
+    with Bar() as bar:
+
+        def say(line: str) -> None:
+            bar.progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+        found = sweep(
+            plan, out, workers=workers, engine=_engine(engine), address=address, gpus=gpus, retry=retry,
+            on_progress=bar, on_finished=say,
+        )  # fmt: skip
+    show_wide(found)
+    if html is not None:
+        found.save_html(html)
+        typer.echo(f"Report: {html.resolve()}")
+    typer.echo(f"Store: {(out / STORE).resolve()}")
+    if not found.complete:
+        typer.echo("Interrupted: what is finished is kept; the same command goes on.", err=True)
+        raise typer.Exit(130)
+    if found.failed:
+        again = " ".join(["stateform sweep", str(file), *(["--quick"] if quick else []), "--retry"])
+        many = f"{len(found.failed)} run{'' if len(found.failed) == 1 else 's'} failed"
+        typer.echo(f"{many}; see {out / 'logs'}. To try again: {again}", err=True)
+        raise typer.Exit(1)
+
+
+def _engine(name: str) -> Literal["local", "ray"]:
+    return name  # type: ignore[return-value]  # `sweep` refuses others, and says which there are
+
+
+@app.command("results")
+def results_command(
+    store: Annotated[Path, typer.Argument(help="The store of sweeps, or the folder that has it.")] = Path("sweeps"),
+    name: Annotated[str | None, typer.Option("--sweep", help="Of this sweep alone.")] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(help="column=value: of these runs alone, e.g. model.pattern=linear.")
+    ] = None,
+    x: Annotated[str | None, typer.Option(help="What figures have on their axis, e.g. model.d_state.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write a row for each run here.")] = None,
+    parquet: Annotated[Path | None, typer.Option(help="The same as a Parquet file.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with figures here.")] = None,
+) -> None:
+    """Show what sweeps came to: means over seeds, files, figures."""
+    paths = [path for path in (csv, parquet, html) if path is not None]
+    for path in paths:
+        writable(path)
+    require(
+        len({path.resolve() for path in paths}) == len(paths), "two of the files to write are one; give each a name"
+    )
+    if parquet is not None:
+        arrow()
+    found: Results = results(store_of(store), name, where or (), x)
+    show_wide(found)
+    for file, save in ((csv, found.save_csv), (parquet, found.save_parquet), (html, found.save_html)):
+        if file is not None:
+            save(file)
+            typer.echo(f"Written: {file.resolve()}")

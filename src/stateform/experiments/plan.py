@@ -1,0 +1,379 @@
+"""What a sweep is: the experiments that a file asks for, all made and checked before any of them runs.
+
+The file is an experiment (task, [model], [train]) and what is varied of it:
+
+    name = "state-size"                     # default: the file's name
+    [grid]                                  # every combination of these
+    model.d_state = [4, 8, 16, 32]
+    train.seed = [0, 1, 2]
+    [[variants]]                            # each is crossed with the grid
+    label = "linear"                        # what tables and figures call it
+    set = {model.pattern = "linear"}
+    [[variants]]
+    label = "lstm"
+    set = {model.pattern = "lstm"}
+    skip = ["model.d_state"]                # an axis, or a setting, that it does not have
+    grid = {train.lr = [1e-3, 3e-3]}        # other values on an axis, or an axis of its own
+    [search]                                # Optuna looks for the best of these, in each combination of the above
+    trials = 20
+    [search.space]
+    train.lr = {low = 1e-4, high = 1e-2, log = true}
+    model.conv = [2, 4]                     # one of these
+    [quick]                                 # what --quick changes, laid over the file
+    grid.train.seed = [0]
+    train.steps = 100
+
+Names may be written as tables or in quotes ("model.d_state" = [4, 8]). The axis `task` names whole tasks.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .._errors import StateformError, nearest, require
+from .config import Experiment, overridden, put, read_toml
+from .store import described
+
+PARTS = ("task", "model", "train")
+KNOWN = (*PARTS, "name", "about", "grid", "variants", "search", "quick")
+"""The parts of a file; `about` is for readers."""
+MOST = 100_000
+"""Runs that a sweep may have."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One experiment of a sweep: what it is called, what of it was varied, and itself."""
+
+    label: str
+    settings: dict[str, Any]
+    experiment: Experiment
+
+    @property
+    def row(self) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
+        """As `Store.add` takes it."""
+        return self.experiment.key, self.label, self.settings, self.experiment.to_dict()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A combination of the grid with a variant: the settings of an experiment, or where a search starts from."""
+
+    label: str
+    settings: dict[str, Any]
+    values: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """In a line."""
+        return "  ".join([self.label, *described(self.settings)])
+
+    def planned(self, more: Mapping[str, Any] | None = None) -> Planned:
+        """The experiment, with more settings where they are given.
+
+        Raises:
+            StateformError: if there is no such experiment, with the combination's name.
+        """
+        values = json.loads(json.dumps(self.values))
+        settings = self.settings | dict(more or {})
+        try:
+            for name, value in (more or {}).items():
+                _put(values, name, value)
+            experiment = Experiment.from_dict(values)
+        except StateformError as error:
+            where = ", ".join(filter(None, [self.label, *described(settings)])) or "the experiment"
+            raise StateformError(f"in {where}: {error}") from None
+        label = self.label or str(values["model"]["pattern"])
+        shown = {k: v for k, v in settings.items() if self.label or k != "model.pattern"}
+        return Planned(label, shown, experiment)
+
+
+@dataclass(frozen=True)
+class Space:
+    """One setting of a search: a choice, or the numbers from low to high."""
+
+    choices: tuple[Any, ...] = ()
+    low: float = 0
+    high: float = 0
+    log: bool = False
+    step: float | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether whole numbers alone are meant."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """Values which, if all are possible, leave little that is not."""
+        return self.choices or (self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep: its name, its combinations, and the search in each of them, if there is one."""
+
+    name: str
+    cells: tuple[Cell, ...]
+    space: dict[str, Space] = field(default_factory=dict)
+    trials: int = 0
+
+    @cached_property
+    def runs(self) -> list[Planned]:
+        """The experiments of the grid, in order; none where each combination is searched.
+
+        Raises:
+            StateformError: one that cannot be made, or two that are the same.
+        """
+        found: dict[str, Planned] = {}
+        for cell in () if self.space else self.cells:
+            made = cell.planned()
+            other = found.setdefault(made.experiment.key, made)
+            require(other is made, f"two runs are the same experiment: {_name(other)} and {_name(made)}; leave one "
+                    "out, or let a variant `skip` an axis that changes nothing")  # fmt: skip
+        return list(found.values())
+
+    def check(self) -> None:
+        """Raise a StateformError unless every experiment can be made; of a search, those at the ends of its space."""
+        _ = self.runs
+        for cell in self.cells if self.space else ():
+            start = {name: space.ends[0] for name, space in self.space.items()}
+            for name, space in self.space.items():
+                for value in space.ends:
+                    cell.planned(start | {name: value})
+
+    @property
+    def total(self) -> int:
+        """How many runs there will be."""
+        return len(self.cells) * self.trials if self.space else len(self.cells)
+
+
+def _name(run: Planned) -> str:
+    return ", ".join([run.label, *described(run.settings)])
+
+
+def read_plan(
+    source: str | Path | Mapping[str, Any], *, quick: bool = False, overrides: Sequence[str] = ()
+) -> Plan:  # fmt: skip
+    """The sweep that a TOML file (or its tables, as a dict) asks for; every experiment of it can be made.
+
+    Args:
+        source: the file, or what is in it.
+        quick: lay the table [quick] over it; the name gets "-quick", for they are other experiments.
+        overrides: "part.setting=value"; a list replaces an axis's values, one value fixes it.
+
+    Raises:
+        StateformError: a file that is no TOML, unknown names (with the nearest), axes without values, an axis that no
+            experiment has, an experiment that cannot be made, two that are the same.
+    """
+    if isinstance(source, Mapping):
+        values, where = json.loads(json.dumps(dict(source))), "sweep"
+    else:
+        values, where = read_toml(source), Path(source).stem
+    for name in values:
+        require(name in KNOWN, f"a sweep has no part {name!r}: {nearest(name, KNOWN)}")
+    change = values.pop("quick", None)
+    values = _flat(values)
+    if quick:
+        require(isinstance(change, Mapping), "this sweep has no table [quick]; leave out --quick, or write one")
+        for name in change:
+            require(name in KNOWN[:-1], f"[quick] has no part {name!r}: {nearest(name, KNOWN[:-1])}")
+        values = _merged(values, _flat(dict(change)))
+    values = _override(values, overrides)
+    name = values.get("name", where)
+    require(isinstance(name, str) and re.fullmatch(r"[\w.-]+", name),
+            f"the sweep's name is {name!r}; expected letters, digits, and . _ -")  # fmt: skip
+    space, trials = _search(values.get("search"))
+    plan = Plan(name + "-quick" * quick, tuple(_cells(values, space)), space, trials)
+    require(plan.total <= MOST, f"the sweep has {plan.total} runs; expected {MOST} at most: leave out values")
+    plan.check()
+    return plan
+
+
+# -- reading -------------------------------------------------------------------------------------------------------
+
+
+def _dotted(table: Any, what: str) -> dict[str, Any]:
+    """{"model": {"d_state": [4]}} and {"model.d_state": [4]} alike as the latter."""
+    require(isinstance(table, Mapping), f"{what} is {table!r}; expected a table of settings by dotted names")
+    found: dict[str, Any] = {}
+    for name, value in table.items():
+        inner = isinstance(value, Mapping) and "." not in name
+        found |= {f"{name}.{k}": v for k, v in value.items()} if inner else {name: value}
+    for name in found:
+        part, dot, _ = name.partition(".")
+        require(name == "task" or (dot and part in PARTS),
+                f"{what} has {name!r}; expected task.NAME, model.NAME or train.NAME"
+                + (f": {nearest(part, PARTS)}" if dot else ""))  # fmt: skip
+    return found
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """A file's tables with every name of what is varied as one string."""
+    values = dict(values)
+    if "grid" in values:
+        values["grid"] = _dotted(values["grid"], "[grid]")
+    if "variants" in values:
+        variants = values["variants"]
+        require(isinstance(variants, list) and variants and all(isinstance(v, Mapping) for v in variants),
+                f"variants is {variants!r}; expected tables [[variants]], or none of them")  # fmt: skip
+        values["variants"] = [dict(v) for v in variants]
+        for variant in values["variants"]:
+            label = variant.get("label")
+            require(isinstance(label, str) and label, f"a variant has the label {label!r}; expected a text")
+            parts = ("label", "set", "grid", "skip")
+            for name in variant:
+                require(name in parts, f"the variant {label!r} has no part {name!r}: {nearest(name, parts)}")
+            for name in ("set", "grid"):
+                variant[name] = _dotted(variant.get(name, {}), f"{name} of the variant {label!r}")
+            skip = variant.setdefault("skip", [])
+            require(isinstance(skip, list), f"skip of the variant {label!r} is {skip!r}; expected a list of axes")
+        labels = [v["label"] for v in values["variants"]]
+        twice = next((x for x in labels if labels.count(x) > 1), None)
+        require(twice is None, f"two variants have the label {twice!r}; give each its own")
+    if "search" in values:
+        search = values["search"]
+        require(isinstance(search, Mapping), f"search is {search!r}; expected a table")
+        values["search"] = dict(search)
+        if "space" in search:
+            values["search"]["space"] = _dotted(search["space"], "[search.space]")
+    return values
+
+
+def _merged(values: Any, change: Any) -> Any:
+    """Tables are laid over one another; anything else is replaced."""
+    if isinstance(values, Mapping) and isinstance(change, Mapping):
+        merged = dict(values)
+        for name, value in change.items():
+            merged[name] = _merged(values[name], value) if name in values else value
+        return merged
+    return change
+
+
+def _override(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    for text in overrides:
+        if text.partition("=")[0].strip() == "task":  # a whole task
+            values = values | {"task": text.partition("=")[2].strip().strip("\"'")}
+            name, value = "task", [values["task"]]
+        else:
+            given = overridden({"task": values.get("task", {})}, [text])
+            name = text.partition("=")[0].strip()
+            part, _, setting = name.partition(".")
+            value = given[part][setting]
+            require(part in (*PARTS, "grid", "search"), f"{name!r} names no setting of a sweep: {nearest(part, KNOWN)}")
+        grid = values.get("grid", {})
+        space = values.get("search", {}).get("space", {})
+        axes = [grid, *(v["grid"] for v in values.get("variants", ()))]
+        varied = any(name in axis for axis in axes)
+        for axis in axes:
+            if name in axis:
+                axis[name] = value if isinstance(value, list) else [value]
+        space.pop(name, None)
+        for variant in values.get("variants", ()):
+            variant["set"].pop(name, None)
+        if not varied and name != "task":
+            values = overridden(values, [text])
+    if "search" in values and not values["search"].get("space", True):  # all that was searched is fixed
+        values = {k: v for k, v in values.items() if k != "search"}
+    return values
+
+
+def _axes(grid: Mapping[str, Any], what: str) -> dict[str, list[Any]]:
+    for name, axis in grid.items():
+        require(isinstance(axis, list), f"{what}: {name} is {axis!r}; expected a list of values")
+        require(axis, f"{what}: {name} has no values; give some, or leave it out")
+        twice = next((x for i, x in enumerate(axis) if any(type(x) is type(y) and x == y for y in axis[:i])), None)
+        require(twice is None, f"{what}: {name} has {twice!r} twice")
+    return dict(grid)
+
+
+def _put(values: dict[str, Any], name: str, value: Any) -> None:
+    if name == "task":
+        values["task"] = value
+    else:
+        put(values, name, value)
+
+
+def _cells(values: Mapping[str, Any], space: Mapping[str, Space]) -> Iterator[Cell]:
+    base = {part: values[part] for part in PARTS if part in values}
+    grid = _axes(values.get("grid", {}), "[grid]")
+    variants = values.get("variants") or [{"label": "", "set": {}, "grid": {}, "skip": []}]
+    for axis in grid:
+        kept = any(axis not in v["skip"] and axis not in v["set"] for v in variants)
+        require(kept, f"every variant skips or sets {axis}, which is an axis of [grid]; leave it out there")
+    for variant in variants:
+        label = variant["label"]
+        bare = json.loads(json.dumps(base))
+        for name in variant["skip"]:
+            require(name in grid or _dropped(bare, name),
+                    f"the variant {label!r} skips {name!r}, which is neither an axis nor a setting of the experiment: "
+                    f"{nearest(str(name), [*grid, *_settings(base)])}")  # fmt: skip
+        own = _axes(variant["grid"], f"grid of the variant {label!r}")
+        axes = {name: axis for name, axis in (grid | own).items()
+                if name not in variant["skip"] and (name in own or name not in variant["set"])}  # fmt: skip
+        for name in space:
+            require(name not in axes, f"{name} is both an axis of the grid and searched; leave out one of them")
+        for chosen in itertools.product(*axes.values()):
+            made = json.loads(json.dumps(bare))
+            settings = dict(zip(axes, chosen))
+            # The whole task first: task.NAME is a setting of that one.
+            for name, value in sorted((variant["set"] | settings).items(), key=lambda pair: pair[0] != "task"):
+                _put(made, name, value)
+            yield Cell(label, settings, made)
+
+
+def _settings(base: Mapping[str, Any]) -> list[str]:
+    return [f"{part}.{name}" for part, table in base.items() if isinstance(table, Mapping) for name in table]
+
+
+def _dropped(values: dict[str, Any], name: str) -> bool:
+    """Leave out a setting; False if there is none of that name."""
+    part, _, setting = str(name).partition(".")
+    if f"{part}.{setting}" not in _settings(values):
+        return False
+    del values[part][setting]
+    return True
+
+
+def _search(search: Mapping[str, Any] | None) -> tuple[dict[str, Space], int]:
+    if search is None:
+        return {}, 0
+    parts = ("trials", "space")
+    for name in search:
+        require(name in parts, f"[search] has no {name!r}: {nearest(name, parts)}")
+    trials = search.get("trials", 0)
+    require(isinstance(trials, int) and not isinstance(trials, bool) and trials >= 1,
+            f"[search] has trials = {trials!r}; expected a whole number, 1 or more")  # fmt: skip
+    space = search.get("space") or {}
+    require(space, "[search.space] is empty; name settings, e.g. train.lr = {low = 1e-4, high = 1e-2, log = true}")
+    return {name: _space(name, value) for name, value in space.items()}, trials
+
+
+def _space(name: str, value: Any) -> Space:
+    what = f"[search.space]: {name}"
+    if isinstance(value, list):
+        _axes({name: value}, "[search.space]")
+        require(all(x is None or isinstance(x, bool | int | float | str) for x in value),
+                f"{what} is {value!r}; expected numbers, texts or truth values")  # fmt: skip
+        return Space(choices=tuple(value))
+    require(isinstance(value, Mapping), f"{what} is {value!r}; expected a list, or {{low = ..., high = ...}}")
+    parts = ("low", "high", "log", "step")
+    for key in value:
+        require(key in parts, f"{what} has no {key!r}: {nearest(key, parts)}")
+    numbers = [value.get("low"), value.get("high"), value.get("step", 1)]
+    fits = all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in numbers)
+    require(fits and numbers[0] < numbers[1] and numbers[2] > 0,
+            f"{what} is {dict(value)!r}; expected numbers low < high")  # fmt: skip
+    log, step = value.get("log", False), value.get("step")
+    require(isinstance(log, bool), f"{what}: log is {log!r}; expected true or false")
+    require(not log or numbers[0] > 0, f"{what}: low is {numbers[0]}; a logarithmic scale starts above 0")
+    require(not log or step is None, f"{what} has both log and step; leave out one of them")
+    return Space(low=value["low"], high=value["high"], log=log, step=step)
