@@ -119,7 +119,8 @@ class ICLRegular(Task):
 
     In training every next symbol is asked for, separators left out, as published. In the valid and test splits only
     what a reader can be sure of is: the automaton leaves no choice, and a word with the same beginning went on before
-    (that is what the oracle looks up). RegBench scores instead whether the predicted symbol is a possible one.
+    (that is what the oracle looks up): some 20 symbols an example; one in eight would have none and is drawn anew.
+    RegBench scores instead whether the predicted symbol is a possible one.
     """
 
     n_symbols: int = 18
@@ -157,7 +158,7 @@ class ICLRegular(Task):
 
     def draw(self, n: int, length: int, rng: np.random.RandomState, split: Split) -> Batch:
         inputs, labels = self._words(n, length, rng, split)
-        # A rare example teaches nothing that it asks for again: another one.
+        # An example that asks for nothing is drawn anew.
         while len(bad := np.nonzero((labels == IGNORED).all(1))[0]):
             inputs[bad], labels[bad] = self._words(len(bad), length, rng, split)
         return batch_of(inputs, labels)
