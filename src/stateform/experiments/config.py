@@ -141,7 +141,7 @@ class Experiment:
         for name in given:
             require(name in known | taken, f"the model has no setting {name!r}: {nearest(name, known | taken)}")
         task = self.task
-        if task.vocab_size is not None and task.answers == "tokens":
+        if self.speaks:
             decided: dict[str, Any] = {"vocab_size": task.vocab_size, "tokenizer": task.tokenizer}
         else:
             decided = {"vocab_size": task.vocab_size, "d_input": task.d_input, "n_classes": task.n_out * task.n_labels}
@@ -150,14 +150,18 @@ class Experiment:
         return ModelConfig.of(given.pop("pattern"), **given, **decided)
 
     @property
+    def speaks(self) -> bool:
+        """Whether tokens are answered with tokens: then the model is a LanguageModel, else a Classifier."""
+        return self.task.vocab_size is not None and self.task.answers == "tokens"
+
+    @property
     def test_lengths(self) -> tuple[int, ...]:
         """The lengths at which the model is tested."""
         return self.train.test_lengths or self.task.test_lengths
 
     def build(self) -> LanguageModel | Classifier:
         """The model, with initial values from PyTorch's current random state."""
-        of_tokens = self.task.vocab_size is not None and self.task.answers == "tokens"
-        return LanguageModel(self.config) if of_tokens else Classifier(self.config)
+        return LanguageModel(self.config) if self.speaks else Classifier(self.config)
 
     @property
     def name(self) -> str:

@@ -12,7 +12,7 @@ import logging
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,13 +89,18 @@ class Outcome(Printed):
             f"{m['name']}: {m['metric']} {m['valid']:.4g} after {m['steps']} steps, {m['seconds']:.0f} s "
             f"({m['stopped']}); {m['parameters']:,} parameters, a state of {m['state_size']:,} numbers"
         )
-        from rich.table import Table
+        yield length_table(m["test"])
 
-        names = [name for name in next(iter(m["test"].values())) if name != "examples"]
-        table = Table("length", *names, title="test")
-        for length, values in m["test"].items():
-            table.add_row(length, *(f"{values[name]:.4g}" for name in names))
-        yield table
+
+def length_table(found: dict[str, dict[str, float]]) -> Any:
+    """What `evaluate` gives, as a table of rich."""
+    from rich.table import Table
+
+    names = [name for name in next(iter(found.values())) if name != "examples"]
+    table = Table("length", *names, title="test")
+    for length, values in found.items():
+        table.add_row(length, *(f"{values[name]:.4g}" for name in names))
+    return table
 
 
 def train(
@@ -213,6 +218,50 @@ def _finished(
         for name in (CHECKPOINT, BEST):
             (folder / name).unlink(missing_ok=True)
     return outcome
+
+
+def load_trained(folder: str | Path) -> tuple[Experiment, LanguageModel | Classifier]:
+    """The experiment and the model of a training's folder, ready to use.
+
+    Raises:
+        StateformError: a folder that holds no finished training, or files that are not whole.
+    """
+    folder = Path(folder)
+    require((folder / EXPERIMENT).is_file(), f"{folder} has no {EXPERIMENT}; expected a folder that a training wrote")
+    experiment = Experiment.from_dict(read_json(folder / EXPERIMENT))
+    require((folder / OUTCOME).is_file(), f"the training in {folder} is not finished; run it again to go on")
+    kind = LanguageModel if experiment.speaks else Classifier
+    return experiment, kind.from_pretrained(folder)
+
+
+def evaluate(
+    folder: str | Path, *, lengths: Sequence[int] | None = None, examples: int | None = None,
+    batch_size: int | None = None, device: str = "cpu",
+) -> dict[str, dict[str, float]]:  # fmt: skip
+    """Test a trained model at some lengths, on examples that no training saw.
+
+    Args:
+        folder: what a training wrote.
+        lengths: tokens an example; default: those at which it was tested.
+        examples: how many at each length; default: as it was tested.
+        batch_size: how many at once; default: that of the training.
+        device: where.
+
+    Returns:
+        By length, the metric, and for accuracies the share of examples that are `whole`, every answer right.
+
+    Raises:
+        StateformError: see `load_trained`; a length for which the task does not exist.
+    """
+    experiment, model = load_trained(folder)
+    task, given = experiment.task, experiment.train
+    lengths = tuple(experiment.test_lengths if lengths is None else lengths)
+    require(lengths, "lengths is empty; expected one or more")
+    for length in lengths:
+        task.check_length(length)
+    n = given.test_examples if examples is None else examples
+    require(n >= 1, f"examples is {n}; expected 1 or more")
+    return test(model.to(device), task, lengths, n, batch_size or given.batch_size)
 
 
 @torch.no_grad()
