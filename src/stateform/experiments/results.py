@@ -41,6 +41,12 @@ class Results(Printed):
     def rows(self) -> list[Row]:
         """A flat dict for each run: what it is, its settings by dotted names, its numbers. None where there is none."""
         rows = [_row(run) for run in self.runs]
+        specs: dict[str, set[str]] = {}
+        for row in rows:
+            specs.setdefault(row["task.name"], set()).add(row["task"])
+        for row in rows:
+            if len(specs[row["task.name"]]) == 1:
+                row["task"] = row["task.name"]  # its name says it all
         names = list(dict.fromkeys(name for row in rows for name in row))
         return [{name: row.get(name) for name in names} for row in rows]
 

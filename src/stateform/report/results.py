@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import plotly.graph_objects as go
@@ -95,8 +96,10 @@ def _few(names: Sequence[str]) -> str:
 
 def _called(result: Found, row: Found) -> str:
     """The label, what was varied and the seed, in a line."""
-    more = [f"{_short(n)} {_value(row.get(n))}" for n in result["varied"] if row.get(n) is not None]
-    return "  ".join([visible(str(row["label"])), *more, f"seed {row.get('train.seed')}"])
+    named = [n for n in result["varied"] if n != "task" and row.get(n) is not None]
+    more = [visible(str(row["task"]))] * ("task" in result["varied"])
+    more += [f"{_short(n)} {_value(row.get(n))}" for n in named]
+    return " ".join([visible(str(row["label"])), *more, f"seed {row.get('train.seed')}"])
 
 
 def labels(result: Found) -> list[str]:
@@ -194,9 +197,11 @@ def over_settings(result: Found) -> list[Figure]:
 
         panels = _by_task(result, known, draw)
         missing = [name for name in labels(result) if all(visible(str(row["label"])) != name for row in known)]
-        note = f" Without one, and so not drawn: {listing(missing)}." if missing else ""
-        reading = "Each point is a run; lines join the means over the runs that differ in their seeds alone, bars "
-        reading += "reach from the worst to the best of them." + note
+        note = f" Not drawn, having none or no such number: {listing(missing)}." if missing else ""
+        reading = (
+            "Small points are runs; lines join means over seeds, with bars from the worst to the best. Where other "
+        )
+        reading += "settings were varied too, those that are best on the validation are shown." + note
         view = View("Over " + what, panels, len(panels) > 1)
         heading = f"{metrics[:1].upper()}{metrics[1:]} over {what}"
         found.append(Figure(f"over-{axis.replace('.', '-')}", heading, reading, (view,)))
@@ -222,31 +227,44 @@ def _over(result: Found, rows: Sequence[Found], axis: str, height: int) -> go.Fi
         own = [row for row in rows if visible(str(row["label"])) == name]
         if not own:
             continue
-        # Settings besides the axis are averaged over too, but for what decides the axis itself.
         at: dict[float, list[float]] = {}
-        for row in own:
-            at.setdefault(float(row[axis]), []).append(float(row["score"]))
+        for place in {float(row[axis]) for row in own}:
+            at[place] = [float(row["score"]) for row in _best(result, [r for r in own if r[axis] == place])]
         x = sorted(at)
         means = [statistics.fmean(at[v]) for v in x]
         traces += [
             go.Scatter(
-                x=[float(row[axis]) for row in own], y=[row["score"] for row in own], mode="markers",
+                x=[v for v in x for _ in at[v]], y=[score for v in x for score in at[v]], mode="markers",
                 marker={"color": colour(i), "size": 5, "opacity": 0.45, "symbol": _symbol(i)}, hoverinfo="skip",
                 meta={"layer": i},
             ),
             _means(x, means, i, name, metric, [at[v] for v in x]),
         ]  # fmt: skip
         ends.append((i, name, means[-1], x[-1]))
-    values = [float(row["score"]) for row in rows]
-    yaxis = _score_axis(values, metric)
+    alike = [row for row in result["rows"] if row["metric"] == metric and row["score"] is not None]
+    yaxis = _score_axis([float(row["score"]) for row in alike], metric)  # the same in every panel
     places = [float(row[axis]) for row in rows]
     xaxis = _logarithmic(min(places), max(places), lambda v: units.count(round(v, 9)), "", 0.04)
     written = sorted(set(places))
-    if len(written) <= 8 and axis != STATE:
+    apart = all(b > 1.25 * a for a, b in pairwise(written))
+    if len(written) <= (8 if height >= WIDE else 5) and apart:
         xaxis |= {"tickvals": written, "ticktext": [_value(int(v) if v == int(v) else v) for v in written]}
     xaxis["title"] = {"text": "numbers in the state" if axis == STATE else _short(axis)}
     return _figure(traces, xaxis=xaxis, yaxis=yaxis, hovermode="x" if height < WIDE else "closest",
                    annotations=_labelled(ends, yaxis, height) if height >= WIDE else [])  # fmt: skip
+
+
+def _best(result: Found, rows: Sequence[Found]) -> Sequence[Found]:
+    """Those of the runs with the settings that are best on the validation: they differ in their seeds alone."""
+    sets: dict[str, list[Found]] = {}
+    for row in rows:
+        sets.setdefault(str([row.get(n) for n in result["varied"]]), []).append(row)
+    choose = max if rows[0]["metric"] == "accuracy" else min
+
+    def of(some: Sequence[Found]) -> float:
+        return statistics.fmean(row["score"] if row["valid"] is None else row["valid"] for row in some)
+
+    return choose(sets.values(), key=of)
 
 
 def _symbol(i: int) -> str:
@@ -290,8 +308,14 @@ def _score_axis(values: Sequence[float], metric: str) -> dict[str, Any]:
 def _labelled(ends: Sequence[tuple[int, str, float, float]], yaxis: Mapping[str, Any], height: int) -> list[Any]:
     low, high = yaxis["range"]
     log = yaxis.get("type") == "log"
-    ends3 = [(i, name, value) for i, name, value, _ in ends]
-    return _end_labels(ends3, 10**low if log else low, 10**high if log else high, height - 70, log)
+    room, scale = height - 70, (high - low) / (height - 70)
+    named = [(i, name, value) for i, name, value, _ in ends]
+    notes = _end_labels(named, 10**low if log else low, 10**high if log else high, room, log)
+    top = float(room)
+    for note in reversed(notes):  # from the top down: none above the drawing
+        spot = min(top, (note["y"] - low) / scale + note["yshift"])
+        note["yshift"], top = spot - (note["y"] - low) / scale, spot - 16
+    return notes
 
 
 def over_length(result: Found) -> Figure | None:
@@ -303,8 +327,10 @@ def over_length(result: Found) -> Figure | None:
     if not tested:
         return None
     panels = _by_task(result, tested, lambda rows, high: _over_length(result, rows, lengths, high))
-    reading = "Of each model the settings that are best on the test at the length of training; means over the seeds, "
-    reading += "bars from the worst to the best of them."
+    reading = (
+        "Of each model the settings that are best on the validation, which has the length of training; lines join "
+    )
+    reading += "means over seeds, with bars from the worst to the best."
     metric = str(tested[0]["metric"])
     return Figure("length", f"{metric[:1].upper()}{metric[1:]} over the length of the test", reading,
                   (View("Length", panels, len(panels) > 1),))  # fmt: skip
@@ -312,16 +338,12 @@ def over_length(result: Found) -> Figure | None:
 
 def _over_length(result: Found, rows: Sequence[Found], lengths: Sequence[str], height: int) -> go.Figure:
     metric, order = str(rows[0]["metric"]), labels(result)
-    better = max if metric == "accuracy" else min
     traces, ends, values, places = [], [], [], set()
     for i, name in enumerate(order):
-        sets: dict[str, list[Found]] = {}
-        for row in rows:
-            if visible(str(row["label"])) == name:
-                sets.setdefault(str([row.get(n) for n in result["varied"]]), []).append(row)
-        if not sets:
+        own = [row for row in rows if visible(str(row["label"])) == name]
+        if not own:
             continue
-        best = better(sets.values(), key=lambda some: statistics.fmean(row["score"] for row in some))
+        best = _best(result, own)
         at = {int(n.removeprefix("test.")): known for n in lengths
               if (known := [float(row[n]) for row in best if row[n] is not None])}  # fmt: skip
         means = [statistics.fmean(v) for v in at.values()]
