@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from .._errors import StateformError, nearest, require
 from ..layers import accepted, resolve
@@ -193,7 +193,7 @@ class Experiment:
         known = [f.name for f in fields(Training)]
         for name in train:
             require(name in known, f"a training has no setting {name!r}: {nearest(str(name), known)}")
-        return cls(make_task(task), dict(model), Training(**train))
+        return cls(make_task(task), _with_none(model, ModelConfig), Training(**_with_none(train, Training)))
 
     def to_dict(self) -> dict[str, Any]:
         """Numbers, strings, lists and dicts, complete: defaults too."""
@@ -209,6 +209,12 @@ class Experiment:
         """Sixteen hexadecimal digits that two experiments share if and only if they are the same."""
         text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _with_none(values: Mapping[str, Any], kind: type) -> dict[str, Any]:
+    """The settings with "none", which TOML has no word for, as None where a field may be that."""
+    may = {name for name, hint in get_type_hints(kind).items() if type(None) in get_args(hint)}
+    return {name: None if value == "none" and name in may else value for name, value in values.items()}
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
@@ -253,9 +259,7 @@ def overridden(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str,
 
 
 def read_value(text: str) -> Any:
-    """A TOML value, or the text itself where it is none; `none` is None."""
-    if text.lower() == "none":
-        return None
+    """A TOML value, or the text itself where it is none."""
     try:
         return tomllib.loads(f"x = {text}")["x"]
     except tomllib.TOMLDecodeError:

@@ -138,6 +138,10 @@ def exists(system: System) -> list[str]:
     return [name for name, reason in system.forms().items() if reason is None]
 
 
+WIDE, SHORT = 16384, 256
+"""On a CPU, steps over states of so many numbers together are no slower than the passes of a scan, up to that length."""
+
+
 def choose(system: System) -> str:
     """The form that `auto` takes, by structure, length and device."""
     if system.readout == "exp":
@@ -153,7 +157,12 @@ def choose(system: System) -> str:
         return "recurrent"
     if system.decay_kind == "dense":
         return "scan" if FORMS["scan"].refuses(system) is None and system.n <= 16 else "recurrent"
-    return "scan" if FORMS["scan"].refuses(system) is None else "chunkwise"
+    if FORMS["scan"].refuses(system) is not None:
+        return "chunkwise"
+    if system.n > 1 and FORMS["convolution"].refuses(system) is None:
+        return "chunkwise"  # one kernel serves all chunks; a scan would carry n entries for each of the p values
+    wide = system.B * system.H * system.n * system.p >= WIDE
+    return "recurrent" if system.n > 1 and wide and system.T <= SHORT and system.device.type == "cpu" else "scan"
 
 
 def blank_state(system: System, rows: int) -> State:
