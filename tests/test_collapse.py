@@ -13,7 +13,7 @@ from stateform import StateformError
 from stateform.analysis import collapse, skip_bound
 from stateform.analysis.collapse import lambda_skip, spread, sufficient_skip, two_tokens
 
-from .systems import r
+from .systems import c, r
 
 
 def ssm(Y: Tensor, a: float = 1.0) -> sf.System:
@@ -79,6 +79,20 @@ def test_attention_collapses_without_skips_and_not_with_strong_ones() -> None:
     assert float(spread(torch.tensor([[1.0, 2.0], [-1.0, -2.0]]))) == pytest.approx(1)
     assert "without skips" in str(weak)
     assert len(weak.plot().data) == 2
+
+
+def test_complex_tokens_are_as_far_from_their_mean_as_their_parts() -> None:
+    """Both parts side by side are the same tokens, in twice the width."""
+    torch.manual_seed(0)
+    Y = c(2, 16, 4)
+
+    def mixes(y: Tensor) -> Tensor:
+        return y.cumsum(1)
+
+    found = collapse([mixes] * 3, Y, skip=0.3)
+    apart = collapse([mixes] * 3, torch.cat([Y.real, Y.imag], -1), skip=0.3)
+    torch.testing.assert_close(found.with_skip, apart.with_skip)
+    torch.testing.assert_close(found.without_skip, apart.without_skip)
 
 
 def test_collapse_of_a_model_is_that_of_its_residual_stream() -> None:

@@ -27,7 +27,7 @@ from stateform.analysis import (
 )
 
 from .independent.helpers import recorded
-from .systems import CASES, N, T, decay, feedback, r, ridge, softmax, u
+from .systems import CASES, B, N, T, c, decay, feedback, r, ridge, softmax, u
 
 LOOKED_AT = {name: make for name, make in CASES.items() if "output axis" not in name or name.startswith("vector")}
 
@@ -190,6 +190,26 @@ def test_rollout_with_value_maps_is_the_jacobian_of_the_stream(skip: float) -> N
     close(found.weights()[0], jacobian.norm(dim=(1, 3)))
 
 
+def test_complex_weights_and_maps_act_by_their_real_part() -> None:
+    """What comes out of a layer is Re(alpha M u): real layers beside it stay as they are."""
+    torch.manual_seed(0)
+    turning, plain = CASES["complex values"](), decay("scalar")
+    M, W = c(4, 3, 3), r(4, 3, 3)
+    x, y = r(B, T, 3), r(B, T, 3)
+    for system, maps, into in ((turning, M, x), (plain, W, y)):
+        alpha = system.coefficients()
+        u = torch.einsum("bhij,hoe,bje->bio", alpha.to(maps.dtype), maps, into.to(maps.dtype))
+        want = into + (u.real if u.is_complex() else u)
+        found = rollout([system], maps=[maps]).map
+        assert not found.is_complex()
+        close(torch.einsum("bioje,bje->bio", found, into), want)
+    both = rollout([turning, plain]).map
+    close(both, rollout([plain]).map @ rollout([turning]).map)
+    assert not both.is_complex()
+    real = rollout([plain], maps=[M]).map
+    close(real, rollout([plain], maps=[M.real]).map)
+
+
 def test_attention_rollout_is_a_special_case() -> None:
     """A_l <- (A_l + I) / 2, multiplied from the last layer to the first (arXiv 2005.00928)."""
     torch.manual_seed(0)
@@ -276,6 +296,7 @@ def test_the_horizon_of_a_trained_model_beside_its_accuracy() -> None:
         (lambda: rollout([decay("scalar"), decay("scalar")[:9]]), "same for all layers"),
         (lambda: rollout([decay("scalar")], maps=[r(4, 3, 2)]), "M of layer 0"),
         (lambda: rollout([decay("scalar")], limit=10.0), "fewer tokens"),
+        (lambda: softmax().coefficients(limit=10.0), "influence_band"),
         (lambda: systems_of(torch.nn.Linear(2, 2), torch.zeros(1, 2)), "has none with system"),
     ],
 )

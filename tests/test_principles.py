@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import stateform as sf
-from stateform.analysis import expressivity, interaction_rank, principles, variance_exponent
+from stateform import analysis
+from stateform.analysis import condition, cost, expressivity, interaction_rank, principles, reach, variance_exponent
 
 from .systems import CASES, B, N, P, T, c, decay, feedback, phases, r, softmax, u, unit
 
@@ -340,6 +341,24 @@ def test_verdicts_cite_their_theorem(name: str) -> None:
     assert set(found.to_dict()["memory"]) == {"verdict", "why", "source", "premises"}
     assert "memory" in str(found)
     assert len(found.plot().data) == 1
+
+
+def test_what_every_function_gives_prints_serialises_and_draws() -> None:
+    """Results that are not asked of them elsewhere: of cost, condition and reach."""
+    ridge = CASES["ridge"]()
+    for found in (cost(linear(), "chunkwise"), condition(ridge), reach([delta(2.0)])):
+        assert str(found)
+        assert "object at" not in str(found)
+        json.dumps(found.to_dict(), allow_nan=False)
+        assert len(found.plot().data) > 0
+
+
+@pytest.mark.parametrize("name", sorted(x for x in analysis.__all__ if isinstance(getattr(analysis, x), type)))
+def test_every_result_has_a_text_a_dict_and_a_drawing(name: str) -> None:
+    parts = {"Verdict", "Principle", "StateSpace"}  # of a result; matrices
+    made = getattr(analysis, name)
+    for x in () if name in parts else ("__str__", "to_dict", "plot"):
+        assert any(x in vars(base) for base in made.__mro__[:-1]), x
 
 
 def test_the_premises_of_a_nonlinear_recurrence_are_not_met() -> None:

@@ -320,6 +320,18 @@ def test_the_law_of_a_known_decay_is_found() -> None:
     assert "tau" in fading.to_dict()
 
 
+@pytest.mark.parametrize("model", [False, True])
+def test_the_size_of_gradients_is_estimated_before_the_layer_runs(model: bool) -> None:
+    thing = sf.LanguageModel("linear", d_model=16, vocab_size=9).eval() if model else sf.build("linear", d_model=16)
+    seen: list[int] = []
+    mixer = thing.blocks[0].mixer if model else thing  # type: ignore[index,union-attr]
+    mixer.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
+    u = torch.zeros(1, 500, dtype=torch.long) if model else torch.zeros(1, 500, 16)
+    with pytest.raises(StateformError, match="fewer queries"):
+        gradient_paths(thing, u, limit=1e6)
+    assert sum(seen) <= 1
+
+
 def test_a_power_law_is_told_from_an_exponential() -> None:
     d = torch.arange(200).double().flip(0)
     norms = torch.where(d > 0, d.clamp_min(1) ** -1.5, 1.0)[None, None, None]
@@ -344,6 +356,8 @@ def test_measured_and_predicted_receptive_fields() -> None:
         assert found.predicted == horizon(layer.system(x), queries=[99]).quantile(0.5)
     with pytest.raises(StateformError, match="GB"):
         gradient_paths(layer, x, limit=10)
+    with pytest.raises(StateformError, match="causal"):
+        gradient_paths(softmax(causal=False))
 
 
 # -- token dynamics --------------------------------------------------------------------------------------------------
@@ -367,6 +381,11 @@ def test_tokens_of_a_deep_selective_ssm_go_where_their_parameters_say(mu: float,
         if float(x.abs().max()) > 100:
             break
     assert float(x.abs().max()) < 0.4 * start if verdict == "converge" else float(x.abs().max()) > 100
+
+
+def test_token_dynamics_are_those_of_real_maps() -> None:
+    with pytest.raises(StateformError, match="complex"):
+        token_dynamics(torch.ones(2, 3), torch.ones(2, 3, dtype=torch.complex64))
 
 
 def test_token_dynamics_in_more_dimensions() -> None:

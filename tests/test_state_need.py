@@ -228,7 +228,7 @@ def test_results_print_serialise_and_plot() -> None:
         (lambda: reduce_varying(CASES["micro-steps"]()), "micro = 1"),
         (lambda: reduce_varying(CASES["complex values"]()), "values are complex"),
         (lambda: reduce_varying(softmax(), order=0), "order is 0"),
-        (lambda: reduce_varying(softmax(), limit=1e3), "limit"),
+        (lambda: reduce_varying(softmax(), limit=1e3), "shorter stretch"),
         (lambda: reduce_varying(softmax(), 0.0), "tol is 0.0"),
     ],
 )

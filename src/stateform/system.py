@@ -435,7 +435,8 @@ class System:
         require(
             size <= limit,
             f"coefficients [{system.B},{system.H},{rows},{system.T * system.micro}] would take {size / 1e9:.2g} GB; "
-            f"the limit is {limit / 1e9:.2g} GB: choose heads=, queries=, a shorter system[start:stop], or limit=",
+            f"the limit is {limit / 1e9:.2g} GB: choose heads=, queries=, a shorter system[start:stop], or limit=; for "
+            "the last tokens of every query without T x T, analysis.influence_band",
         )
         if size == 0:
             shape = (system.B, system.H, system._outputs, rows, system.T * system.micro)

@@ -185,7 +185,7 @@ def rollout(
     Args:
         systems: of the layers, first to last; from a model by `systems_of(model, tokens)`. Vector states have no
             scalar weights: the norms of their contributions are taken.
-        maps: of each layer, M [H,o,i] with o = i the width of the stream.
+        maps: of each layer, M [H,o,i] with o = i the width of the stream; of complex values complex, read by Re.
         skip: weight of the stream itself (a model's lambda).
         normalise: rows as shares.
         limit: bytes allowed.
@@ -219,7 +219,9 @@ def rollout(
                 M.shape == (alpha.shape[1], d, d) and has_weights(system),
                 f"M of layer {at} is {list(M.shape)}; expected [{alpha.shape[1]},{d},{d}], with scalar weights",
             )
-            step = torch.einsum("bhij,hoe->bioje", alpha, M.to(alpha.dtype)).flatten(3).flatten(1, 2)
+            M, alpha = (x.to(torch.promote_types(M.dtype, alpha.dtype)) for x in (M, alpha))
+            step = torch.einsum("bhij,hoe->bioje", alpha, M).flatten(3).flatten(1, 2)
+        step = step.real if step.is_complex() else step  # the layer gives the real part
         step = step + skip * torch.eye(T * d, dtype=step.dtype, device=step.device)
         if normalise:
             step = step.abs() / step.abs().sum(-1, keepdim=True)

@@ -118,8 +118,8 @@ def lambda_skip(layers: Sequence[Mix], Y: Tensor, skip: float) -> list[Tensor]:
 
 
 def _rows(Y: Tensor) -> Tensor:
-    size = Y.square().mean(-1, keepdim=True).sqrt()
-    return Y / size.clamp_min(torch.finfo(Y.dtype).tiny)
+    size = Y.abs().square().mean(-1, keepdim=True).sqrt()
+    return Y / size.clamp_min(torch.finfo(size.dtype).tiny)
 
 
 def _bare(block: Any) -> Mix:

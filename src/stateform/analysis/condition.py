@@ -13,6 +13,7 @@ from .._errors import require
 from ..forms import choose
 from ..ridge import bound, plus, problem, queries
 from ..system import System, indices
+from ._plots import lines
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,18 @@ class Condition:
             "condition": self.worst, "bound": float(self.bound.max()), "residual": float(self.residual.max()),
             "tokens": list(self.tokens),
         }  # fmt: skip
+
+    def __str__(self) -> str:
+        return (
+            f"condition number of G + R up to {self.worst:.3g} over {len(self.tokens)} tokens (at most "
+            f"{float(self.bound.max()):.3g} by the norms); equations left unsolved by {float(self.residual.max()):.2g}"
+        )
+
+    def plot(self) -> Any:
+        """A plotly Figure: the worst head's condition number and its bound along the text."""
+        along = {"condition number": self.numbers, "bound": self.bound}
+        series = {name: (self.tokens, x.amax((0, 2)).tolist()) for name, x in along.items()}
+        return lines(series, "token", "condition of G + R", "Ridge regression", yaxis={"type": "log"})
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ values, nor about a nonlinear recurrence, whose System is its linearisation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from .._errors import require
 from ..system import System
+from ._plots import plane
 from .structure import constant_transition, token_steps, token_transitions
 
 SMALL = 1e-3
@@ -69,6 +71,19 @@ class Reach:
         real = "none real" if self.least is None else f"least real one {_short(self.least)}"
         turned = f", angles up to {self.angle:.2f}" if self.angle else ""
         return f"{self.count} eigenvalues seen: {real}{turned}, largest modulus {_short(self.radius)}"
+
+    def __str__(self) -> str:
+        return self.text
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    def plot(self) -> Any:
+        """A plotly Figure: the least real one, and the largest modulus at the largest angle, on the unit disk."""
+        points = [] if self.least is None else [complex(self.least, 0.0)]
+        points.append(complex(self.radius * math.cos(self.angle), self.radius * math.sin(self.angle)))
+        return plane(torch.tensor(points), "What eigenvalues reached")
 
 
 @dataclass(frozen=True)
@@ -130,7 +145,7 @@ class Expressivity:
             name: {"verdict": v.word, "why": v.why, "source": v.source, "premises": v.premises}
             for name, v in self.verdicts().items()
         }
-        reached = None if self.reach is None else asdict(self.reach)
+        reached = None if self.reach is None else self.reach.to_dict()
         return {"tracks": self.tracks, "recall": self.recall, **verdicts, "eigenvalues": reached}
 
 

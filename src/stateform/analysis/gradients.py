@@ -144,23 +144,26 @@ def gradient_paths(
         name: of the curve.
 
     Raises:
-        StateformError: an input that is missing, a result too large, a query that is not there.
+        StateformError: an input that is missing, a result too large, a query that is not there, a System that is not
+            causal.
     """
     if isinstance(thing, System):
         require(u is None, "a System holds its input already; leave out u")
+        require(thing.causal, "distances into the past need a causal system; see influence(system)")
         index = _queries(queries, thing.T)
         with torch.no_grad():
             return GradientPaths(influence(thing, queries=index).abs(), index, name)
     require(isinstance(u, Tensor), "give the input: u [B,T,d_model] of a layer, or the tokens [B,T] of a model")
     assert isinstance(u, Tensor)
-    x = stream(thing, u)[0].detach()
-    B, T, d = x.shape
+    B, T = u.shape[:2]
     index = _queries(queries, T)
-    size = B * len(index) * T * d * d * x.element_size()
+    one = stream(thing, u[:1, :1])[0] if is_model(thing) else u  # a token tells the width
+    d = one.shape[-1]
+    size = B * len(index) * T * d * d * one.element_size()
     require(size <= limit, f"the Jacobian blocks [{B},{len(index)},{T},{d},{d}] would take {size / 1e9:.2g} GB; the "
             f"limit is {limit / 1e9:.2g} GB: choose fewer queries=, a shorter input, or limit=")  # fmt: skip
-    nudge = torch.zeros_like(x).requires_grad_()
-    y = stream(thing, u, nudge)[-1] if is_model(thing) else thing(x + nudge)
+    nudge = torch.zeros(B, T, d, dtype=one.dtype, device=one.device).requires_grad_()
+    y = stream(thing, u, nudge)[-1] if is_model(thing) else thing(u.detach() + nudge)
     y = y[0] if isinstance(y, tuple) else y
     norms = []
     for i in index:

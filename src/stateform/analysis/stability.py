@@ -377,4 +377,6 @@ def token_dynamics(S_B: Tensor | nn.Module, S_C: Tensor | None = None) -> TokenD
     fits = shapes[0] is not None and len(shapes[0]) == 2 and shapes[0] == shapes[1]
     require(fits, f"S_B is {shapes[0]}, S_C {shapes[1]}; expected two matrices [n,d]")
     assert isinstance(S_B, Tensor) and isinstance(S_C, Tensor)
+    require(not (S_B.is_complex() or S_C.is_complex()), "S_B or S_C is complex; the token dynamics are known for real "
+            "maps alone: write the state as its real and imaginary part")  # fmt: skip
     return TokenDynamics(torch.linalg.eigvals(S_C.double().T @ S_B.double()))

@@ -144,6 +144,10 @@ class _Weights:
     """An operator that is there as its weights: the past at t is its t tokens."""
 
     def __init__(self, system: System, limit: float) -> None:
+        size = 8.0 * system.B * system.H * system.T**2
+        require(size <= limit, f"the operator [{system.B},{system.H},{system.T},{system.T}] of a cache would take "
+                f"{size / 1e9:.2g} GB; the limit is {limit / 1e9:.2g} GB: reduce a shorter stretch system[start:stop], "
+                "some heads, system.select_heads([...]), or give reduce_varying a limit=")  # fmt: skip
         self.alpha = system.coefficients(limit=limit)
         self.T, self.most = system.T, max(1, system.T // 2)
         self.squares = self.alpha.square().sum((-2, -1))
