@@ -6,10 +6,12 @@ The i-th digit of an answer is read 2 i tokens back, itself included, from the t
 number n of digits: the tokens back that are needed (median over the answer), the memory horizon of the farthest-looking
 head of each layer (tokens that hold 95% of the coefficients, median over the answer), the share of the coefficients
 that the token needed has in the head that looks at it most, the state that a head needs at the comma, and the accuracy.
+Below it stands what of these changes where the accuracy breaks.
 """
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -20,6 +22,8 @@ import stateform as sf
 from stateform import analysis
 
 ALPHABET = "0123456789,#"
+CLEAR = 0.15
+"""A fall by more than this share counts as one."""
 
 
 class Reverser(nn.Module):
@@ -113,6 +117,36 @@ def needed_state(systems: dict[str, sf.System], length: int) -> float:
     return max(float(x.ranks()[1].max()) for x in found)
 
 
+def relation(rows: Sequence[dict[str, float]]) -> str:
+    """What changes from the longest strings that are mostly reversed to the next longer ones, where accuracy breaks."""
+    rows = sorted(rows, key=lambda row: row["digits"])
+    breaks = [i for i in range(1, len(rows)) if rows[i]["all right"] < 0.5 <= rows[i - 1]["all right"]]
+    if not breaks:
+        return "Accuracy does not break between these lengths: nothing to relate."
+    last, first = rows[breaks[0] - 1], rows[breaks[0]]
+    longer = first["digits"] / last["digits"]
+
+    def seen(row: dict[str, float]) -> dict[str, float]:
+        horizons = {f"{x} over the tokens needed": row[x] / row["needed"] for x in row if x.startswith("horizon")}
+        share = {"share of the digit times the digits": row["share of the digit"] * row["digits"]}
+        return horizons | share | {"state needed": row["state needed"]}
+
+    before, after = seen(last), seen(first)
+    changes = {name: after[name] / before[name] - 1 for name in before}
+    told = "\n".join(f"  {name}: {before[name]:.3g} to {after[name]:.3g} ({changes[name]:+.0%})" for name in before)
+    moved = [name for name, change in changes.items() if change < -CLEAR]
+    verdict = (
+        f"what falls with it is the {' and the '.join(moved)}"
+        if moved
+        else "none of them falls with it: neither how far the heads look nor the state they need explains the break"
+    )
+    return (
+        f"From {last['digits']:g} to {first['digits']:g} digits ({longer - 1:.0%} longer) the strings reversed without "
+        f"a mistake fall from {last['all right']:.0%} to {first['all right']:.0%}, the digits that are right from "
+        f"{last['digits right']:.0%} to {first['digits right']:.0%}.\n{told}\nSo {verdict}."
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[10, 20, 40, 60, 70, 80, 100, 120, 160])
@@ -125,11 +159,14 @@ def main() -> None:
     if not paths:
         parser.error(f"there is no .pth file in {Path(folder, 'rwkv7-reverse')}")
     model = load(paths[0])
-    for i, length in enumerate(args.lengths):
+    rows = []
+    for length in args.lengths:
         row = look(model, length, args.count)
-        if i == 0:
+        rows.append(row)
+        if len(rows) == 1:
             print("  ".join(f"{name:>{max(8, len(name))}}" for name in row))
         print("  ".join(f"{x:>{max(8, len(name))}.3g}" for name, x in row.items()), flush=True)
+    print(f"\n{relation(rows)}")
 
 
 if __name__ == "__main__":

@@ -279,6 +279,18 @@ def test_the_horizon_of_a_trained_model_beside_its_accuracy() -> None:
     assert long["horizon 1"] > 3 * short["horizon 1"]
 
 
+def test_the_relation_of_horizon_and_accuracy_is_said_as_it_is() -> None:
+    relation = runpy.run_path(str(Path(__file__).parent.parent / "examples" / "rwkv7_reverse.py"))["relation"]
+    row = {"digits": 60.0, "needed": 61.0, "horizon 1": 90.0, "share of the digit": 0.01, "state needed": 10.0,
+           "digits right": 1.0, "all right": 0.9}  # fmt: skip
+    longer = row | {"digits": 70.0, "needed": 71.0, "horizon 1": 105.0, "share of the digit": 0.009, "all right": 0.0}
+    assert "none of them falls with it" in relation([row, longer])
+    assert "From 60 to 70 digits" in relation([longer, row])
+    assert "what falls with it is the state needed." in relation([row, longer | {"state needed": 5.0}])
+    assert "what falls with it is the horizon 1 over" in relation([row, longer | {"horizon 1": 70.0}])
+    assert "does not break" in relation([row, row | {"digits": 70.0}])
+
+
 # -- what is refused, and what results say of themselves -------------------------------------------------------------
 
 

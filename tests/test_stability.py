@@ -418,6 +418,13 @@ def test_effective_rank_and_spectral_decay_of_known_spectra() -> None:
     assert float(error) < 1e-9
 
 
+def test_a_turn_of_features_in_the_complex_plane_changes_no_rank() -> None:
+    Y = r(40, 6)
+    turned = Y * torch.polar(torch.ones(6, dtype=torch.float64), 3 * torch.rand(6, dtype=torch.float64))
+    torch.testing.assert_close(effective_rank(turned), effective_rank(Y))
+    torch.testing.assert_close(spectral_decay(turned), spectral_decay(Y))
+
+
 def test_representation_of_a_model_layer_by_layer() -> None:
     m, ids = model("mamba2 softmax"), tokens(2, 64)
     found = representation(m, ids)

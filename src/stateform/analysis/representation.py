@@ -20,7 +20,7 @@ from .stream import Mix, stream
 
 def effective_rank(Y: Tensor) -> Tensor:
     """RankMe of features Y [...,N,d]: exp of the entropy of the singular values, from 1 to min(N, d) (0 for Y = 0)."""
-    sigma = torch.linalg.svdvals(Y.double())
+    sigma = torch.linalg.svdvals(_wide(Y))
     p = sigma / sigma.sum(-1, keepdim=True).clamp_min(1e-300)
     return torch.where(sigma.sum(-1) > 0, torch.special.entr(p).sum(-1).exp(), 0.0)
 
@@ -29,7 +29,7 @@ def spectral_decay(Y: Tensor) -> tuple[Tensor, Tensor]:
     """alpha of the eigenvalues k^(-alpha) of the covariance of Y [N,d], and its standard error: a least-squares line
     through log lambda_k against log k, over the eigenvalues above rounding.
     """
-    centred = Y.double() - Y.double().mean(0)
+    centred = _wide(Y) - _wide(Y).mean(0)
     values = torch.linalg.svdvals(centred).square()
     values = values[values > values[0] * 1e-12] if len(values) else values
     if len(values) < 3:
@@ -74,6 +74,10 @@ class Representation:
         """A plotly Figure of the effective rank against depth."""
         depth = list(range(len(self.ranks)))
         return lines({"RankMe": (depth, self.ranks)}, "layer", "effective rank", "How much of the width is used")
+
+
+def _wide(Y: Tensor) -> Tensor:
+    return Y.to(torch.complex128 if Y.is_complex() else torch.float64)
 
 
 @torch.no_grad()
