@@ -674,3 +674,24 @@ def test_float32_certificates_are_measured_against_float64() -> None:
     found = sf.convert.ssd_to_linear_attention(system)
     assert found.ok and 1e-9 < found.error < found.tolerance
     assert found.system.dtype == torch.float32
+
+
+@torch.no_grad()
+def test_the_decay_of_ssd_is_the_reversed_sigmoid_to_the_power_a() -> None:
+    """exp(-a softplus(z)) = sigmoid(-z)^a (arXiv 2405.15731, eq. 23): not the gate sigmoid(z) of a qLSTM."""
+    torch.manual_seed(0)
+    ssd = sf.build("mamba2", d_model=8, expand=1, d_head=1).double()
+    u = 3 * torch.randn(1, 20, 8, dtype=torch.float64)
+    gates = {x: sf.build("qlstm", d_model=8, reversed=x).double() for x in (True, False)}
+    for layer in gates.values():
+        layer.f_proj.weight.copy_(ssd.dt_proj.weight)
+        layer.f_proj.bias.copy_(ssd.dt_bias)
+    gates[True].log_a.copy_(ssd.A_log)
+
+    def decays(layer: sf.Layer) -> torch.Tensor:
+        return layer.system(u).core().decay_log().exp().flatten(2)
+
+    z = ssd.dt_proj(u) + ssd.dt_bias
+    torch.testing.assert_close(decays(ssd), torch.sigmoid(-z) ** ssd.A_log.exp())
+    torch.testing.assert_close(decays(ssd), decays(gates[True]))
+    assert float((decays(ssd) - decays(gates[False])).abs().max()) > 0.1
