@@ -327,6 +327,8 @@ def test_a_damaged_store_is_refused_and_left(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 30000] = b"\xff" * 30000
     path.write_bytes(data)
+    with pytest.raises(StateformError, match="is damaged"):
+        Store(path)
     with pytest.raises(StateformError, match="damaged"):
         sweep(grid(60), tmp_path, workers=0, runner=works)
     assert path.read_bytes() == data and not calls(tmp_path)
@@ -528,6 +530,16 @@ def test_a_search_that_was_stopped_goes_on(tmp_path: Path) -> None:
     assert states == {optuna.trial.TrialState.COMPLETE: 6, optuna.trial.TrialState.FAIL: 1}
 
 
+def test_a_search_whose_space_was_changed(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    sweep(searched(2), tmp_path, workers=0, runner=works)
+    wider = {"train.lr": {"low": 1e-5, "high": 1e-2, "log": True}, "model.d_state": [2, 4]}
+    assert len(sweep(BASE | {"search": {"trials": 4, "space": wider}}, tmp_path, workers=0, runner=works).runs) == 4
+    other = BASE | {"search": {"trials": 5, "space": SPACE | {"model.d_state": [2, 4, 8]}}}
+    with pytest.raises(StateformError, match=r"begun with other values of model\.d_state; give the sweep another name"):
+        sweep(other, tmp_path, workers=0, runner=works)
+
+
 def test_a_choice_that_is_proposed_again_is_not_run_again(tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     few = BASE | {"search": {"trials": 5, "space": {"model.d_state": [2, 4]}}}
@@ -542,7 +554,6 @@ def test_a_choice_that_is_proposed_again_is_not_run_again(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_ray_survives_a_killed_worker(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     (tmp_path / "tokens").mkdir()

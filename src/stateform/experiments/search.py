@@ -71,7 +71,11 @@ class Search:
         return {name: space.ends[0] for name, space in self.plan.space.items()}
 
     def resume(self) -> list[Planned]:
-        """The runs of every trial so far, those that a kill left half asked for among them."""
+        """The runs of every trial so far, those that a kill left without a run among them.
+
+        Raises:
+            StateformError: if the search was begun in a space of another kind (other bounds are no matter).
+        """
         found = []
         states = self.optuna.trial.TrialState
         for cell, study in self.studies:
@@ -80,9 +84,14 @@ class Search:
                     if trial.state == states.RUNNING:  # killed while it was being asked for
                         study.tell(trial.number, state=states.FAIL)
                     continue
-                if any(self.space[name] != d and not self.space[name]._contains(d.to_internal_repr(trial.params[name]))
-                       for name, d in trial.distributions.items()):  # fmt: skip
-                    continue  # of an earlier form of the file
+                for name, was in trial.distributions.items():
+                    try:
+                        self.optuna.distributions.check_distribution_compatibility(was, self.space[name])
+                    except ValueError:
+                        raise StateformError(
+                            f"the search {self.plan.name} was begun with other values of {name}; give the sweep another "
+                            "name, or keep the values"
+                        ) from None
                 run = cell.planned(trial.params)
                 if trial.state == states.RUNNING:
                     self._keep(study, trial.number, run)
