@@ -536,7 +536,7 @@ def test_a_search_whose_space_was_changed(tmp_path: Path) -> None:
     wider = {"train.lr": {"low": 1e-5, "high": 1e-2, "log": True}, "model.d_state": [2, 4]}
     assert len(sweep(BASE | {"search": {"trials": 4, "space": wider}}, tmp_path, workers=0, runner=works).runs) == 4
     other = BASE | {"search": {"trials": 5, "space": SPACE | {"model.d_state": [2, 4, 8]}}}
-    with pytest.raises(StateformError, match=r"begun with other values of model\.d_state; give the sweep another name"):
+    with pytest.raises(StateformError, match=r"begun with other values of model\.d_state; give the sweep a new name"):
         sweep(other, tmp_path, workers=0, runner=works)
 
 

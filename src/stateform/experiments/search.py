@@ -89,7 +89,7 @@ class Search:
                         self.optuna.distributions.check_distribution_compatibility(was, self.space[name])
                     except ValueError:
                         raise StateformError(
-                            f"the search {self.plan.name} was begun with other values of {name}; give the sweep another "
+                            f"the search {self.plan.name} was begun with other values of {name}; give the sweep a new "
                             "name, or keep the values"
                         ) from None
                 run = cell.planned(trial.params)
