@@ -153,7 +153,7 @@ def test_both_conditions_of_the_theorem_hold_from_one_lambda_on(layers: int) -> 
     assert [x.holds for x in found_at.values()] == [False, False, True, True]
 
     def fading(y: Tensor) -> sf.System:  # weights that do not depend on the tokens: the same C_M for every skip
-        ones = torch.ones(1, 16, 1, 1, dtype=y.dtype)
+        ones = torch.ones(*y.shape[:2], 1, 1, dtype=y.dtype)
         return sf.System(ones, ones, y.unsqueeze(2), log_decay=torch.tensor([-0.3], dtype=y.dtype))
 
     edge = skip_bound([fading] * layers, Y, a=0.5, S=8**0.5).enough
