@@ -298,6 +298,16 @@ def test_interaction_rank_of_a_layer_is_its_head_count(name: str) -> None:
     assert interaction_rank(system).rank == sf.convert.heads_for_ssm(system).count
 
 
+def test_a_rank_that_rounding_decides_says_so() -> None:
+    """Sixty modes near each other: what each adds to the span fades into rounding; of five far apart it does not."""
+    system = sf.System(None, r(1, 80, 60, 1), None, log_decay=-torch.linspace(0.1, 0.2, 60, dtype=torch.float64),
+                       w_in=r(60, 1, 20), w_out=r(20, 60, 1))  # fmt: skip
+    found = interaction_rank(system)
+    assert found.rank < 60
+    assert "without a gap" in found.premises
+    assert "without a gap" not in interaction_rank(modes(5, 3, 20)).premises
+
+
 def test_a_vector_state_needs_its_map() -> None:
     with pytest.raises(sf.StateformError, match="w_in"):
         interaction_rank(CASES["whole state"]())

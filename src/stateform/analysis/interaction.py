@@ -21,6 +21,9 @@ from ..system import System
 from ._plots import lines
 from .coefficients import has_weights
 
+GAP = 1e-3
+"""A singular value below this share of the one before it is told from it."""
+
 
 @dataclass(frozen=True)
 class Interaction:
@@ -93,7 +96,10 @@ def interaction_rank(
     if not constant:
         seen = "the pairs of this input; that so many heads suffice is for constant systems"
         premises = f"{premises}; {seen}" if premises else seen
-    return Interaction(s, rank, constant, premises or "a constant system, as the head-count theorem requires")
+    premises = premises or "a constant system, as the head-count theorem requires"
+    if 0 < rank < len(s) and float(s[rank]) > GAP * float(s[rank - 1]):
+        premises += f"; singular values fall without a gap: those above {least:.1g} of the largest are counted"
+    return Interaction(s, rank, constant, premises)
 
 
 def _weighted(system: System, queries: Sequence[int], maps: Tensor | None) -> Tensor:
