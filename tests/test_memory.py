@@ -308,6 +308,7 @@ def test_the_relation_of_horizon_and_accuracy_is_said_as_it_is() -> None:
         (lambda: rollout([decay("scalar"), decay("scalar")[:9]]), "same for all layers"),
         (lambda: rollout([decay("scalar")], maps=[r(4, 3, 2)]), "M of layer 0"),
         (lambda: rollout([decay("scalar")], limit=10.0), "fewer tokens"),
+        (lambda: rollout([softmax(causal=False)]).receptive_field(), "causal"),
         (lambda: softmax().coefficients(limit=10.0), "influence_band"),
         (lambda: systems_of(torch.nn.Linear(2, 2), torch.zeros(1, 2)), "has none with system"),
     ],
@@ -329,6 +330,14 @@ def test_results_print_serialise_and_draw(name: str) -> None:
         assert "tokens" in str(found) or "eigenvalues" in str(found)
         json.dumps(found.to_dict(), allow_nan=False)
         assert len(found.plot().data) > 0
+
+
+def test_a_stack_that_is_not_causal_has_a_rollout_and_no_reach() -> None:
+    torch.manual_seed(0)
+    found = rollout([softmax(causal=False), decay("scalar")])
+    assert not found.causal
+    assert "later tokens too" in str(found)
+    assert rollout([softmax()]).causal
 
 
 def test_a_ridge_readout_has_its_own_band() -> None:

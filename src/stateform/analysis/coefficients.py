@@ -139,10 +139,20 @@ class Rollout:
         """[B,T,T]: the map itself, or the Frobenius norms of its blocks."""
         return self.map if self.map.ndim == 3 else self.map.norm(dim=(2, 4))
 
+    @property
+    def causal(self) -> bool:
+        """Whether no output depends on a later token."""
+        return not bool(self.weights().triu(1).any())
+
     def receptive_field(self, share: float = 0.95) -> Tensor:
-        """Tokens back that hold `share` of the weight of each output, [B,T]."""
+        """Tokens back that hold `share` of the weight of each output, [B,T].
+
+        Raises:
+            StateformError: a map that is not causal.
+        """
         from .memory import tokens_back
 
+        require(self.causal, "tokens back need a causal stack: here outputs depend on later tokens; see weights()")
         weights = self.weights()
         return tokens_back(weights.abs(), range(weights.shape[-1]), share)
 
@@ -152,12 +162,15 @@ class Rollout:
                 "weights": self.weights().tolist()}  # fmt: skip
 
     def __str__(self) -> str:
-        field = self.receptive_field().double()
         rows = "rows that sum to 1" if self.normalised else "signed weights"
+        reach = "outputs depend on later tokens too"
+        if self.causal:
+            field = self.receptive_field().double()
+            middle, most = float(field.quantile(0.5)), float(field.max())
+            reach = f"95% of an output comes from the last {middle:.0f} tokens (median; largest {most:.0f})"
         return (
             f"rollout through {self.layers} layers over {self.map.shape[1]} tokens ({rows}, skip {self.skip:g})\n"
-            f"95% of an output comes from the last {float(field.quantile(0.5)):.0f} tokens (median; largest "
-            f"{float(field.max()):.0f})\nheld fixed: {self.held}"
+            f"{reach}\nheld fixed: {self.held}"
         )
 
     def plot(self, row: int = 0) -> Any:
