@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ._errors import StateformError, nearest, require, validate
+from ._machine import machine, stateform_version
 from ._printed import Printed
-from .compare import DTYPES, Progress, embed, machine, printable, read_text, stateform_version
+from .compare import DTYPES, Progress, embed, printable, read_text
 from .layers import REGISTRY, Past, accepted, build, resolve
 from .models import LanguageModel
 from .questions import QUESTIONS, Question, Site, about, findings

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ._errors import StateformError, require, validate
+from ._machine import machine, stateform_version
 from ._printed import Printed
 from ._text import read_text as read_text
 from .analysis import contraction, describe, horizon, spectrum
@@ -324,27 +324,3 @@ def _pair(name_a: str, a: nn.Module, name_b: str, b: nn.Module, x: Tensor, seed:
         "shared": len(shared.names), "unshared": len(shared.unshared), "text": text,
         "special": special_case(drawn[0], drawn[1], x),
     }  # fmt: skip
-
-
-def machine() -> dict[str, Any]:
-    """What this was measured on."""
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    except OSError:
-        pass
-    return {
-        "cpu": name, "threads": torch.get_num_threads(), "torch": torch.__version__,
-        "python": platform.python_version(), "device": "cpu",
-    }  # fmt: skip
-
-
-def stateform_version() -> str:
-    """The version that is installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("stateform")
-    except PackageNotFoundError:
-        return "unknown"

@@ -22,6 +22,8 @@ The file is an experiment (task, [model], [train]) and what is varied of it:
     [quick]                                 # what --quick changes, laid over the file
     grid.train.seed = [0]
     train.steps = 100
+    [as-released]                           # likewise, what --as-released changes
+    [[claims]]                              # what was published of it, see `claims`
 
 Names may be written as tables or in quotes ("model.d_state" = [4, 8]). The axis `task` names whole tasks.
 """
@@ -39,11 +41,15 @@ from pathlib import Path
 from typing import Any
 
 from .._errors import StateformError, nearest, require
+from .claims import Claim, read_claims
 from .config import Experiment, overridden, put, read_toml
+from .presets import file_of
 from .store import described
 
 PARTS = ("task", "model", "train")
-KNOWN = (*PARTS, "name", "about", "grid", "variants", "search", "quick")
+OVERLAYS = ("quick", "as-released")
+"""Tables that are laid over the file where they are asked for; variants are matched by their labels."""
+KNOWN = (*PARTS, "name", "about", "grid", "variants", "search", "claims", *OVERLAYS)
 """The parts of a file; `about` is for readers."""
 MOST = 100_000
 """Runs that a sweep may have."""
@@ -125,6 +131,8 @@ class Plan:
     cells: tuple[Cell, ...]
     space: dict[str, Space] = field(default_factory=dict)
     trials: int = 0
+    about: str = ""
+    claims: tuple[Claim, ...] = ()
 
     @cached_property
     def runs(self) -> list[Planned]:
@@ -161,13 +169,15 @@ def _name(run: Planned) -> str:
 
 
 def read_plan(
-    source: str | Path | Mapping[str, Any], *, quick: bool = False, overrides: Sequence[str] = ()
+    source: str | Path | Mapping[str, Any], *, quick: bool = False, as_released: bool = False,
+    overrides: Sequence[str] = (),
 ) -> Plan:  # fmt: skip
     """The sweep that a TOML file (or its tables, as a dict) asks for; every experiment of it can be made.
 
     Args:
-        source: the file, or what is in it.
+        source: the file, the name of a preset, or what is in it.
         quick: lay the table [quick] over it; the name gets "-quick", for they are other experiments.
+        as_released: the same with [as-released].
         overrides: "part.setting=value"; a list replaces an axis's values, one value fixes it.
 
     Raises:
@@ -177,22 +187,29 @@ def read_plan(
     if isinstance(source, Mapping):
         values, where = json.loads(json.dumps(dict(source))), "sweep"
     else:
-        values, where = read_toml(source), Path(source).stem
+        path = file_of(source)
+        values, where = read_toml(path), path.stem
     for name in values:
         require(name in KNOWN, f"a sweep has no part {name!r}: {nearest(name, KNOWN)}")
-    change = values.pop("quick", None)
+    changes = {name: values.pop(name, None) for name in OVERLAYS}
     values = _flat(values)
-    if quick:
-        require(isinstance(change, Mapping), "this sweep has no table [quick]; leave out --quick, or write one")
-        for name in change:
-            require(name in KNOWN[:-1], f"[quick] has no part {name!r}: {nearest(name, KNOWN[:-1])}")
+    asked = [name for name, on in zip(OVERLAYS, (quick, as_released), strict=True) if on]
+    for name in asked:
+        change, parts = changes[name], [part for part in KNOWN if part not in OVERLAYS]
+        require(isinstance(change, Mapping), f"this sweep has no table [{name}]; leave out --{name}, or write one")
+        for part in change:
+            require(part in parts, f"[{name}] has no part {part!r}: {nearest(part, parts)}")
         values = _merged(values, _flat(dict(change)))
     values = _override(values, overrides)
     name = values.get("name", where)
     require(isinstance(name, str) and re.fullmatch(r"[\w.-]+", name),
             f"the sweep's name is {name!r}; expected letters, digits, and . _ -")  # fmt: skip
     space, trials = _search(values.get("search"))
-    plan = Plan(name + "-quick" * quick, tuple(_cells(values, space)), space, trials)
+    about = values.get("about", "")
+    require(isinstance(about, str), f"about is {about!r}; expected a text")
+    cells = tuple(_cells(values, space))
+    claims = tuple(read_claims(values.get("claims", []), [cell.label for cell in cells]))
+    plan = Plan("-".join([name, *asked]), cells, space, trials, about, claims)
     require(plan.total <= MOST, f"the sweep has {plan.total} runs; expected {MOST} at most: leave out values")
     plan.check()
     return plan
@@ -249,13 +266,22 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _merged(values: Any, change: Any) -> Any:
-    """Tables are laid over one another; anything else is replaced."""
+    """Tables are laid over one another, and variants over those of the same label; anything else is replaced."""
+    if _labelled(values) and _labelled(change):
+        new = {variant["label"]: variant for variant in values}
+        for variant in change:
+            new[variant["label"]] = _merged(new.get(variant["label"], {}), variant)
+        return list(new.values())
     if isinstance(values, Mapping) and isinstance(change, Mapping):
         merged = dict(values)
         for name, value in change.items():
             merged[name] = _merged(values[name], value) if name in values else value
         return merged
     return change
+
+
+def _labelled(values: Any) -> bool:
+    return isinstance(values, list) and bool(values) and all(isinstance(v, Mapping) and "label" in v for v in values)
 
 
 def _override(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def exists(system: System) -> list[str]:
 
 
 WIDE, SHORT = 16384, 256
-"""On a CPU, steps over states of so many numbers together are no slower than the passes of a scan, up to that length."""
+"""On a CPU, steps over states of so many numbers together are no slower than a scan, up to that length."""
 
 
 def choose(system: System) -> str:
