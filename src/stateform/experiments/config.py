@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import json
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from .._errors import StateformError, nearest, require
+from .._spec import read_spec
 from ..layers import accepted, resolve
 from ..layers._options import check_options
 from ..models import Classifier, LanguageModel, ModelConfig
@@ -80,17 +82,21 @@ class Training:
             object.__setattr__(self, "test_lengths", tuple(self.test_lengths))
         given = inspect.signature(type(self)).bind(**{f.name: getattr(self, f.name) for f in fields(self)})
         check_options(given, type(self).__init__)
-        for name, value in given.arguments.items():
-            object.__setattr__(self, name, value)
+        for f in fields(self):  # 1 and 1.0 are the same, and give the same key
+            value = given.arguments[f.name]
+            number = type(value) is int and str(f.type).startswith("float")
+            object.__setattr__(self, f.name, float(value) if number else value)
         for name in ("steps", "batch_size", "accumulate", "eval_every", "eval_examples", "test_examples"):
             value = getattr(self, name)
             require(value >= 1, f"{name} is {value}; expected a whole number, 1 or more")
         for name in ("examples", "patience"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} is {value}; expected a whole number, 1 or more")
+        require(self.examples is None or self.examples >= self.batch_size,
+                f"examples is {self.examples}, fewer than a batch of {self.batch_size}; lower batch_size")  # fmt: skip
         require(0 < self.lr < math.inf, f"lr is {self.lr}; expected a number above 0")
         require(self.clip is None or self.clip > 0, f"clip is {self.clip}; expected a number above 0, or none")
-        require(self.weight_decay >= 0, f"weight_decay is {self.weight_decay}; expected 0 or more")
+        require(0 <= self.weight_decay < math.inf, f"weight_decay is {self.weight_decay}; expected 0 or more")
         require(self.seed >= 0, f"seed is {self.seed}; expected a whole number, 0 or more")
         for name in ("warmup", "final_lr"):
             value = getattr(self, name)
@@ -126,7 +132,10 @@ class Experiment:
     def __post_init__(self) -> None:
         for length in self.test_lengths:
             self.task.check_length(length)
-        _ = self.config
+        limit, longest = self.config.max_positions, max(self.task.length, *self.test_lengths)
+        require(limit is None or longest <= limit,
+                f"max_positions is {limit}; the model is trained and tested on up to {longest} tokens: raise it, or "
+                "lower test_lengths")  # fmt: skip
 
     @cached_property
     def config(self) -> ModelConfig:
@@ -178,6 +187,8 @@ class Experiment:
         Raises:
             StateformError: a part that is missing or unknown (with the nearest), or a value that cannot be used.
         """
+        version = values.get("format", FORMAT)
+        require(version == FORMAT, f"the experiment is of format {version!r}; this version reads format {FORMAT}")
         values = {k: v for k, v in values.items() if k != "format"}
         for name in values:
             parts = ("task", "model", "train")
@@ -236,9 +247,12 @@ def put(values: dict[str, Any], name: str, value: Any) -> None:
     """Set `part.setting` ("train.lr", "model.d_state", "task.n_pairs") in the nested dict of an experiment."""
     part, dot, setting = name.partition(".")
     require(dot and setting, f"{name!r} names no setting; expected task.NAME, model.NAME or train.NAME")
-    if part == "task" and isinstance(values.get("task"), str):
-        task = make_task(values["task"])
-        values["task"] = {"name": task.name, **task.options()}
+    if part == "task" and "task" in values:  # options in brackets would win over those beside them
+        given = values["task"]
+        beside = dict(given) if isinstance(given, dict) else {"name": given}
+        if isinstance(beside.get("name"), str):
+            task, options = read_spec(beside.pop("name"))
+            values["task"] = {"name": task, **beside, **options}
     table = values.setdefault(part, {})
     require(isinstance(table, dict), f"{part} is {table!r}; expected a table, so that {name} can be set")
     table[setting] = value
@@ -250,7 +264,7 @@ def overridden(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str,
     Raises:
         StateformError: text that is no such assignment.
     """
-    new: dict[str, Any] = json.loads(json.dumps(dict(values)))
+    new: dict[str, Any] = copy.deepcopy(dict(values))
     for text in overrides:
         name, equals, value = text.partition("=")
         require(equals and name.strip(), f"cannot read {text!r}; expected setting=value, e.g. train.lr=3e-3")
