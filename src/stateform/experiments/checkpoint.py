@@ -30,7 +30,11 @@ def write(path: Path, checkpoint: dict[str, Any]) -> None:
     """
     tensors: dict[str, Tensor] = {}
     skeleton = json.dumps(_pack(checkpoint, tensors, ""))
-    write_atomically(path, as_bytes(tensors, metadata={"format": FORMAT, "skeleton": skeleton}))
+    try:
+        data = as_bytes(tensors, metadata={"format": FORMAT, "skeleton": skeleton})
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise StateformError(f"a tensor of the checkpoint cannot be written: {error}") from None
+    write_atomically(path, data)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -44,12 +48,15 @@ def read(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             require(header.get("format") == FORMAT,
-                    f"{path} is no checkpoint of a training, or one of another version; expected {FORMAT}")  # fmt: skip
+                    f"{path} is no checkpoint of a training, or one of another version; expected {FORMAT}: delete it "
+                    "to begin this training anew")  # fmt: skip
             found: dict[str, Any] = _unpack(json.loads(header["skeleton"]), file.get_tensor)
             return found
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        if isinstance(error, StateformError):
-            raise
+    except StateformError:
+        raise
+    except OSError as error:
+        raise StateformError(f"cannot read {path}: {error.strerror or error}") from None
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise StateformError(
             f"{path} is damaged: {' '.join(str(error).split())}; delete it to begin this training anew"
         ) from None
@@ -57,8 +64,9 @@ def read(path: Path) -> dict[str, Any]:
 
 def _pack(value: Any, tensors: dict[str, Tensor], place: str) -> Any:
     if isinstance(value, Tensor):
-        tensors[place] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        return {"tensor": place}
+        name = str(len(tensors))  # not the place: the keys 1 and "1" would give the same
+        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {"tensor": name}
     if isinstance(value, dict):
         pairs = [[_pack(k, tensors, ""), _pack(v, tensors, f"{place}/{k}")] for k, v in value.items()]
         return {"dict": pairs}
