@@ -12,7 +12,7 @@ from rich.console import Console
 from .._errors import StateformError, require
 from ..compare import writable
 from ..experiments import Experiment, Machine, evaluate, overridden, read_toml, train
-from ..experiments.train import CHECKPOINT, length_table, write_json
+from ..experiments.train import CHECKPOINT, OUTCOME, first_process, length_table, write_json
 from ..tasks import TASKS
 from .app import Bar, app
 
@@ -45,7 +45,9 @@ def train_command(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="Only operations that repeat exactly.")
     ] = False,
-    logger: Annotated[list[str] | None, typer.Option(help="csv, tensorboard, wandb, mlflow; repeatable.")] = None,
+    logger: Annotated[
+        list[str] | None, typer.Option(help="Besides csv: tensorboard, wandb, mlflow; repeatable.")
+    ] = None,
 ) -> None:
     """Train a model on a task and test it. Killed or interrupted, the same command goes on from the last checkpoint."""
     values: dict[str, Any] = {} if config is None else read_toml(config)
@@ -56,13 +58,16 @@ def train_command(
         "model.pattern": model, "model.d_model": d_model, "train.steps": steps, "train.lr": lr,
         "train.batch_size": batch_size, "train.stop_at": stop_at, "train.seed": seed,
     }  # fmt: skip
-    values.setdefault("model", {}).setdefault("d_model", 64)
+    table = values.setdefault("model", {})
+    require(isinstance(table, dict), f"model is {table!r} in {config}; expected a table, [model], with pattern in it")
+    table.setdefault("d_model", 64)
     given = [f"{name}={value}" for name, value in short.items() if value is not None]
     experiment = Experiment.from_dict(overridden(values, [*given, *(set_ or [])]))
-    machine = Machine(accelerator, devices, strategy, threads, deterministic, tuple(logger or ["csv"]))
+    machine = Machine(
+        accelerator, devices, strategy, threads, deterministic, tuple(dict.fromkeys(["csv", *(logger or [])]))
+    )
     folder = out or Path("runs") / f"{experiment.task.name}-{experiment.key}"
-    if (folder / CHECKPOINT).is_file():
-        typer.echo(f"Going on from the last checkpoint in {folder}")
+    speaks = first_process()
     begun = time.monotonic()
 
     def on_round(row: dict[str, Any]) -> None:
@@ -71,14 +76,19 @@ def train_command(
             f"{experiment.task.metric} {row['valid']:<8.4g} lr {row['lr']:<8.2g} {time.monotonic() - begun:6.0f} s"
         )
 
-    typer.echo(experiment.name)
+    if speaks:
+        typer.echo(experiment.name)
+        if (folder / CHECKPOINT).is_file() and not (folder / OUTCOME).is_file():
+            typer.echo(f"Going on from the last checkpoint in {folder}")
     try:
         with Bar() as bar:
             outcome = train(experiment, folder, machine=machine, on_progress=bar, on_round=on_round)
-    except KeyboardInterrupt:
-        left = "run the same command to go on" if (folder / CHECKPOINT).is_file() else "there was no checkpoint yet"
-        typer.echo(f"Interrupted; {left}.", err=True)
-        raise typer.Exit(130) from None
+    except (KeyboardInterrupt, SystemExit) as end:
+        code = 130 if isinstance(end, KeyboardInterrupt) else end.code
+        if code and speaks:
+            left = "run the same command to go on" if (folder / CHECKPOINT).is_file() else "there was no checkpoint yet"
+            typer.echo(f"Interrupted; {left}.", err=True)
+        raise SystemExit(code) from None
     Console().print(outcome)
     typer.echo(f"Model, outcome and logs: {folder.resolve()}")
 

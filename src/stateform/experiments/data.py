@@ -26,11 +26,11 @@ class Batches(Dataset[Batch]):
         experiment: whose batches.
         first: the number of the first.
         count: how many.
+        pool: what `pool(experiment)` gave.
     """
 
-    def __init__(self, experiment: Experiment, first: int, count: int) -> None:
-        self.experiment, self.first, self.count = experiment, first, count
-        self.pool = pool(experiment)
+    def __init__(self, experiment: Experiment, first: int, count: int, pool: Batch | None) -> None:
+        self.experiment, self.first, self.count, self.pool = experiment, first, count, pool
         self._order: tuple[int, torch.Tensor] = (-1, torch.empty(0))
 
     def __len__(self) -> int:
@@ -65,7 +65,9 @@ def pool(experiment: Experiment) -> Batch | None:
     task, train = experiment.task, experiment.train
     found = task.whole("train")
     if train.examples is not None:
-        found = task.sample(train.examples, seed=train.seed) if found is None else found[: train.examples]
+        # Of a data set any of them, not the first: it may be sorted by its classes.
+        n = train.examples if found is None else min(train.examples, len(found))
+        found = task.sample(n, seed=train.seed)
     require(found is None or len(found) >= train.batch_size,
             f"there are {0 if found is None else len(found)} training examples, fewer than a batch of "
             f"{train.batch_size}; ask for a smaller batch_size")  # fmt: skip

@@ -57,7 +57,7 @@ def score(model: LanguageModel | Classifier, task: Task, batch: Batch) -> Score:
     The head is applied where something is asked alone. Padding follows the tokens and no layer looks ahead, so it is
     read like tokens and left out afterwards.
     """
-    hidden, _ = model.hidden(batch.inputs)
+    hidden, _ = model.hidden(as_read(model, batch.inputs))
     labels = batch.labels
     if task.answers == "sequence":
         logits = model.logits(hidden, batch.mask) if isinstance(model, Classifier) else model.logits(hidden)
@@ -77,8 +77,13 @@ def score(model: LanguageModel | Classifier, task: Task, batch: Batch) -> Score:
     if task.metric == "bits":
         return Score(loss, loss.detach() / math.log(2), asked, torch.zeros_like(asked), len(batch))
     wrong = logits.detach().argmax(-1) != labels
-    misses = torch.zeros(len(batch), device=labels.device).index_add(0, owner, wrong.float())
+    misses = torch.zeros(len(batch), dtype=torch.long, device=labels.device).index_add(0, owner, wrong.long())
     return Score(loss, asked - wrong.sum(), asked, (misses == 0).sum(), len(batch))
+
+
+def as_read(model: LanguageModel | Classifier, inputs: Tensor) -> Tensor:
+    """Token ids, or numbers in the precision of the model's weights."""
+    return inputs.to(model.norm.weight.dtype) if inputs.is_floating_point() else inputs
 
 
 @torch.no_grad()

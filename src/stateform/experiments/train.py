@@ -7,13 +7,15 @@ checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
+import re
 import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,14 @@ from typing import Any
 import torch
 
 from .._errors import StateformError, nearest, require, validate
+from .._machine import machine, stateform_version
 from .._printed import Printed
 from ..models import Classifier, LanguageModel
 from ..state import write_atomically
 from ..tasks import Task
 from . import checkpoint
 from .config import Experiment
-from .scores import test
+from .scores import as_read, test
 
 OnProgress = Callable[[str, int, int], None]
 CHECKPOINT, BEST, OUTCOME, EXPERIMENT = "checkpoint.safetensors", "best.safetensors", "outcome.json", "experiment.json"
@@ -79,8 +82,9 @@ class Outcome(Printed):
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Outcome:
         """What `to_dict` gave."""
-        require(isinstance(values, dict) and set(values) == {"experiment", "metrics"},
-                "this is no outcome of a training; expected the parts experiment and metrics")  # fmt: skip
+        fits = isinstance(values, dict) and set(values) == {"experiment", "metrics"}
+        fits = fits and all(isinstance(part, dict) for part in values.values())
+        require(fits, "this is no outcome of a training; expected the tables experiment and metrics")
         return cls(values["experiment"], values["metrics"])
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
@@ -125,43 +129,81 @@ def train(
         StateformError: a folder with another experiment, a damaged checkpoint, a loss that is not finite (the last
             checkpoint is kept), a missing extra.
         KeyboardInterrupt: after Ctrl-C; the last checkpoint is kept.
+        SystemExit: 143 after SIGTERM; the last checkpoint is kept. 0, of several processes, in all but the first.
     """
     machine = machine or Machine()
     where = None if folder is None else Path(folder)
     known = None if where is None else _begun(where, experiment)
     if known is not None:
         return known
-    L = lightning()
-    from .trainee import PlainFiles, Rounds, Trainee, loggers
+    lightning()
+    from .trainee import Rounds, Trainee
 
-    if machine.threads is not None:
-        torch.set_num_threads(machine.threads)
-    torch.manual_seed(experiment.train.seed)
-    model = experiment.build()
-    rounds = Rounds(experiment, where, on_progress, on_round)
-    start = None if where is None or not (where / CHECKPOINT).is_file() else where / CHECKPOINT
-    if start is not None:
-        saved = checkpoint.read(start)
-        rounds.load_state_dict(saved["callbacks"][rounds.state_key])
-        if rounds.finished:  # killed between the last checkpoint and the outcome
-            weights = saved["state_dict"].items()
-            model.load_state_dict({name.removeprefix("model."): x for name, x in weights})
-    if not rounds.finished:
-        with _quiet():
-            trainer = L.Trainer(
-                accelerator=machine.accelerator, devices=machine.devices, strategy=machine.strategy,
-                precision=experiment.train.precision, max_steps=experiment.train.steps, max_epochs=-1,
-                accumulate_grad_batches=experiment.train.accumulate, gradient_clip_val=experiment.train.clip,
-                logger=loggers(machine.loggers, where, experiment), callbacks=[rounds], plugins=[PlainFiles()],
-                deterministic=machine.deterministic, enable_checkpointing=False, enable_progress_bar=False,
-                enable_model_summary=False, num_sanity_val_steps=0, reload_dataloaders_every_n_epochs=1,
-                use_distributed_sampler=False,
-            )  # fmt: skip
-            with validate(False):
-                trainer.fit(Trainee(model, experiment), ckpt_path=start)
-            if not trainer.is_global_zero:
-                raise SystemExit(0)  # the other processes have done their part
-    return _finished(model, experiment, rounds, where, on_progress)
+    with _quiet(machine.threads):
+        torch.manual_seed(experiment.train.seed)
+        model = experiment.build()
+        if experiment.train.precision == "64-true":
+            model.double()
+        rounds = Rounds(experiment, where, on_progress, on_round)
+        start = None if where is None or not (where / CHECKPOINT).is_file() else where / CHECKPOINT
+        if start is not None:
+            _go_on(start, model, rounds)
+        if not rounds.finished:  # else killed between the last checkpoint and the outcome
+            _fit(Trainee(model, experiment), rounds, machine, where, start)
+        return _finished(model, experiment, rounds, where, on_progress)
+
+
+def _fit(trainee: Any, rounds: Any, machine: Machine, folder: Path | None, start: Path | None) -> None:
+    """The training itself, from the beginning or from a checkpoint; the model stays on the device."""
+    import pytorch_lightning as L
+    from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
+
+    from .trainee import PlainFiles, loggers
+
+    experiment = trainee.experiment
+    given = experiment.train
+    try:
+        trainer = L.Trainer(
+            accelerator=machine.accelerator, devices=machine.devices, strategy=machine.strategy,
+            precision=given.precision, max_steps=given.steps, max_epochs=-1,
+            accumulate_grad_batches=given.accumulate, gradient_clip_val=given.clip,
+            logger=loggers(machine.loggers, folder, experiment), callbacks=[rounds], plugins=[PlainFiles()],
+            deterministic=machine.deterministic, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, num_sanity_val_steps=0, reload_dataloaders_every_n_epochs=1,
+            use_distributed_sampler=False, default_root_dir=folder,
+        )  # fmt: skip
+    except StateformError:
+        raise
+    except Exception as error:  # of many kinds, all of what the machine is not or has not
+        raise StateformError(
+            f"cannot train with accelerator {machine.accelerator!r}, devices {machine.devices} and strategy "
+            f"{machine.strategy!r}: {' '.join(str(error).split())}"
+        ) from None
+    require(trainer.precision == given.precision,
+            f"the precision {given.precision} does not exist here (Lightning would take {trainer.precision}); choose "
+            "another")  # fmt: skip
+    launcher = trainer.strategy.launcher
+    require(not isinstance(launcher, _MultiProcessingLauncher),
+            f"the strategy {machine.strategy!r} trains in copies of this process; take ddp instead")  # fmt: skip
+    rows = min(given.batch_size, len(trainee.valid))
+    require(trainer.world_size <= rows,
+            f"{trainer.world_size} devices share batches of {given.batch_size} examples and {len(trainee.valid)} of "
+            "validation; ask for fewer devices, or a larger batch_size or eval_examples")  # fmt: skip
+    if folder is not None and trainer.is_global_zero:
+        _make(folder, experiment)
+    try:
+        with validate(False):
+            trainer.fit(trainee, ckpt_path=start)
+    except BaseException as error:
+        if launcher is not None:  # the processes that the first one started would wait for it
+            launcher.kill(signal.SIGKILL)
+        if isinstance(error, OSError):
+            what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+            raise StateformError(f"the training stopped ({what}); what was saved last is kept") from None
+        raise
+    if not trainer.is_global_zero:
+        raise SystemExit(0)  # the other processes have done their part
+    trainee.model.to(trainer.strategy.root_device)  # Lightning left it on the CPU
 
 
 def lightning() -> Any:
@@ -176,21 +218,73 @@ def lightning() -> Any:
 
 
 def _begun(folder: Path, experiment: Experiment) -> Outcome | None:
-    """Make the folder ready; the outcome, if it is there already."""
-    path = folder / EXPERIMENT
-    if path.is_file():
-        there = Experiment.from_dict(read_json(path))
-        differ = differences(there, experiment)
-        require(there.key == experiment.key, f"{folder} holds another experiment ({differ}); choose another folder")
-        return Outcome.from_dict(read_json(folder / OUTCOME)) if (folder / OUTCOME).is_file() else None
+    """Raise unless the folder can be that of this training; the outcome, if it is there already."""
     try:
-        require(not folder.exists() or (folder.is_dir() and not any(folder.iterdir())),
-                f"{folder} is not empty and holds no experiment; choose another folder")  # fmt: skip
+        require(not folder.exists() or folder.is_dir(), f"{folder} is a file; choose another folder")
+        if not (folder / EXPERIMENT).is_file():
+            foreign = [x.name for x in folder.iterdir() if not _half_written(x)] if folder.is_dir() else []
+            require(not foreign,
+                    f"{folder} is not empty ({sorted(foreign)[0] if foreign else ''}) and holds no experiment; choose "
+                    "another folder")  # fmt: skip
+            return None
+    except OSError as error:
+        raise StateformError(f"cannot read the folder {folder}: {error.strerror or error}") from None
+    there = _read_experiment(folder)
+    differ = differences(there, experiment)
+    require(there.key == experiment.key, f"{folder} holds another experiment ({differ}); choose another folder")
+    if not (folder / OUTCOME).is_file():
+        return None
+    outcome = _read_outcome(folder)
+    _tidy(folder)
+    return outcome
+
+
+def _make(folder: Path, experiment: Experiment) -> None:
+    """The folder with the experiment, and without what a kill left half written."""
+    try:
         folder.mkdir(parents=True, exist_ok=True)
+        for path in filter(_half_written, folder.iterdir()):
+            path.unlink()
     except OSError as error:
         raise StateformError(f"cannot make the folder {folder}: {error.strerror or error}") from None
-    write_json(path, experiment.to_dict())
-    return None
+    if not (folder / EXPERIMENT).is_file():
+        write_json(folder / EXPERIMENT, experiment.to_dict())
+
+
+def _half_written(path: Path) -> bool:
+    """Whether it is the temporary file of a writing that was killed."""
+    return re.fullmatch(r"\.\w+\.(json|safetensors)\.[0-9a-f]{8}", path.name) is not None
+
+
+def _read_experiment(folder: Path) -> Experiment:
+    try:
+        return Experiment.from_dict(read_json(folder / EXPERIMENT))
+    except StateformError as error:
+        raise _about(folder / EXPERIMENT, error) from None
+
+
+def _read_outcome(folder: Path) -> Outcome:
+    try:
+        return Outcome.from_dict(read_json(folder / OUTCOME))
+    except StateformError as error:
+        raise StateformError(f"{_about(folder / OUTCOME, error)}; delete it to train again") from None
+
+
+def _about(path: Path, error: StateformError) -> StateformError:
+    """The error, with the file that it is about."""
+    return error if str(path) in str(error) else StateformError(f"{path}: {error}")
+
+
+def _go_on(path: Path, model: LanguageModel | Classifier, rounds: Any) -> None:
+    """Take the books and the weights from a checkpoint."""
+    saved = checkpoint.read(path)
+    try:
+        rounds.load_state_dict(saved["callbacks"][rounds.state_key])
+        model.load_state_dict({name.removeprefix("model."): x for name, x in saved["state_dict"].items()})
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise StateformError(
+            f"{path} is not of this training: {' '.join(str(error).split())}; delete it to begin this training anew"
+        ) from None
 
 
 def _finished(
@@ -209,15 +303,23 @@ def _finished(
                      experiment.train.batch_size),
         "loss": last["loss"], "steps": last["step"], "stopped": rounds.stopped, "seconds": round(rounds.seconds, 2),
         "parameters": sum(p.numel() for p in model.parameters()), "state_size": state_size(model, experiment.task),
-        "history": rounds.history,
+        "history": rounds.history, "stateform": stateform_version(), "machine": machine(str(model.device)),
     }  # fmt: skip
     outcome = Outcome(experiment.to_dict(), metrics)
     if folder is not None:
         model.save_pretrained(folder)
         write_json(folder / OUTCOME, outcome.to_dict())
+        _tidy(folder)
+    return outcome
+
+
+def _tidy(folder: Path) -> None:
+    """Without what only an unfinished training needs; a kill after the outcome leaves that too."""
+    with contextlib.suppress(OSError):
         for name in (CHECKPOINT, BEST):
             (folder / name).unlink(missing_ok=True)
-    return outcome
+        for path in filter(_half_written, folder.iterdir()):
+            path.unlink()
 
 
 def load_trained(folder: str | Path) -> tuple[Experiment, LanguageModel | Classifier]:
@@ -228,7 +330,7 @@ def load_trained(folder: str | Path) -> tuple[Experiment, LanguageModel | Classi
     """
     folder = Path(folder)
     require((folder / EXPERIMENT).is_file(), f"{folder} has no {EXPERIMENT}; expected a folder that a training wrote")
-    experiment = Experiment.from_dict(read_json(folder / EXPERIMENT))
+    experiment = _read_experiment(folder)
     require((folder / OUTCOME).is_file(), f"the training in {folder} is not finished; run it again to go on")
     kind = LanguageModel if experiment.speaks else Classifier
     return experiment, kind.from_pretrained(folder)
@@ -260,15 +362,21 @@ def evaluate(
     for length in lengths:
         task.check_length(length)
     n = given.test_examples if examples is None else examples
-    require(n >= 1, f"examples is {n}; expected 1 or more")
-    return test(model.to(device), task, lengths, n, batch_size or given.batch_size)
+    rows = given.batch_size if batch_size is None else batch_size
+    for name, value in (("examples", n), ("batch_size", rows)):
+        require(isinstance(value, int) and value >= 1, f"{name} is {value!r}; expected a whole number, 1 or more")
+    try:
+        model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise StateformError(f"cannot use the device {device!r}: {str(error).splitlines()[0]}") from None
+    return test(model, task, lengths, n, rows)
 
 
 @torch.no_grad()
 def state_size(model: LanguageModel | Classifier, task: Task) -> int:
     """Numbers that the model keeps after one example of the training length (a complex one counts twice)."""
     example = task.sample(1)
-    _, state = model.eval().hidden(example.inputs.to(model.device), return_state=True)
+    _, state = model.eval().hidden(as_read(model, example.inputs.to(model.device)), return_state=True)
     assert state is not None
     kept = [x for name, x in state.tensors.items() if not name.endswith("position")]
     return sum(x.numel() * (2 if x.is_complex() else 1) for x in kept)
@@ -301,20 +409,30 @@ def read_json(path: Path) -> dict[str, Any]:
         StateformError: a file that cannot be read, or is no JSON.
     """
     try:
-        values: dict[str, Any] = json.loads(path.read_bytes())
+        values = json.loads(path.read_bytes())
     except OSError as error:
         raise StateformError(f"cannot read {path}: {error.strerror or error}") from None
     except ValueError as error:
-        raise StateformError(f"{path} is no JSON: {error}") from None
-    return values
+        raise StateformError(f"{path} is damaged, no JSON: {error}") from None
+    require(isinstance(values, dict), f"{path} holds {type(values).__name__}; expected a table")
+    found: dict[str, Any] = values
+    return found
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
+def first_process() -> bool:
+    """Whether this is the one of several processes that speaks."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+
+
+@contextlib.contextmanager
+def _quiet(threads: int | None) -> Iterator[None]:
     """Lightning without its notes; settings of the process that it changes are put back, Ctrl-C stays an interrupt."""
     names = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch")
     levels = {name: logging.getLogger(name).level for name in names}
-    strict = torch.are_deterministic_algorithms_enabled()
+    strict, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    threads_before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT) if main else None
     for name in names:
@@ -323,12 +441,17 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except SystemExit as end:  # Lightning's way out after Ctrl-C
-        if end.code:
+    except SystemExit as end:
+        from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+        if isinstance(end, SIGTERMException):  # whose exit code would be that of success
+            raise SystemExit(128 + signal.SIGTERM) from None
+        if end.code:  # Lightning's way out after Ctrl-C
             raise KeyboardInterrupt from None
         raise
     finally:
-        torch.use_deterministic_algorithms(strict)
+        torch.use_deterministic_algorithms(strict, warn_only=warns)
+        torch.set_num_threads(threads_before)
         if main and handler is not None:
             signal.signal(signal.SIGINT, handler)
         for name, level in levels.items():

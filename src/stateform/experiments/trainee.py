@@ -12,9 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as L
 import torch
 from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from safetensors.torch import save as as_bytes
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -25,7 +28,7 @@ from ..state import write_atomically
 from ..tasks import IGNORED, Batch
 from . import checkpoint
 from .config import Experiment, Training
-from .data import Batches, held_out, pieces
+from .data import Batches, held_out, pieces, pool
 from .scores import Score, better, score
 
 BEST, CHECKPOINT = "best.safetensors", "checkpoint.safetensors"
@@ -37,6 +40,8 @@ class Trainee(L.LightningModule):
     def __init__(self, model: LanguageModel | Classifier, experiment: Experiment) -> None:
         super().__init__()
         self.model, self.experiment = model, experiment
+        self.pool = pool(experiment)
+        self.valid = held_out(experiment.task, "valid", experiment.train.eval_examples)
         self.learned: Score | None = None
         self.validated: Score | None = None
 
@@ -44,35 +49,39 @@ class Trainee(L.LightningModule):
         """The batches of the next round: fewer in the last one."""
         train, done = self.experiment.train, self.trainer.global_step
         steps = max(0, min(train.eval_every, train.steps - done))
-        batches = Batches(self.experiment, done * train.accumulate, steps * train.accumulate)
-        return DataLoader(batches, batch_size=None, shuffle=False)
+        batches = Batches(self.experiment, done * train.accumulate, steps * train.accumulate, self.pool)
+        return DataLoader(batches, batch_size=None, shuffle=False, collate_fn=_parts)
 
     def val_dataloader(self) -> Any:
-        train = self.experiment.train
-        examples = held_out(self.experiment.task, "valid", train.eval_examples)[self._rows()]
-        return DataLoader(list(pieces(examples, train.batch_size)), batch_size=None, shuffle=False)  # type: ignore[arg-type]
-
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        return batch.to(device)
+        examples = list(pieces(self.valid[self._rows()], self.experiment.train.batch_size))
+        return DataLoader(examples, batch_size=None, shuffle=False, collate_fn=_parts)  # type: ignore[arg-type]
 
     def _rows(self) -> slice:
         """The rows of a batch that this process computes."""
         return slice(self.trainer.global_rank, None, self.trainer.world_size)
 
-    def training_step(self, batch: Batch, number: int) -> Tensor:
+    def training_step(self, parts: tuple[Any, ...], number: int) -> Tensor:
+        batch = Batch(*parts)
         found = score(self.model, self.experiment.task, batch[self._rows()])
         # Processes average their gradients: each divides by what all were asked, so that the mean is that of one.
         loss = found.loss / (asked(batch).clamp(min=1) / self.trainer.world_size)
-        if not math.isfinite(float(loss.detach())):
-            raise StateformError(
-                f"the loss is {float(loss.detach())} at step {self.trainer.global_step}; try a lower lr, a smaller "
-                "clip or another seed. What was saved last is kept"
-            )
+        everyones = loss.detach().clone()
+        if self.trainer.world_size > 1:  # all stop together, or those that go on would wait for the others
+            everyones = self.trainer.strategy.reduce(everyones, reduce_op="mean")
+        self.require_finite(float(everyones), f"the loss is {{}} at step {self.trainer.global_step}")
         self.learned = _plus(self.learned, found)
         return loss
 
-    def validation_step(self, batch: Batch, number: int) -> None:
-        self.validated = _plus(self.validated, score(self.model, self.experiment.task, batch))
+    def validation_step(self, parts: tuple[Any, ...], number: int) -> None:
+        self.validated = _plus(self.validated, score(self.model, self.experiment.task, Batch(*parts)))
+
+    @staticmethod
+    def require_finite(loss: float, what: str) -> None:
+        """Raise unless the loss is finite; `what` says where, with {} for it."""
+        if not math.isfinite(loss):
+            raise StateformError(
+                f"{what.format(loss)}; try a lower lr, a smaller clip or another seed. What was saved last is kept"
+            )
 
     def totals(self, found: Score | None) -> Score:
         """The scores of all processes together."""
@@ -88,7 +97,8 @@ class Trainee(L.LightningModule):
         groups = self.model.parameter_groups(decay)
         if train.decay_all:
             groups = [{"params": list(self.model.parameters()), "weight_decay": decay}]
-        one_pass = self.device.type == "cpu"
+        # Lightning cannot clip gradients under mixed precision before a fused step.
+        one_pass = self.device.type == "cpu" and not train.precision.endswith("mixed")
         optimizer = torch.optim.AdamW(groups, train.lr, betas=(train.beta1, train.beta2), fused=one_pass or None)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, Rate(train))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
@@ -132,6 +142,14 @@ class Rounds(L.Callback):
         self.history, self.stopped = list(state_dict["history"]), state_dict["stopped"]
         self.spent, self.begun = state_dict["seconds"], time.monotonic()
 
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        # Lightning's own counters are written inside a round; going on, it misreads them if the next one is shorter.
+        del checkpoint["loops"]
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        progress = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress
+        progress.optimizer.step.total.completed = checkpoint["global_step"]
+
     @property
     def seconds(self) -> float:
         """Spent on this training, what a kill undid not counted."""
@@ -153,13 +171,16 @@ class Rounds(L.Callback):
 
     # -- the rounds ----------------------------------------------------------------------------------------------
 
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx:
+            return
         # Each round has draws (dropout) of its own, which do not hang on how the training came here.
-        torch.manual_seed((self.experiment.train.seed * 1_000_003 + trainer.global_step) % 2**63 + trainer.global_rank)
+        numbers = [self.experiment.train.seed, trainer.global_step, trainer.global_rank]
+        torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
         pl_module.learned = None
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self.on_progress is not None:
+        if self.on_progress is not None and trainer.is_global_zero:
             last = f"  {self.experiment.task.metric} {self.history[-1]['valid']:.3g}" if self.history else ""
             self.on_progress(f"training{last}", trainer.global_step, self.experiment.train.steps)
 
@@ -169,6 +190,9 @@ class Rounds(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         task, train = self.experiment.task, self.experiment.train
         learned, validated = pl_module.totals(pl_module.learned), pl_module.totals(pl_module.validated)
+        # A step may break the weights although its loss was finite; such weights are not saved.
+        pl_module.require_finite(float(validated.loss), f"the loss of the validation is {{}} after step "
+                                 f"{trainer.global_step}")  # fmt: skip
         row = {
             "step": trainer.global_step, "loss": float(learned.mean_loss), "valid_loss": float(validated.mean_loss),
             "valid": validated.metric, "lr": trainer.optimizers[0].param_groups[0]["lr"],
@@ -209,9 +233,13 @@ class Rounds(L.Callback):
     def use_kept_weights(self, model: torch.nn.Module) -> None:
         """Put the weights that the experiment asks for into the model."""
         if self.experiment.train.keep == "best":
-            from safetensors.torch import load_file
-
-            weights = self.best if self.folder is None else load_file(self.folder / BEST)
+            try:
+                weights = self.best if self.folder is None else load_file(self.folder / BEST)
+            except (OSError, SafetensorError) as error:
+                raise StateformError(
+                    f"cannot read {self.folder}/{BEST}, the weights of the best validation: {error}; delete "
+                    f"{CHECKPOINT} there to begin this training anew"
+                ) from None
             assert weights is not None
             model.load_state_dict(weights)
 
@@ -236,6 +264,11 @@ def asked(batch: Batch) -> Tensor:
     """How many answers a batch asks for."""
     x = batch.labels
     return (~x.isnan().any(-1) if x.is_floating_point() else x != IGNORED).sum()
+
+
+def _parts(batch: Any) -> tuple[Any, ...]:
+    """As Lightning can move and convert it."""
+    return batch.inputs, batch.labels, batch.mask
 
 
 def _plus(total: Score | None, found: Score) -> Score:
