@@ -11,6 +11,7 @@ from .._errors import require
 from .._printed import show_wide
 from ..compare import writable
 from ..experiments.plan import read_plan
+from ..experiments.presets import preset_names
 from ..experiments.results import Results, arrow, results
 from ..experiments.store import described
 from ..experiments.sweep import STORE, store_of, sweep
@@ -19,7 +20,9 @@ from .app import Bar, app
 
 @app.command("sweep")
 def sweep_command(
-    file: Annotated[Path, typer.Argument(help="A TOML file: an experiment, and what is varied of it.")],
+    file: Annotated[
+        str, typer.Argument(help="A TOML file (an experiment, and what is varied of it), or a preset: `presets`.")
+    ],
     out: Annotated[Path, typer.Option(help="The folder of the store and the runs.")] = Path("sweeps"),
     workers: Annotated[
         int | None,
@@ -31,17 +34,22 @@ def sweep_command(
     quick: Annotated[
         bool, typer.Option("--quick", help="The small version: the file's table [quick] over it.")
     ] = False,
+    as_released: Annotated[
+        bool, typer.Option("--as-released", help="As the authors' code has it: the file's table [as-released] over it.")
+    ] = False,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="part.setting=value, e.g. train.steps=100 (may be repeated).")
     ] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Try again what failed.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs; compute nothing.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write the report here.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write claims and table here, as Markdown.")] = None,
 ) -> None:
     """Run all experiments of a file that have no outcome yet; run it again after Ctrl-C or a kill, and it goes on."""
-    if html is not None:
-        writable(html)
-    plan = read_plan(file, quick=quick, overrides=settings or ())
+    for path in (html, markdown):
+        if path is not None:
+            writable(path)
+    plan = read_plan(file, quick=quick, as_released=as_released, overrides=settings or ())
     if dry_run:
         for run in plan.runs:
             typer.echo("  ".join([run.label, *described(run.settings)]))
@@ -62,12 +70,16 @@ def sweep_command(
     if html is not None:
         found.save_html(html)
         typer.echo(f"Report: {html.resolve()}")
+    if markdown is not None:
+        found.save_markdown(markdown)
+        typer.echo(f"Table: {markdown.resolve()}")
     typer.echo(f"Store: {(out / STORE).resolve()}")
     if not found.complete:
         typer.echo("Interrupted: what is finished is kept; the same command goes on.", err=True)
         raise typer.Exit(130)
     if found.failed:
-        again = " ".join(["stateform sweep", str(file), *(["--quick"] if quick else []), "--retry"])
+        flags = [flag for flag, on in (("--quick", quick), ("--as-released", as_released)) if on]
+        again = " ".join(["stateform sweep", file, *flags, "--retry"])
         many = f"{len(found.failed)} run{'' if len(found.failed) == 1 else 's'} failed"
         typer.echo(f"{many}; see {out / 'logs'}. To try again: {again}", err=True)
         raise typer.Exit(1)
@@ -88,9 +100,13 @@ def results_command(
     csv: Annotated[Path | None, typer.Option(help="Write a row for each run here.")] = None,
     parquet: Annotated[Path | None, typer.Option(help="The same as a Parquet file.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with figures here.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the table here, as Markdown.")] = None,
+    claims: Annotated[
+        str | None, typer.Option(help="The sweep's file or preset, whose claims are held against the numbers.")
+    ] = None,
 ) -> None:
     """Show what sweeps came to: means over seeds, files, figures."""
-    paths = [path for path in (csv, parquet, html) if path is not None]
+    paths = [path for path in (csv, parquet, html, markdown) if path is not None]
     for path in paths:
         writable(path)
     require(
@@ -98,9 +114,20 @@ def results_command(
     )
     if parquet is not None:
         arrow()
-    found: Results = results(store_of(store), name, where or (), x)
+    held = read_plan(claims).claims if claims is not None else ()
+    found: Results = results(store_of(store), name, where or (), x, held)
     show_wide(found)
-    for file, save in ((csv, found.save_csv), (parquet, found.save_parquet), (html, found.save_html)):
+    written = ((csv, found.save_csv), (parquet, found.save_parquet), (html, found.save_html))
+    for file, save in (*written, (markdown, found.save_markdown)):
         if file is not None:
             save(file)
             typer.echo(f"Written: {file.resolve()}")
+
+
+@app.command("presets")
+def presets_command() -> None:
+    """List the presets: sweeps that ask whether published findings hold."""
+    width = max(len(name) for name in preset_names())
+    for name in preset_names():
+        plan = read_plan(name)
+        typer.echo(f"{name:<{width}}  {plan.total:>5} runs  {plan.about}")

@@ -17,6 +17,7 @@ from typing import Any
 from .._errors import StateformError, nearest, require
 from .._printed import Printed
 from ..state import write_atomically
+from .claims import Claim, Verdict, judge
 from .config import read_value
 from .store import Run, Store
 
@@ -36,6 +37,8 @@ class Results(Printed):
     """False if the sweep was interrupted."""
     x: str | None = None
     """What the figures have on their horizontal axis; None: the state's size."""
+    claims: Sequence[Claim] = ()
+    """Published findings to be held against these numbers."""
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -107,7 +110,25 @@ class Results(Printed):
             "created": datetime.now().astimezone().isoformat(timespec="seconds"),
             "source": self.source, "sweeps": list(dict.fromkeys(run.sweep for run in self.runs)),
             "complete": self.complete, "x": self.x, "varied": self.varied, "rows": self.rows, "groups": self.table(),
+            "claims": [verdict.to_dict() for verdict in self.verdicts],
+            "machines": self.machines,
         }  # fmt: skip
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """What these numbers say about each claim."""
+        return [judge(claim, self.rows) for claim in self.claims]
+
+    @property
+    def machines(self) -> list[str]:
+        """What the runs were computed on and with, each once."""
+        told = []
+        for run in self.runs:
+            m = (run.outcome or {}).get("metrics", {})
+            if on := m.get("machine"):
+                told.append(f"{on['cpu']}, {on['cores']} cores ({on['threads']} threads a run), device {on['device']}, "
+                            f"torch {on['torch']}, Python {on['python']}, stateform {m['stateform']}")  # fmt: skip
+        return list(dict.fromkeys(told))
 
     # -- files -----------------------------------------------------------------------------------------------------
 
@@ -137,6 +158,16 @@ class Results(Printed):
         importlib.import_module("pyarrow.parquet").write_table(pa.table(columns), out)
         write_atomically(Path(path), out.getvalue())
 
+    def to_markdown(self) -> str:
+        """Claims, what the runs were computed on, and the table of means, as Markdown."""
+        from ..report.results import results_markdown
+
+        return results_markdown(self.to_dict())
+
+    def save_markdown(self, path: str | Path) -> None:
+        """Write it, whole or not at all."""
+        write_atomically(Path(path), self.to_markdown().encode())
+
     def html(self) -> str:
         """One self-contained page with interactive figures."""
         from ..report.results import render_results  # Plotly is slow to import and not needed until now
@@ -159,8 +190,9 @@ class Results(Printed):
 
 
 def results(
-    store: str | Path, sweep: str | None = None, where: Mapping[str, Any] | Iterable[str] = (), x: str | None = None
-) -> Results:
+    store: str | Path, sweep: str | None = None, where: Mapping[str, Any] | Iterable[str] = (), x: str | None = None,
+    claims: Sequence[Claim] = (),
+) -> Results:  # fmt: skip
     """The runs in a store.
 
     Args:
@@ -168,6 +200,7 @@ def results(
         sweep: of this sweep alone.
         where: of these alone: a dict from columns to values, {"model.pattern": "linear"}, or texts "column=value".
         x: what figures have on their horizontal axis; None: the state's size.
+        claims: published findings to be held against the numbers, as `read_plan(...).claims`.
 
     Raises:
         StateformError: no such store, sweep or column (with the nearest).
@@ -177,11 +210,11 @@ def results(
         require(sweep is None or sweep in names,
                 f"there is no sweep {sweep!r} in {store}"
                 + (f": {nearest(str(sweep), names)}" if names else ", which is empty"))  # fmt: skip
-        found = Results(opened.runs(sweep), str(store), x=x)
+        found = Results(opened.runs(sweep), str(store), x=x, claims=claims)
     for name, value in _conditions(where):
         found._require_column(name)
         kept = [run for run, row in zip(found.runs, found.rows) if _text(row[name]) == _text(value)]
-        found = Results(kept, found.source, x=x)
+        found = Results(kept, found.source, x=x, claims=claims)
     if x is not None:
         found._require_column(x)
     return found

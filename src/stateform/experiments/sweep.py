@@ -28,8 +28,8 @@ Bar = Callable[[str, int, int], None]
 def sweep(
     source: str | Path | Mapping[str, Any] | Plan, folder: str | Path = "sweeps", *, workers: int | None = None,
     engine: Literal["local", "ray"] = "local", address: str | None = None, gpus: float = 0.0, quick: bool = False,
-    overrides: Sequence[str] = (), retry: bool = False, runner: Runner = trained, on_progress: Bar | None = None,
-    on_finished: Said | None = None,
+    as_released: bool = False, overrides: Sequence[str] = (), retry: bool = False, runner: Runner = trained,
+    on_progress: Bar | None = None, on_finished: Said | None = None,
 ) -> Results:  # fmt: skip
     """Run every experiment of a sweep that has no outcome yet.
 
@@ -37,7 +37,7 @@ def sweep(
     it goes on: no outcome is made twice, and a training goes on from its checkpoint.
 
     Args:
-        source: the file (see `stateform.experiments.plan`), its tables as a dict, or a plan.
+        source: the file (see `stateform.experiments.plan`), the name of a preset, its tables as a dict, or a plan.
         folder: where the store (`store.db`), the runs' folders (`runs/KEY`) and what they print (`logs/KEY.txt`) go.
         workers: processes, or runs on the cluster, at a time; default: one on this machine, all of a cluster's
             processors. 0: this process computes the runs itself, one after the other.
@@ -45,6 +45,7 @@ def sweep(
         address: of a Ray cluster; None: one is started here.
         gpus: of each run on the cluster.
         quick: with the file's table [quick].
+        as_released: with the file's table [as-released].
         overrides: "part.setting=value", see `read_plan`.
         retry: try again what failed.
         runner: what computes a run.
@@ -58,7 +59,9 @@ def sweep(
         StateformError: before any work, a file or a store that cannot be used; later, a disk that is full or a cluster
             that is gone (what is finished is kept).
     """
-    plan = source if isinstance(source, Plan) else read_plan(source, quick=quick, overrides=overrides)
+    plan = source
+    if not isinstance(plan, Plan):
+        plan = read_plan(plan, quick=quick, as_released=as_released, overrides=overrides)
     require(engine in ENGINES, f"unknown engine {engine!r}: {nearest(engine, ENGINES)}")
     require(workers is None or workers >= 0, f"workers is {workers}; expected a number of them, or 0 for this process")
     require(engine == "ray" or (address is None and gpus == 0), "an address and gpus are for the engine ray")
@@ -84,7 +87,7 @@ def sweep(
             else:
                 at = Processes(folder, workers or 1, runner)
             work.through(at)
-        return Results(store.runs(plan.name, work.keys), str(store.path), not work.interrupted)
+        return Results(store.runs(plan.name, work.keys), str(store.path), not work.interrupted, claims=plan.claims)
 
 
 class _Work:

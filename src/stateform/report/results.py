@@ -31,7 +31,7 @@ def render_results(result: Found) -> str:
         result: what `Results.to_dict` gives.
     """
     drawn = [figure for figure in (*over_settings(result), over_length(result)) if figure is not None]
-    grids = [grid for grid in (groups(result), runs(result)) if grid is not None]
+    grids = [grid for grid in (claims(result), groups(result), runs(result)) if grid is not None]
     return _page(
         "results.html.j2",
         {**result, "layers": []},
@@ -48,8 +48,9 @@ def render_results(result: Found) -> str:
 def result_tables(result: Found) -> list[RenderableType]:
     """The results for a terminal: a row for each group of runs that differ in their seeds alone, and what failed."""
     parts: list[RenderableType] = [Text.assemble((title(result), "bold"), ": ", subject(result))]
-    grid = groups(result)
-    if grid is not None:
+    for grid in (groups(result), claims(result)):
+        if grid is None:
+            continue
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
         for column in grid.columns:
             table.add_column(column.heading, justify="right" if column.numeric else "left", header_style="dim",
@@ -163,6 +164,34 @@ def runs(result: Found, most: int = 500) -> Grid | None:
         made.append(Row(tuple(cells), order.index(cells[0])))
     notes = (f"The first {most} of {len(rows)} runs.",) if len(rows) > most else ()
     return Grid("runs", "Every run", tuple(columns), tuple(made), notes)
+
+
+def claims(result: Found) -> Grid | None:
+    """A row for each claim: what became of it, and the numbers."""
+    found = result.get("claims") or []
+    if not found:
+        return None
+    columns = tuple(Column(name) for name in ("Claim", "source", "here", "measured"))
+    rows = [Row(tuple(visible(str(c[n])) for n in ("text", "source", "verdict", "numbers"))) for c in found]
+    note = "Rules: stateform.experiments.claims. ± is one standard error; confirmed and reversed are beyond two."
+    return Grid("claims", "Claims", columns, tuple(rows), (note,))
+
+
+def results_markdown(result: Found) -> str:
+    """The claims, the machines and the means as Markdown."""
+    parts = [f"# {title(result)}", f"{subject(result)}, as of {result['created']}."]
+    parts += [f"Computed on: {machine}." for machine in result.get("machines") or []]
+    seconds = [row["seconds"] for row in result["rows"] if row["seconds"] is not None]
+    if seconds:
+        parts.append(f"Training and tests took {sum(seconds) / 60:.0f} minutes in all, summed over the runs.")
+    for grid in (claims(result), groups(result)):
+        if grid is not None:
+            lines = [[column.heading for column in grid.columns], ["---"] * len(grid.columns)]
+            lines += [[cell.replace("|", "\\|") for cell in row.cells] for row in grid.rows]
+            table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+            parts += [f"## {grid.title}", table, *grid.notes]
+    parts += failures(result)
+    return "\n\n".join(parts) + "\n"
 
 
 def _numeric(rows: Sequence[Found], name: str) -> bool:
