@@ -14,6 +14,8 @@ The file is an experiment (task, [model], [train]) and what is varied of it:
     set = {model.pattern = "lstm"}
     skip = ["model.d_state"]                # an axis, or a setting, that it does not have
     grid = {train.lr = [1e-3, 3e-3]}        # other values on an axis, or an axis of its own
+    [[cases]]                               # settings that change together; each is crossed with all of the above
+    set = {task = "mqar(length=128, n_pairs=8)", train.batch_size = 256}
     [search]                                # Optuna looks for the best of these, in each combination of the above
     trials = 20
     [search.space]
@@ -49,7 +51,7 @@ from .store import described
 PARTS = ("task", "model", "train")
 OVERLAYS = ("quick", "as-released")
 """Tables that are laid over the file where they are asked for; variants are matched by their labels."""
-KNOWN = (*PARTS, "name", "about", "grid", "variants", "search", "claims", *OVERLAYS)
+KNOWN = (*PARTS, "name", "about", "grid", "variants", "cases", "search", "claims", *OVERLAYS)
 """The parts of a file; `about` is for readers."""
 MOST = 100_000
 """Runs that a sweep may have."""
@@ -256,6 +258,11 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
         labels = [v["label"] for v in values["variants"]]
         twice = next((x for x in labels if labels.count(x) > 1), None)
         require(twice is None, f"two variants have the label {twice!r}; give each its own")
+    if "cases" in values:
+        cases = values["cases"]
+        fits = isinstance(cases, list) and cases and all(isinstance(c, Mapping) and set(c) == {"set"} for c in cases)
+        require(fits, f"cases is {cases!r}; expected tables [[cases]], each with `set` alone")
+        values["cases"] = [{"set": _dotted(case["set"], "set of a case")} for case in cases]
     if "search" in values:
         search = values["search"]
         require(isinstance(search, Mapping), f"search is {search!r}; expected a table")
@@ -270,7 +277,8 @@ def _merged(values: Any, change: Any) -> Any:
     if _labelled(values) and _labelled(change):
         new = {variant["label"]: variant for variant in values}
         for variant in change:
-            new[variant["label"]] = _merged(new.get(variant["label"], {}), variant)
+            said = {name: value for name, value in variant.items() if value}
+            new[variant["label"]] = _merged(new.get(variant["label"], variant), said)
         return list(new.values())
     if isinstance(values, Mapping) and isinstance(change, Mapping):
         merged = dict(values)
@@ -332,7 +340,9 @@ def _cells(values: Mapping[str, Any], space: Mapping[str, Space]) -> Iterator[Ce
     base = {part: values[part] for part in PARTS if part in values}
     grid = _axes(values.get("grid", {}), "[grid]")
     variants = values.get("variants") or [{"label": "", "set": {}, "grid": {}, "skip": []}]
+    cases = [case["set"] for case in values.get("cases") or [{"set": {}}]]
     for axis in grid:
+        require(not any(axis in case for case in cases), f"{axis} is both an axis of [grid] and set by a case")
         kept = any(axis not in v["skip"] and axis not in v["set"] for v in variants)
         require(kept, f"every variant skips or sets {axis}, which is an axis of [grid]; leave it out there")
     for variant in variants:
@@ -347,9 +357,9 @@ def _cells(values: Mapping[str, Any], space: Mapping[str, Space]) -> Iterator[Ce
                 if name not in variant["skip"] and (name in own or name not in variant["set"])}  # fmt: skip
         for name in space:
             require(name not in axes, f"{name} is both an axis of the grid and searched; leave out one of them")
-        for chosen in itertools.product(*axes.values()):
+        for case, *chosen in itertools.product(cases, *axes.values()):
             made = json.loads(json.dumps(bare))
-            settings = dict(zip(axes, chosen))
+            settings = case | dict(zip(axes, chosen))
             # The whole task first: task.NAME is a setting of that one.
             for name, value in sorted((variant["set"] | settings).items(), key=lambda pair: pair[0] != "task"):
                 _put(made, name, value)

@@ -120,7 +120,7 @@ def train(
             returned. None: nothing is written.
         machine: where it runs.
         on_progress: called as it goes, with (what, steps done, steps at most).
-        on_round: called with each new row of the history.
+        on_round: called with each new row of the history, once its checkpoint is written.
 
     Returns:
         The Outcome. The trained model: `LanguageModel.from_pretrained(folder)` (or `Classifier`).

@@ -214,12 +214,12 @@ class Rounds(L.Callback):
             values = {"train/loss": row["loss"], "valid/loss": row["valid_loss"], f"valid/{name}": row["valid"]}
             logger.log_metrics({**values, "lr": row["lr"]}, step=row["step"])
             logger.save()
-        if self.on_round is not None and trainer.is_global_zero:
-            self.on_round(row)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if self.folder is not None:
             trainer.save_checkpoint(self.folder / CHECKPOINT)
+        if self.on_round is not None and trainer.is_global_zero:  # what is said is saved
+            self.on_round(self.history[-1])
 
     # -- weights -------------------------------------------------------------------------------------------------
 
