@@ -201,6 +201,8 @@ def _fit(trainee: Any, rounds: Any, machine: Machine, folder: Path | None, start
             what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
             raise StateformError(f"the training stopped ({what}); what was saved last is kept") from None
         raise
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()  # its threads, left to the interpreter's end, may abort the process
     if not trainer.is_global_zero:
         raise SystemExit(0)  # the other processes have done their part
     trainee.model.to(trainer.strategy.root_device)  # Lightning left it on the CPU
