@@ -37,8 +37,8 @@ HOUSE = [
     ("check", "check", f"{BASE} tolerances draw forms analysis layers models"),
     ("timing", "timing", f"{BASE} forms analysis layers"),
     ("questions", "questions", f"{BASE} forms analysis layers"),
-    ("compare", "compare", f"{BASE} tolerances report forms analysis layers convert questions {CHECKS}"),
-    ("analyze", "analyze", f"{BASE} report analysis layers models questions compare timing"),
+    ("compare", "compare", f"{BASE} tolerances report forms analysis layers models convert questions {CHECKS}"),
+    ("analyze", "analyze", f"{BASE} report forms analysis layers models experiments questions compare timing"),
     ("zoo", "zoo card", f"{BASE} tolerances forms analysis layers draw"),
     (
         "top",

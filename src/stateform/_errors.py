@@ -5,6 +5,7 @@ from __future__ import annotations
 import cmath
 import contextlib
 import difflib
+import functools
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 
@@ -26,7 +27,11 @@ def require(condition: object, message: str) -> None:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for a misspelt name: the nearest known ones, or all of them."""
-    known = sorted(known)
+    return _nearest(name, tuple(sorted(known)))
+
+
+@functools.lru_cache(maxsize=4096)  # checks that pass have made their message all the same
+def _nearest(name: str, known: tuple[str, ...]) -> str:
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"did you mean {', '.join(close)}?" if close else f"known names: {', '.join(known)}"
 

@@ -18,8 +18,10 @@ from ._errors import StateformError, nearest, require, validate
 from ._machine import machine, stateform_version
 from ._printed import Printed
 from .compare import DTYPES, Progress, embed, printable, read_text
+from .experiments import Experiment
+from .experiments.train import EXPERIMENT, read_json
 from .layers import REGISTRY, Past, accepted, build, resolve
-from .models import LanguageModel
+from .models import SequenceModel, open_folder
 from .questions import QUESTIONS, Question, Site, about, findings
 from .state import write_atomically
 from .system import System
@@ -84,9 +86,9 @@ def analyze(
 
     Args:
         thing: a registered name, with options ("mamba2(d_state=16)"), a file "path/file.py:Class", a class, a layer, a
-            LanguageModel, or the folder of one that `save_pretrained` wrote.
-        text: a file whose bytes are the tokens (default: Python's own documentation), or token ids [T] or [1,T] for a
-            model with another tokenizer.
+            LanguageModel or Classifier, or the folder of one that `save_pretrained` or a training wrote.
+        text: a file whose bytes are the tokens (default: an example of its task for a folder that a training wrote,
+            else Python's own documentation), or token ids [T] or [1,T] for a model with another tokenizer.
         only: names of questions (`stateform.questions.QUESTIONS`); default: all.
         d_model: width of a layer that is built here; n_heads and d_state for those that take them.
         n_heads: see d_model.
@@ -106,10 +108,13 @@ def analyze(
     questions = _questions(only)
     require(dtype in DTYPES, f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
     require(max_length >= 2, f"max_length is {max_length}; expected 2 tokens or more")
+    example = _example(thing) if text is None else None
+    text = text if example is None else example[1]
     source, ids = _tokens(text, max_length)
+    source = source if example is None else example[0]
     name, subject = _subject(thing, d_model, n_heads, d_state, seed)
     subject = copy.deepcopy(subject).to(DTYPES[dtype]).eval()
-    model = subject if isinstance(subject, LanguageModel) else None
+    model = subject if isinstance(subject, SequenceModel) else None
     if model is not None:
         ids = _fits(model, ids, isinstance(text, Tensor))
     else:
@@ -211,13 +216,12 @@ def _subject(
 ) -> tuple[str, nn.Module]:
     """The layer or the model, and what it is called."""
     if isinstance(thing, nn.Module):
-        require(isinstance(thing, LanguageModel) or hasattr(thing, "system"),
-                f"{type(thing).__name__} has no method system(u) and is no LanguageModel; give a layer that has, "
-                "or a model made of them")  # fmt: skip
+        fits = isinstance(thing, SequenceModel) or hasattr(thing, "system")
+        require(fits, f"{type(thing).__name__} has no method system(u); give a layer that has, or a model of them")
         return type(thing).__name__, thing
     spec = str(thing) if isinstance(thing, Path) else thing
     if isinstance(spec, str) and _is_folder(spec):
-        return spec, LanguageModel.from_pretrained(spec)
+        return spec, open_folder(spec)
     name = spec if isinstance(spec, str) else spec.__name__
     cls = resolve(spec)[0] if isinstance(spec, str) else spec
     known = accepted(cls)
@@ -228,15 +232,25 @@ def _subject(
     return name, layer
 
 
+def _example(thing: Any) -> tuple[str, Tensor] | None:
+    """An example of the task that the model in a folder was trained on, and its name; None for models of bytes."""
+    if not (isinstance(thing, str | Path) and _is_folder(str(thing)) and (Path(thing) / EXPERIMENT).is_file()):
+        return None
+    task = Experiment.from_dict(read_json(Path(thing) / EXPERIMENT)).task
+    require(task.vocab_size is not None, f"the model in {thing} reads numbers; analyze reads token ids")
+    return None if task.tokenizer == "bytes" else (f"an example of {task.spec}", task.sample(1, split="test").inputs)
+
+
 def _is_folder(spec: str) -> bool:
     """Whether a name is meant as the folder of a model; `./name` is one even where a layer has that name."""
     head = spec.partition("(")[0]
     return head not in REGISTRY and ".py" not in head and ("/" in head or Path(spec).is_dir())
 
 
-def _fits(model: LanguageModel, ids: Tensor, given: bool) -> Tensor:
+def _fits(model: SequenceModel, ids: Tensor, given: bool) -> Tensor:
     """The tokens that the model can read."""
     kind, size = model.config.tokenizer, model.config.vocab_size or 0
+    require(model.embedding is not None, "the model reads numbers; analyze reads token ids")
     require(given or kind == "bytes",
             f"the model's tokenizer is {kind!r}; a text is read as bytes: give ids, analyze(model, ids)")  # fmt: skip
     require(int(ids.max()) < size and int(ids.min()) >= 0,
@@ -249,7 +263,7 @@ def _fits(model: LanguageModel, ids: Tensor, given: bool) -> Tensor:
 
 def _systems(subject: nn.Module, ids: Tensor, seed: int) -> Iterator[tuple[nn.Module, System]]:
     """Each layer with its System on its own input; a model's inputs are recorded in one run of it."""
-    if not isinstance(subject, LanguageModel):
+    if not isinstance(subject, SequenceModel):
         weight = next(subject.parameters(), torch.empty(0))
         x = embed(bytes(ids[0].tolist()), subject.d_model, seed).to(weight.dtype)  # type: ignore[arg-type]
         yield subject, system_of(subject, x)

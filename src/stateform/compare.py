@@ -23,6 +23,7 @@ from .draw import redraw
 from .equivalence import equivalent, share_weights
 from .forms import exists, run
 from .layers import REGISTRY, accepted, build, resolve
+from .models import open_folder
 from .questions import SHOWN, effective_attention, rounded
 from .state import write_atomically
 from .timing import blank_cost, measure, system_of
@@ -120,8 +121,8 @@ def compare(
     """Put layers side by side on a text.
 
     Args:
-        layers: names (`sf.names()`), names with options ("qlstm(reversed=True)"), files "path/file.py:Class",
-            classes or layers.
+        layers: names (`sf.names()`), names with options ("qlstm(reversed=True)"), files "path/file.py:Class", layers
+            of saved models "folder" or "folder:2" (the first, or by number), classes or layers.
         text: a file whose bytes are the tokens; default: Python's own documentation.
         d_model: width of every layer that is built here.
         n_heads: for the layers that take it (default: each layer's own).
@@ -219,6 +220,8 @@ def _build_all(
         name = spec if isinstance(spec, str) else spec.__name__ if isinstance(spec, type) else type(spec).__name__
         if isinstance(spec, nn.Module):
             layer = copy.deepcopy(spec)
+        elif isinstance(spec, str) and (trained := _trained(spec)) is not None:
+            layer = trained
         else:
             cls = resolve(spec)[0] if isinstance(spec, str) else spec
             known = accepted(cls)
@@ -235,6 +238,24 @@ def _build_all(
             label, n = f"{name} #{n}", n + 1
         built[label] = layer.double().eval()
     return built
+
+
+def _trained(spec: str) -> nn.Module | None:
+    """The layer that FOLDER or FOLDER:NUMBER names, of a saved model; None if it names no folder.
+
+    Raises:
+        StateformError: a folder without a model, or a model without that layer.
+    """
+    folder, colon, number = spec.rpartition(":")
+    if not (colon and number.isdigit() and Path(folder).is_dir()):
+        folder, number = spec, "0"
+    if spec in REGISTRY or not Path(folder).is_dir():
+        return None
+    blocks = open_folder(folder).blocks
+    last = len(blocks) - 1
+    require(int(number) <= last, f"the model in {folder} has the layers 0 to {last}; there is no {number}")
+    mixer: nn.Module = blocks[int(number)].mixer  # type: ignore[assignment]
+    return mixer
 
 
 def _about(layer: nn.Module) -> dict[str, Any]:

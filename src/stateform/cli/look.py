@@ -24,7 +24,10 @@ from .app import Bar, app, check_writable, give
 
 @app.command("compare")
 def compare_command(
-    layers: Annotated[list[str], typer.Argument(help="Names, name(option=value) or path/file.py:Class.")],
+    layers: Annotated[
+        list[str],
+        typer.Argument(help="Names, name(option=value), path/file.py:Class, or FOLDER:NUMBER of a saved model."),
+    ],
     text: Annotated[
         Path | None, typer.Option(help="A file; its bytes are the tokens. Default: Python's documentation.")
     ] = None,

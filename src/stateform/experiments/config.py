@@ -10,7 +10,7 @@ import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -224,8 +224,12 @@ class Experiment:
 
 def _with_none(values: Mapping[str, Any], kind: type) -> dict[str, Any]:
     """The settings with "none", which TOML has no word for, as None where a field may be that."""
-    may = {name for name, hint in get_type_hints(kind).items() if type(None) in get_args(hint)}
-    return {name: None if value == "none" and name in may else value for name, value in values.items()}
+    return {name: None if value == "none" and name in _may_be_none(kind) else value for name, value in values.items()}
+
+
+@lru_cache
+def _may_be_none(kind: type) -> frozenset[str]:
+    return frozenset(name for name, hint in get_type_hints(kind).items() if type(None) in get_args(hint))
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

@@ -311,10 +311,13 @@ def _override(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any
             if name in axis:
                 axis[name] = value if isinstance(value, list) else [value]
         space.pop(name, None)
-        for variant in values.get("variants", ()):
-            variant["set"].pop(name, None)
+        for part in (*values.get("variants", ()), *values.get("cases", ())):
+            part["set"].pop(name, None)
         if not varied and name != "task":
             values = overridden(values, [text])
+    if "cases" in values:  # those that differed in what is fixed now are one
+        cases = values["cases"]
+        values["cases"] = [case for i, case in enumerate(cases) if case not in cases[:i]]
     if "search" in values and not values["search"].get("space", True):  # all that was searched is fixed
         values = {k: v for k, v in values.items() if k != "search"}
     return values

@@ -3,11 +3,12 @@
 from .blocks import SequenceModel
 from .classifier import Classifier
 from .config import ModelConfig
+from .folder import open_folder
 from .language import LanguageModel, ModelOutput
 from .pattern import expand
 from .text import continue_text, decode, encode
 
 __all__ = [
     "Classifier", "LanguageModel", "ModelConfig", "ModelOutput", "SequenceModel", "continue_text", "decode", "encode",
-    "expand",
+    "expand", "open_folder",
 ]  # fmt: skip

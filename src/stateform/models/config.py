@@ -20,6 +20,8 @@ from .pattern import expand
 MODEL_TYPE = "stateform"
 FORMAT = 1
 """Version of what `to_dict` gives."""
+_MADE: set[tuple[Any, ...]] = set()
+"""Layers that were made once without memory, so that plans of many experiments are checked in no time."""
 FOREIGN = {"architectures", "transformers_version", "dtype", "torch_dtype", "_name_or_path"}
 """What other software adds to a config.json, and what is of no use here."""
 
@@ -119,6 +121,9 @@ class ModelConfig:
             )
 
     def _try(self, spec: str) -> None:
+        made = (resolve(spec)[0], spec, self.d_model, self.conv, tuple(sorted(self.options.items())))
+        if made in _MADE:
+            return
         try:
             with torch.device("meta"):  # no memory is allocated, no random number drawn
                 self.mixer(spec)
@@ -126,6 +131,7 @@ class ModelConfig:
             raise StateformError(f"the layer {spec} of the pattern {self.pattern!r}: {error}") from None
         except Exception:  # a layer that cannot be made without memory shows its faults when it is made
             return
+        _MADE.add(made)
 
     @property
     def layers(self) -> list[str]:

@@ -44,8 +44,14 @@ def load(cls: type[M], folder: Path) -> M:
     return model.eval()
 
 
-def read_config(folder: Path, wanted: str) -> ModelConfig:
-    """The configuration in a folder, which must be that of a `wanted`."""
+def read_kind(folder: Path) -> str | None:
+    """The name of the class that was saved in a folder; None if it does not say."""
+    made = _read_values(folder).get("architectures") or [None]
+    return None if made[0] is None else str(made[0])
+
+
+def _read_values(folder: Path) -> dict[str, Any]:
+    """What config.json holds; anything but a dict as an empty one."""
     require(folder.is_dir(), f"there is no folder {folder}; expected one that save_pretrained wrote")
     path = folder / CONFIG
     require(path.is_file(), f"{folder} has no {CONFIG}; expected a folder that save_pretrained wrote")
@@ -55,7 +61,13 @@ def read_config(folder: Path, wanted: str) -> ModelConfig:
         raise StateformError(f"cannot read {path}: {error.strerror or error}") from None
     except ValueError as error:
         raise StateformError(f"{path} is no JSON: {error}") from None
-    kind = values.get("model_type") if isinstance(values, dict) else None
+    return values if isinstance(values, dict) else {}
+
+
+def read_config(folder: Path, wanted: str) -> ModelConfig:
+    """The configuration in a folder, which must be that of a `wanted`."""
+    path, values = folder / CONFIG, _read_values(folder)
+    kind = values.get("model_type")
     require(kind == MODEL_TYPE, f"{folder} holds a model of type {kind!r}; expected {MODEL_TYPE!r}")
     made = values.get("architectures") or [wanted]
     require(wanted in made, f"{folder} holds a {made[0]}; expected a {wanted}: use {made[0]}.from_pretrained")
