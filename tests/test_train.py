@@ -456,6 +456,26 @@ def test_a_finished_float64_training_killed_before_its_outcome(tmp_path: Path) -
     assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
 
 
+def test_killed_after_its_outcome_it_leaves_nothing_behind(tmp_path: Path) -> None:
+    made = experiment(keep="best")
+    train(made, tmp_path / "whole", machine=CPU)
+    writes = 0
+
+    def count(a: Any, b: Any, rename: Any = os.replace) -> None:
+        nonlocal writes
+        writes += 1
+        rename(a, b)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "replace", count)
+        outcome = train(made, tmp_path / "counted", machine=CPU)
+    folder = tmp_path / "killed"
+    assert in_a_fork(lambda: kill_at_write(made, folder, writes, before=False)) == signal.SIGKILL
+    assert {"outcome.json", "checkpoint.safetensors", "best.safetensors"} <= files(folder)
+    assert numbers(train(made, folder, machine=CPU)) == numbers(outcome)
+    assert files(folder) == FINISHED
+
+
 def test_settings_of_the_process_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     def settings() -> list[Any]:
         names = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch")
@@ -472,6 +492,7 @@ def test_settings_of_the_process_are_put_back(monkeypatch: pytest.MonkeyPatch) -
 
         return on_progress
 
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, if tests run in the background
     threads: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)  # threads and forks go ill together
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -486,6 +507,7 @@ def test_settings_of_the_process_are_put_back(monkeypatch: pytest.MonkeyPatch) -
             assert settings() == before
     finally:
         torch.use_deterministic_algorithms(False)
+        signal.signal(signal.SIGINT, inherited)
 
 
 def test_interrupted_it_goes_on(tmp_path: Path) -> None:

@@ -41,10 +41,13 @@ def run(*arguments: str) -> str:
 def started(*arguments: str, folder: Path) -> subprocess.Popen[str]:
     """The command in a process, and in a process group, of its own."""
     command = [sys.executable, "-W", "error::UserWarning:stateform", "-m", "stateform", *arguments]
-    return subprocess.Popen(
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # see in_a_fork
+    process = subprocess.Popen(
         command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"},
     )  # fmt: skip
+    signal.signal(signal.SIGINT, inherited)
+    return process
 
 
 # -- two processes --------------------------------------------------------------------------------------------------
@@ -124,6 +127,7 @@ def in_a_fork(arguments: list[str]) -> int:
         return child
     code: Any = 70
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background inherit that it is ignored
         for name, number in (("said.txt", 1), ("errors.txt", 2)):
             os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), number)
         sys.stdout, sys.stderr = (open(number, "w", buffering=1) for number in (1, 2))  # noqa: SIM115
