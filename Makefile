@@ -6,14 +6,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?= -n 2
 
-# What `make demo` compares, and where it writes.
+# What `make demo` compares, where it writes, and what it trains.
 DEMO := softmax linear mamba2 gated_deltanet --html build/demo/report.html --json build/demo/report.json
+TRAIN := demo --workers 2 --out build/demo/sweeps --html build/demo/recall.html
 
 .NOTPARALLEL:
 .PHONY: help demo test test-all bench docs checks clean
 
 help:
-	@echo 'make demo      compare four layers on a text, and write build/demo/report.html'
+	@echo 'make demo      compare four layers on a text, train five on recall: build/demo/report.html, recall.html'
 	@echo 'make test      format, style, types, documentation, tests'
 	@echo 'make test-all  the same with the slow tests'
 	@echo 'make bench     measure; results go to build/bench'
@@ -25,6 +26,7 @@ help:
 demo: $(VENV)/.has-demo
 	@mkdir -p build/demo
 	$(BIN)/stateform compare $(DEMO)
+	$(BIN)/stateform sweep $(TRAIN)
 
 test: checks
 	$(BIN)/pytest $(PYTEST_ARGS)
@@ -51,6 +53,7 @@ clean:
 
 # The environment. `.unfinished` is there from the first step of an installation to the last: where one was interrupted,
 # or where the environment's Python is gone or too old, the environment is made anew. A sound one is brought up to date.
+$(VENV)/.has-demo: EXTRA := [train]
 $(VENV)/.has-test: EXTRA := [test]
 $(VENV)/.has-demo $(VENV)/.has-test: pyproject.toml constraints.txt
 	@set -e; \

@@ -897,13 +897,13 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(program, cwd=cwd, capture_output=True, encoding="utf-8", timeout=120)
 
 
-def test_the_example_trains_a_model_that_the_command_uses(tmp_path: Path) -> None:
+def test_a_text_is_learned_by_one_command_and_continued_by_another(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 100)
-    program = [sys.executable, str(ROOT / "examples" / "train_char_lm.py"), "text.txt", "--pattern", "lru softmax"]
-    options = ["--d-model", "32", "--length", "24", "--batch", "8", "--steps", "120", "--lr", "1e-2", "--out", "lm"]
-    result = subprocess.run([*program, *options], cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=120)
+    task, model = "text(path='text.txt', length=24)", ["--model", "lru softmax", "--d-model", "32"]
+    settings = ["--steps", "120", "--lr", "1e-2", "--batch-size", "8", "--set", "train.eval_examples=8"]
+    result = command("train", task, *model, *settings, "--out", "lm", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    bits = float(result.stdout.partition("validation: ")[2].split()[0])
+    bits = json.loads((tmp_path / "lm" / "outcome.json").read_text())["metrics"]["valid"]
     assert bits < 2.0, result.stdout  # 8 for bytes at random, 3.1 for their frequencies
 
     first = command("generate", "lm", "--prompt", "the cat ", "--greedy", "--max-new-tokens", "16", cwd=tmp_path)

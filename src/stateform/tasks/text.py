@@ -30,6 +30,10 @@ class Bytes(Task):
     def vocab_size(self) -> int:
         return 256
 
+    @property
+    def tokenizer(self) -> Literal["bytes"]:
+        return "bytes"
+
     def text(self, split: Split) -> np.ndarray:
         """The bytes of a split."""
         raise NotImplementedError
