@@ -150,8 +150,6 @@ class Rollout:
         Raises:
             StateformError: a map that is not causal.
         """
-        from .memory import tokens_back
-
         require(self.causal, "tokens back need a causal stack: here outputs depend on later tokens; see weights()")
         weights = self.weights()
         return tokens_back(weights.abs(), range(weights.shape[-1]), share)
@@ -301,3 +299,22 @@ def _recorded(model: nn.Module, found: dict[str, System]) -> Iterator[None]:
             layer.__dict__.pop("system", None)
         for hook in hooks:
             hook.remove()
+
+
+def tokens_back(mass: Tensor, queries: Sequence[int], share: float) -> Tensor:
+    """The least d such that the last d tokens of query i, i itself included, hold `share` of its mass.
+
+    Args:
+        mass: [...,queries,T], not negative.
+        queries: the tokens i of the rows.
+        share: of the sum of a row up to i.
+
+    Returns:
+        d [...,queries], 1 where a row is all zero.
+    """
+    at = torch.tensor(list(queries), device=mass.device)
+    j = torch.arange(mass.shape[-1], device=mass.device)
+    mass = mass.masked_fill(at[:, None] < j, 0.0)
+    back = mass.flip(-1).cumsum(-1).flip(-1)  # back[j]: mass of j and everything after it
+    enough = back >= share * back[..., :1] * (1 - 1e-12)
+    return at - torch.where(enough, j, 0).amax(-1).minimum(at) + 1

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from .._errors import require
 from ..system import System, indices
 from ._plots import lines
-from .coefficients import influence
-from .memory import horizon, tokens_back
+from .coefficients import influence, tokens_back
+from .memory import horizon
 from .stream import is_model, stream
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from .._errors import require
 from ..system import System
 from ._plots import lines, spreads
-from .coefficients import influence
+from .coefficients import influence, tokens_back
 
 
 @dataclass(frozen=True)
@@ -85,25 +85,6 @@ def horizon(
     index = list(queries) if queries is not None else sorted({int(t) for t in torch.linspace(T // 2, T - 1, 32)})
     mass = influence(system, heads=heads, queries=index).abs().double()
     return Horizon(tokens_back(mass, index, share), index, share)
-
-
-def tokens_back(mass: Tensor, queries: Sequence[int], share: float) -> Tensor:
-    """The least d such that the last d tokens of query i, i itself included, hold `share` of its mass.
-
-    Args:
-        mass: [...,queries,T], not negative.
-        queries: the tokens i of the rows.
-        share: of the sum of a row up to i.
-
-    Returns:
-        d [...,queries], 1 where a row is all zero.
-    """
-    at = torch.tensor(list(queries), device=mass.device)
-    j = torch.arange(mass.shape[-1], device=mass.device)
-    mass = mass.masked_fill(at[:, None] < j, 0.0)
-    back = mass.flip(-1).cumsum(-1).flip(-1)  # back[j]: mass of j and everything after it
-    enough = back >= share * back[..., :1] * (1 - 1e-12)
-    return at - torch.where(enough, j, 0).amax(-1).minimum(at) + 1
 
 
 @dataclass(frozen=True)
