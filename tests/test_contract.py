@@ -16,6 +16,12 @@ from stateform.layers import REGISTRY, accepted, resolve
 from stateform.tolerances import tolerance
 
 
+def quick_unless(slow: set[str], names: list[str]) -> list[Any]:
+    """The names as parameters, some of them for `make test-all` alone."""
+    assert slow <= set(names), slow - set(names)
+    return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
+
+
 @pytest.mark.parametrize("name", sf.names())
 def test_layer_keeps_the_contract(name: str) -> None:
     report = sf.check(name, d_model=16)
@@ -51,11 +57,18 @@ VARIANTS = [
     "rwkv6(decay='head', gate=False)",
     "slstm(forget='exp', n_heads=2)",
 ]
+LIKE_OTHERS = {
+    "ttt_linear(averaged=False)", "ttt_linear(block=7, share_qk=True)", "softmax(n_kv_heads=2)",
+    "normalized(eta='sigmoid')", "deltanet(allow_negative_eigenvalues=True)", "s4d(init='legs')",
+    "gla(d_state=3, gate_temperature=1.0)", "hgrn2(lower_bound=0.3)", "rwkv6(decay='channel')",
+    "kalmanet(mixed=False, input_gate=False)",
+}  # fmt: skip
+"""Variants with the structure of a layer or a variant that is checked besides."""
 LONG_VARIANTS = ["kalmanet(solver='chebyshev', mixed=False, input_gate=False)"]
 """Those whose check alone takes half a minute."""
 
 
-@pytest.mark.parametrize("spec", VARIANTS)
+@pytest.mark.parametrize("spec", quick_unless(LIKE_OTHERS, VARIANTS))
 def test_variant_keeps_the_contract(spec: str) -> None:
     report = sf.check(spec, seed=1, d_model=16)
     assert report.ok, str(report)
@@ -75,7 +88,14 @@ def test_layer_keeps_the_contract_exhaustively(spec: str) -> None:
     assert report.ok, str(report)
 
 
-@pytest.mark.parametrize("name", sf.names())
+# One layer of each structure (decay, feedback, readout, eta, forms) is enough in the quick tests.
+SAME_STRUCTURE = {
+    "block_diagonal", "dss", "gated_softmax", "gru", "hgrn2", "lem", "lightning", "lstm", "ltc", "mesa", "min_gru",
+    "min_lstm", "performer", "retention", "rg_lru", "s5", "short_conv", "slstm", "taylor", "urn",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", quick_unless(SAME_STRUCTURE, sf.names()))
 def test_a_thousand_tokens_to_ten_digits(name: str) -> None:
     torch.manual_seed(0)
     small = {"d_state": 8} if "d_state" in accepted(REGISTRY[name].cls) else {}
