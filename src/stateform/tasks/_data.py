@@ -1,17 +1,17 @@
-"""Data sets on disk: where they are, and how they are kept in memory."""
+"""Data sets on disk: where they are, how they are kept in memory, and what tasks on digits have in common."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from .._errors import StateformError, require
-from .base import Batch
+from .base import Batch, Task
 
 
 @dataclass(frozen=True)
@@ -65,3 +65,37 @@ def padded(rows: list[Tensor], length: int, fill: int) -> tuple[Tensor, Tensor]:
         out[i, : len(row)] = row
         mask[i, : len(row)] = True
     return out, mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digits(Task):
+    """Which digit, 0 to 9, a recorded series of numbers is: subclasses read the recordings in `whole`."""
+
+    path: str | None = None
+    """Where the data are; None: in the folder that STATEFORM_DATA names."""
+
+    answers: ClassVar[Literal["tokens", "sequence"]] = "sequence"
+    solvable: ClassVar[bool] = False
+    public: ClassVar[str] = ""
+    """Where the data are to be had."""
+
+    @property
+    def vocab_size(self) -> None:
+        return None
+
+    @property
+    def d_input(self) -> int:
+        return 1
+
+    @property
+    def n_out(self) -> int:
+        return 10
+
+    @property
+    def place(self) -> Path:
+        """The data. Raises a StateformError if they are not there."""
+        return find_data(self.path, self.folder, self.public)
+
+    def check(self) -> None:
+        if self.path is not None:
+            _ = self.place

@@ -8,14 +8,14 @@ import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 from .._errors import StateformError, require
-from ._data import Stored, find_data
-from .base import Batch, Split, Task, register_task
+from ._data import Digits, Stored
+from .base import Batch, Split, register_task
 
 PUBLIC = (
     "MNIST's four IDX files, train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and "
@@ -75,49 +75,29 @@ def read_mnist(place: Path, split: Split, permutation: int | None) -> Stored:
 
 @register_task("smnist", source="sequential MNIST: Le et al. 2015 (arXiv 1504.00941); the data: LeCun et al. 1998")
 @dataclass(frozen=True, kw_only=True)
-class SequentialMNIST(Task):
+class SequentialMNIST(Digits):
     """Which digit an image shows that comes pixel by pixel, row after row.
 
     Each of the 784 tokens is one number, a pixel from 0 to 1; the class is 0 to 9. The test images are the official
-    ones; of the 60,000 others the last 5,000 are "valid".
+    ones; of the 60,000 others the last 5,000 are "valid". `path` is a folder with the four IDX files, .gz or not.
     """
 
     length: int = PIXELS
     """Pixels: 784."""
-    path: str | None = None
-    """A folder with MNIST's four IDX files, each possibly .gz; None: the folder mnist in STATEFORM_DATA."""
-
-    answers: ClassVar[Literal["tokens", "sequence"]] = "sequence"
-    solvable: ClassVar[bool] = False
     folder: ClassVar[str] = "mnist"
-
-    @property
-    def vocab_size(self) -> None:
-        return None
-
-    @property
-    def d_input(self) -> int:
-        return 1
-
-    @property
-    def n_out(self) -> int:
-        return 10
+    public: ClassVar[str] = PUBLIC
 
     @property
     def order(self) -> int | None:
         """The seed by which pixels are permuted; None: they are not."""
         return None
 
-    def check(self) -> None:
-        if self.path is not None:
-            find_data(self.path, self.folder, PUBLIC)
-
     def check_length(self, length: int) -> None:
         super().check_length(length)
         require(length == PIXELS, f"length is {length}; expected {PIXELS}: an image has 28 by 28 pixels")
 
     def whole(self, split: Split) -> Batch:
-        return read_mnist(find_data(self.path, self.folder, PUBLIC), split, self.order)
+        return read_mnist(self.place, split, self.order)
 
 
 @register_task(

@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 from .._errors import StateformError, require
-from ._data import Stored, find_data, padded
-from .base import Batch, Split, Task, register_task
+from ._data import Digits, Stored, padded
+from .base import Batch, Split, register_task
 
 PUBLIC = (
     "the recordings of github.com/Jakobovski/free-spoken-digit-dataset, a folder of .wav files or recordings.tar.xz"
@@ -99,12 +99,13 @@ def read_digits(place: Path, split: Split, length: int, rate: int, normalize: bo
 
 @register_task("spoken_digits", source="Jackson et al., Free Spoken Digit Dataset (CC BY-SA 4.0)")
 @dataclass(frozen=True, kw_only=True)
-class SpokenDigits(Task):
+class SpokenDigits(Digits):
     """Which digit is spoken, in raw audio.
 
     Each token is one number, a sample of the wave between -1 and 1, 8,000 a second; the class is the digit 0 to 9.
     Shorter recordings are followed by zeros, where the mask is false; longer ones are cut (at 8,000 samples: 20 of
     3,000). Recordings 0 to 4 of each digit and speaker are "test", as officially; of the others 5 to 9 are "valid".
+    `path` is a folder of recordings or an archive (.tar.xz and such).
     """
 
     length: int = 8000
@@ -113,30 +114,14 @@ class SpokenDigits(Task):
     """Samples a second; below 8000, means of 8000 / rate neighbours. Lower `length` in proportion."""
     normalize: bool = True
     """Whether each recording is made as loud as possible (the loudest have 100 times the amplitude of the softest)."""
-    path: str | None = None
-    """A folder of recordings or an archive (.tar.xz and such); None: the folder spoken-digits in STATEFORM_DATA."""
 
-    answers: ClassVar[Literal["tokens", "sequence"]] = "sequence"
-    solvable: ClassVar[bool] = False
     folder: ClassVar[str] = "spoken-digits"
-
-    @property
-    def vocab_size(self) -> None:
-        return None
-
-    @property
-    def d_input(self) -> int:
-        return 1
-
-    @property
-    def n_out(self) -> int:
-        return 10
+    public: ClassVar[str] = PUBLIC
 
     def check(self) -> None:
         divides = 1 <= self.rate <= RATE and RATE % self.rate == 0
         require(divides, f"rate is {self.rate}; expected a divisor of {RATE}, e.g. 4000, 2000 or 1000")
-        if self.path is not None:
-            find_data(self.path, self.folder, PUBLIC)
+        super().check()
 
     def check_length(self, length: int) -> None:
         super().check_length(length)
@@ -144,5 +129,4 @@ class SpokenDigits(Task):
         require(same, f"length is {length}; the recordings are read for length {self.length}: change that option")
 
     def whole(self, split: Split) -> Batch:
-        place = find_data(self.path, self.folder, PUBLIC)
-        return read_digits(place, split, self.length, self.rate, self.normalize)
+        return read_digits(self.place, split, self.length, self.rate, self.normalize)
