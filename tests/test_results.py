@@ -164,6 +164,42 @@ def test_a_panel_for_each_task(tmp_path: Path) -> None:
     assert found.html()
 
 
+def test_what_differs_is_not_averaged(folder: Path, tmp_path: Path) -> None:
+    both = results(folder / "store.db")
+    assert both.varied == ["sweep", "model.d_state"]
+    assert {(g["sweep"], g["n"]) for g in both.table() if g["label"] == "linear"} == {("sizes", 2), ("other", 2)}
+    assert "sweep" in str(both)
+    for steps in (10, 20):  # as if the file had been changed
+        sweep(FILE | {"train": {"steps": steps}}, tmp_path, workers=0, runner=trained)
+    changed = results(tmp_path / "store.db", where=["label=linear"])
+    assert changed.varied == ["model.d_state", "train.steps"] and {g["n"] for g in changed.table()} == {2}
+
+
+def test_an_easier_task_of_a_variant_is_another_task(tmp_path: Path) -> None:
+    easy = "mqar(length=16, n_pairs=1, vocab_size=32)"
+    variants = [FILE["variants"][0], {"label": "lstm", "set": {"model.pattern": "lstm", "task": easy}}]
+    found = sweep(FILE | {"variants": variants}, tmp_path, workers=0, runner=trained)
+    assert {(row["label"], row["task"]) for row in found.rows} == {
+        ("linear", "mqar(n_pairs=2)"), ("lstm", "mqar(n_pairs=1)"),
+    }  # fmt: skip
+    assert found.varied[0] == "task" and len(over_settings(found.to_dict())[0].views[0].panels) == 2
+    axis = FILE["grid"] | {"task.n_pairs": [1, 2]}
+    found = sweep(FILE | {"name": "axis", "grid": axis}, tmp_path, workers=0, runner=trained)
+    assert {row["task"] for row in found.rows} == {"mqar"} and "task.n_pairs" in found.varied
+
+
+def test_claims_are_about_their_own_sweep(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "other.toml"
+    file.write_text(
+        'task = "parity"\nmodel = {d_model = 16}\n[[variants]]\nlabel = "linear"\nset = {model.pattern = "linear"}\n'
+        '[[claims]]\ntext = "it is low"\nstays = {label = "linear", at_most = 0.9}\n'
+    )
+    shown = CliRunner().invoke(app, ["results", str(folder), "--claims", str(file)])
+    assert shown.exit_code == 0 and "other: 4 runs" in shown.output and "confirmed" in shown.output
+    shown = CliRunner().invoke(app, ["results", str(folder), "--claims", "demo"])
+    assert isinstance(shown.exception, StateformError) and "no sweep 'demo'" in str(shown.exception)
+
+
 def test_the_command(folder: Path, tmp_path: Path) -> None:
     def command(*words: str) -> Any:
         return CliRunner().invoke(app, ["results", *words])

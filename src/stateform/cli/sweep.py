@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -79,7 +80,9 @@ def sweep_command(
         raise typer.Exit(130)
     if found.failed:
         flags = [flag for flag, on in (("--quick", quick), ("--as-released", as_released)) if on]
-        again = " ".join(["stateform sweep", file, *flags, "--retry"])
+        flags += [word for setting in settings or () for word in ("--set", setting)]
+        flags += [] if out == Path("sweeps") else ["--out", str(out)]
+        again = shlex.join(["stateform", "sweep", file, *flags, "--retry"])
         many = f"{len(found.failed)} run{'' if len(found.failed) == 1 else 's'} failed"
         typer.echo(f"{many}; see {out / 'logs'}. To try again: {again}", err=True)
         raise typer.Exit(1)
@@ -102,7 +105,7 @@ def results_command(
     html: Annotated[Path | None, typer.Option(help="Write a page with figures here.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the table here, as Markdown.")] = None,
     claims: Annotated[
-        str | None, typer.Option(help="The sweep's file or preset, whose claims are held against the numbers.")
+        str | None, typer.Option(help="The sweep's file or preset, whose claims are held against its numbers.")
     ] = None,
 ) -> None:
     """Show what sweeps came to: means over seeds, files, figures."""
@@ -114,8 +117,10 @@ def results_command(
     )
     if parquet is not None:
         arrow()
-    held = read_plan(claims).claims if claims is not None else ()
-    found: Results = results(store_of(store), name, where or (), x, held)
+    plan = None if claims is None else read_plan(claims)
+    if plan is not None:
+        name = name or plan.name  # other sweeps may have the same labels
+    found: Results = results(store_of(store), name, where or (), x, () if plan is None else plan.claims)
     show_wide(found)
     written = ((csv, found.save_csv), (parquet, found.save_parquet), (html, found.save_html))
     for file, save in (*written, (markdown, found.save_markdown)):

@@ -44,12 +44,7 @@ class Results(Printed):
     def rows(self) -> list[Row]:
         """A flat dict for each run: what it is, its settings by dotted names, its numbers. None where there is none."""
         rows = [_row(run) for run in self.runs]
-        specs: dict[str, set[str]] = {}
-        for row in rows:
-            specs.setdefault(row["task.name"], set()).add(row["task"])
-        for row in rows:
-            if len(specs[row["task.name"]]) == 1:
-                row["task"] = row["task.name"]  # its name says it all
+        _name_tasks(rows, {name for run in self.runs for name in run.settings})
         names = list(dict.fromkeys(name for row in rows for name in row))
         return [{name: row.get(name) for name in names} for row in rows]
 
@@ -60,9 +55,20 @@ class Results(Printed):
 
     @property
     def varied(self) -> list[str]:
-        """The settings that differ between runs, by which they are grouped; without the seed."""
+        """The settings that differ between runs, by which they are grouped; without the seed.
+
+        Those that no axis varied are among them where a file was changed between its runs, or where there are several
+        sweeps: then the sweep is, too.
+        """
         given = [name for run in self.runs for name in run.settings]
-        names = dict.fromkeys(["task", *given])
+        alike: dict[tuple[str, str], dict[str, set[str]]] = {}
+        for row in self.rows:
+            values = alike.setdefault((row["label"], row["task"]), {})
+            for name in row:
+                if name.startswith(("model.", "train.")):
+                    values.setdefault(name, set()).add(_text(row[name]))
+        changed = [name for values in alike.values() for name, several in values.items() if len(several) > 1]
+        names = dict.fromkeys(["sweep", "task", *given, *changed])
         return [n for n in names if n != SEED and len({_text(row.get(n)) for row in self.rows}) > 1]
 
     def table(self, x: str | None = None, by: str = "label") -> list[Row]:
@@ -79,7 +85,7 @@ class Results(Printed):
         Raises:
             StateformError: no such column.
         """
-        names = list(dict.fromkeys([by, *(self.varied if x is None else ["task", x])]))
+        names = list(dict.fromkeys([by, *(self.varied if x is None else ["sweep", "task", x])]))
         for name in names:
             self._require_column(name)
         groups: dict[tuple[Any, ...], list[Row]] = {}
@@ -249,7 +255,7 @@ def _row(run: Run) -> Row:
     lengths = [str(n) for n in run.experiment["train"].get("test_lengths") or ()]
     first = next((tests[n] for n in [str(task.get("length")), *lengths] if tests.get(n) is not None), None)
     row: Row = {
-        "sweep": run.sweep, "label": run.label, "status": run.status, "task": run.settings.get("task", task["name"]),
+        "sweep": run.sweep, "label": run.label, "status": run.status, "task": run.settings.get("task"),
         "metric": name, "score": metrics.get("valid") if first is None else first, "valid": metrics.get("valid"),
         **{f"test.{length}": value for length, value in tests.items()},
         **{n: metrics.get(n) for n in ("loss", "state_size", "parameters", "steps", "seconds", "stopped")},
@@ -258,6 +264,23 @@ def _row(run: Run) -> Row:
         row |= {f"{part}.{k}": v for k, v in run.experiment[part].items()}
     row |= {"key": run.key, "attempts": run.attempts, "started": run.started, "finished": run.finished}
     return row | {"error": run.error if run.status == "failed" else None}
+
+
+def _name_tasks(rows: Sequence[Row], axes: set[str]) -> None:
+    """Give each row the name of its task, with the options in which tasks of that name differ but for axes."""
+    alike: dict[str, list[Row]] = {}
+    for row in rows:
+        alike.setdefault(row["task.name"], []).append(row)
+    for name, several in alike.items():
+        options = dict.fromkeys(n for row in several for n in row if n.startswith("task.") and n not in axes)
+        differ = [n for n in options if len({_text(row.get(n)) for row in several}) > 1]
+        for row in several:
+            if row["task"] is None:
+                said = ", ".join(f"{n.partition('.')[2]}={row.get(n)!r}" for n in differ)
+                row["task"] = f"{name}({said})" if said else name
+        if len({row["task"] for row in several}) == 1:
+            for row in several:
+                row["task"] = name  # its name says it all
 
 
 def _tested(value: Any, metric: str | None) -> float | None:
