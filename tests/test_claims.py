@@ -102,6 +102,9 @@ def test_runs_elsewhere_do_not_count() -> None:
         ({"text": "t", "above": {"label": "a", "than": "c"}}, "is about 'c'"),
         ({"text": "t", "above": {"label": "a", "than": "b", "y": 1}}, "has no 'y'"),
         ({"text": "t", "above": 3}, "expected a table"),
+        ({"text": "t", "reaches": {"label": "a", "at_least": "0.9"}}, "at_least .* is '0.9'; expected a number"),
+        ({"text": "t", "above": {"label": "a", "than": "b", "x": ["n"]}}, r"x .* is \['n'\]; expected a column"),
+        ({"text": "t", "column": 256, "stays": {"label": "a", "at_most": 1}}, "column .* is 256; expected a text"),
     ],
 )
 def test_a_claim_that_cannot_be_judged_is_refused(table: dict[str, Any], said: str) -> None:

@@ -102,6 +102,15 @@ def read_claims(tables: Any, labels: Sequence[str]) -> Iterator[Claim]:
             if name in LABELS:
                 near = nearest(str(about[name]), labels)
                 require(about[name] in labels, f"the claim {text!r} is about {about[name]!r}: {near}")
+            elif name in about:
+                number, given = name.startswith("at_"), about[name]
+                fits = isinstance(given, int | float) and type(given) is not bool if number else isinstance(given, str)
+                require(
+                    fits, f"{name} of the claim {text!r} is {given!r}; expected a {'number' if number else 'column'}"
+                )
+        for name in ("source", "column"):
+            require(isinstance(table.get(name, ""), str),
+                    f"{name} of the claim {text!r} is {table.get(name)!r}; expected a text")  # fmt: skip
         where = table.get("where", {})
         require(isinstance(where, Mapping), f"where of the claim {text!r} is {where!r}; expected a table")
         yield Claim(text, table.get("source", ""), kind, about, table.get("column", "score"), where)
