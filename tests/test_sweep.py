@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -165,6 +166,21 @@ def test_tasks_are_an_axis_too() -> None:
     plan = read_plan(BASE | {"grid": {"task": ["parity", "mqar(length=16, n_pairs=2)"], "train.seed": [0]}})
     assert [run.experiment.task.name for run in plan.runs] == ["parity", "mqar"]
     assert read_plan(BASE, overrides=["task=parity(length=8)"]).runs[0].experiment.task.length == 8
+
+
+def test_overrides_reach_whole_tasks_and_the_variants_that_vary_nothing() -> None:
+    tasks = {"task": ["parity", "counting(modulus=5)"]}
+    variants = [*VARIANTS[:1], {"label": "other", "set": {"model.pattern": "linear", "task": "dyck(length=30)"}}]
+    plan = read_plan(BASE | {"grid": tasks, "variants": variants}, overrides=["task.length=20"])
+    assert [r.experiment.task.spec for r in plan.runs] == [
+        "parity(length=20)", "counting(length=20, modulus=5)", "dyck(length=20)",
+    ]  # fmt: skip
+    assert read_plan(BASE | {"grid": tasks}, overrides=["task=['dyck']"]).runs[0].experiment.task.name == "dyck"
+    with pytest.raises(StateformError, match="expected one task, as the sweep varies none"):
+        read_plan(BASE, overrides=["task=['parity', 'dyck']"])
+    own = [*VARIANTS[:1], {"label": "own", "set": {"model.pattern": "mamba2"}, "grid": {"train.lr": [1e-3, 3e-3]}}]
+    plan = read_plan(BASE | {"variants": own}, overrides=["train.lr=1e-4"])
+    assert [(r.label, r.experiment.train.lr) for r in plan.runs] == [("linear", 1e-4), ("own", 1e-4)]
 
 
 @pytest.mark.parametrize(
@@ -419,6 +435,39 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+def exits(experiment: dict[str, Any], folder: Path, on_progress: engines.Progress) -> dict[str, Any]:
+    """Ended by SIGTERM, as `train` ends then, when it is begun first."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    key = begun(folder)
+    if calls(folder.parent.parent)[key] == 1:
+        raise SystemExit(143)
+    return outcome(experiment)
+
+
+def test_a_worker_that_is_asked_to_end_has_failed_nothing(tmp_path: Path) -> None:
+    found = sweep(grid(1), tmp_path, workers=1, runner=exits)
+    assert [(run.status, run.crashes) for run in found.runs] == [("done", 1)]
+
+
+def test_what_runs_in_another_sweep_is_waited_for(tmp_path: Path) -> None:
+    plan, begun = read_plan(grid(2)), threading.Event()
+
+    def elsewhere() -> None:
+        with Store(tmp_path / "store.db", create=True) as other:
+            other.add("other", [plan.runs[0].row])
+            run = other.claim("other", [plan.runs[0].experiment.key])
+            begun.set()
+            time.sleep(0.5)
+            assert run is not None and other.finish(run, outcome(run.experiment))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    assert begun.wait(60)
+    found = sweep(plan, tmp_path, workers=0, runner=works)
+    thread.join()
+    assert [run.status for run in found.runs] == ["done"] * 2
+
+
 def test_a_sweep_killed_as_a_whole_repeats_nothing_that_is_finished(tmp_path: Path) -> None:
     code = (
         "import json, sys\nfrom tests.test_sweep import grid, sweep, waits\n"
@@ -580,7 +629,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for runner, code, said in (
         (interrupts, 130, "same command goes on"),
         (fails, 1, "1 run failed"),
-        (fails, 1, "--retry"),
+        (fails, 1, f"--out {out} --retry"),
     ):
         monkeypatch.setattr(
             "stateform.cli.sweep.sweep", lambda *a, r=runner, **k: original(*a, **k | {"runner": r, "workers": 0})

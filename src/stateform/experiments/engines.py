@@ -237,7 +237,7 @@ def _work(pipe: Any, folder: Path, runner: Runner, threads: int, gpu: int | None
         with _printing_to(folder / "logs" / f"{key}.txt"):
             try:
                 said = "done", json.dumps(finite(runner(experiment, folder / "runs" / key, tell)))
-            except BaseException as error:
+            except Exception as error:  # an exit (SIGTERM) is a death like any other: the run is put back
                 traceback.print_exc()
                 said = "failed", _in_words(error)
         pipe.send(said)

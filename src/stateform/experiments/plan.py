@@ -44,7 +44,7 @@ from typing import Any
 
 from .._errors import StateformError, nearest, require
 from .claims import Claim, read_claims
-from .config import Experiment, overridden, put, read_toml
+from .config import Experiment, overridden, put, read_toml, read_value
 from .presets import file_of
 from .store import described
 
@@ -294,26 +294,36 @@ def _labelled(values: Any) -> bool:
 
 def _override(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     for text in overrides:
-        if text.partition("=")[0].strip() == "task":  # a whole task
-            values = values | {"task": text.partition("=")[2].strip().strip("\"'")}
-            name, value = "task", [values["task"]]
-        else:
-            given = overridden({"task": values.get("task", {})}, [text])
-            name = text.partition("=")[0].strip()
-            part, _, setting = name.partition(".")
-            value = given[part][setting]
-            require(part in (*PARTS, "grid", "search"), f"{name!r} names no setting of a sweep: {nearest(part, KNOWN)}")
+        name, _, rest = (part.strip() for part in text.partition("="))
+        part, _, setting = name.partition(".")
         grid = values.get("grid", {})
         space = values.get("search", {}).get("space", {})
         axes = [grid, *(v["grid"] for v in values.get("variants", ()))]
-        varied = any(name in axis for axis in axes)
+        sets = [part["set"] for part in (*values.get("variants", ()), *values.get("cases", ()))]
+        varied, shared = any(name in axis for axis in axes), False
+        if name == "task":  # a whole task
+            value = read_value(rest)
+            require(varied or isinstance(value, str), f"task is {value!r}; expected one task, as the sweep varies none")
+            values = values if isinstance(value, list) else values | {"task": value}
+        else:
+            value = overridden({"task": values.get("task", {})}, [text])[part][setting]
+            require(part in (*PARTS, "grid", "search"), f"{name!r} names no setting of a sweep: {nearest(part, KNOWN)}")
+            # What only some variants vary is set for the others too, where they have it.
+            shared = name not in grid and not isinstance(value, list) and (part == "train" or name in _settings(values))
         for axis in axes:
             if name in axis:
                 axis[name] = value if isinstance(value, list) else [value]
         space.pop(name, None)
-        for part in (*values.get("variants", ()), *values.get("cases", ())):
-            part["set"].pop(name, None)
-        if not varied and name != "task":
+        for settings in sets:
+            settings.pop(name, None)
+        if part == "task" and setting and not varied:  # whole tasks elsewhere would replace that of the file
+            for axis in axes:
+                if isinstance(axis.get("task"), list):
+                    axis["task"] = list(dict.fromkeys(_with_option(task, text) for task in axis["task"]))
+            for settings in sets:
+                if "task" in settings:
+                    settings["task"] = _with_option(settings["task"], text)
+        if name != "task" and (not varied or shared):
             values = overridden(values, [text])
     if "cases" in values:  # those that differed in what is fixed now are one
         cases = values["cases"]
@@ -321,6 +331,13 @@ def _override(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any
     if "search" in values and not values["search"].get("space", True):  # all that was searched is fixed
         values = {k: v for k, v in values.items() if k != "search"}
     return values
+
+
+def _with_option(task: Any, text: str) -> str:
+    """The text of a whole task with one option of it replaced."""
+    options = overridden({"task": task}, [text])["task"]
+    name = options.pop("name", "")
+    return f"{name}({', '.join(f'{option}={value!r}' for option, value in options.items())})"
 
 
 def _axes(grid: Mapping[str, Any], what: str) -> dict[str, list[Any]]:

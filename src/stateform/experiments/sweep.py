@@ -144,10 +144,13 @@ class _Work:
                         self.shares[run.key] = 0.0
                         self._show(run.name)
                         engine.start(run)
-                    if not engine.busy:
+                    if engine.busy:
+                        for event in engine.wait(1.0):
+                            self.tell(event)
+                    elif "waiting" in self.store.counts(self.plan.name, self.keys):
+                        time.sleep(1.0)  # the same experiment is running in another sweep of the store
+                    else:
                         break
-                    for event in engine.wait(1.0):
-                        self.tell(event)
                     if time.monotonic() - looked > _LOOK:
                         looked = time.monotonic()
                         self.store.recover()
@@ -178,7 +181,7 @@ class _Work:
         else:
             self.store.fail(run, event.value)
         (now,) = self.store.runs(run.sweep, [run.key])
-        if self.search is not None:
+        if self.search is not None and now.status in ("done", "failed"):  # not if another process has taken it over
             self.search.tell(now)
         self._count()
         self._say(f"{self.over}/{self._total}  {now.name}   {headline(now)}")
