@@ -952,6 +952,12 @@ def test_what_was_trained_is_evaluated_and_loaded(tmp_path: Path) -> None:
             evaluate(tmp_path, **bad)  # type: ignore[arg-type]
 
 
+def test_lengths_beyond_learned_positions_are_refused(tmp_path: Path) -> None:
+    train(experiment(model={"max_positions": 32}, steps=2), tmp_path, machine=CPU)
+    with pytest.raises(StateformError, match="has learned 32 positions; ask for lengths up to that, not 64"):
+        evaluate(tmp_path, lengths=[32, 64])
+
+
 def test_what_is_not_trained_is_not_loaded(tmp_path: Path) -> None:
     with pytest.raises(StateformError, match=r"has no experiment.json; expected a folder that a training wrote"):
         load_trained(tmp_path)

@@ -363,6 +363,9 @@ def evaluate(
     require(lengths, "lengths is empty; expected one or more")
     for length in lengths:
         task.check_length(length)
+    limit = model.config.max_positions
+    require(limit is None or max(lengths) <= limit,
+            f"the model has learned {limit} positions; ask for lengths up to that, not {max(lengths)}")  # fmt: skip
     n = given.test_examples if examples is None else examples
     rows = given.batch_size if batch_size is None else batch_size
     for name, value in (("examples", n), ("batch_size", rows)):
