@@ -88,6 +88,7 @@ def test_runs_elsewhere_do_not_count() -> None:
     unfinished = [{**row, "status": "running", "score": None} for row in here]
     only = Claim("a finding", "", "above", ABOVE.about, where={"task.name": "parity"})
     assert judge(only, [*here, *there, *unfinished]).word == "confirmed"
+    assert judge(ABOVE, here).numbers + "; 6 of 12 runs are not done" == judge(only, [*here, *unfinished]).numbers
     column = Claim("a finding", "", "above", ABOVE.about, column="test.256")
     assert judge(column, here).word == "not measured"
 

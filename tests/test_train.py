@@ -758,6 +758,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "type of a model's setting": (of(model=LINEAR | {"dropout": "much"}), "dropout is 'much'; expected a number"),
     "what the task decides": (of(model=LINEAR | {"vocab_size": 12}), "the task decides the model's vocab_size"),
     "pooling": (of(model=LINEAR | {"pooling": "mean"}), "the task decides the model's pooling"),
+    "percent": (of(stop_at=99.0), "stop_at is 99.0; .* expected a share"),
     "positions": (of(model=LINEAR | {"max_positions": 8}), "max_positions is 8; .* up to 32 tokens"),
     "setting of the training": (of(stpes=3), "no setting 'stpes': did you mean steps"),
     "steps": (of(steps=0), "steps is 0; expected a whole number, 1 or more"),

@@ -12,7 +12,8 @@ from rich.console import Console
 from .._errors import StateformError, require
 from ..compare import writable
 from ..experiments import Experiment, Machine, evaluate, overridden, read_toml, train
-from ..experiments.train import CHECKPOINT, OUTCOME, first_process, length_table, write_json
+from ..experiments.checkpoint import CHECKPOINT
+from ..experiments.train import OUTCOME, first_process, length_table, write_json
 from ..tasks import TASKS
 from .app import Bar, app
 

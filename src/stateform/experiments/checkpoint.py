@@ -18,6 +18,8 @@ from torch import Tensor
 from .._errors import StateformError, require
 from ..state import write_atomically
 
+CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
+"""Files of a training on its way: everything, and the weights of the best validation."""
 FORMAT = "stateform-checkpoint-1"
 PLAIN = (str, int, float, bool, type(None))
 

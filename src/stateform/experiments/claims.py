@@ -17,6 +17,8 @@ There are four kinds, each on the score (or another `column`, such as "test.256"
   one of them is reversed.
 - `reaches {label, at_least}` and `stays {label, at_most}`: of the mean over the seeds at every x.
 
+What is not done (failed, or not run yet) is left out, and the numbers say how many runs that are.
+
 Where settings besides x and the seed were varied (a learning rate), each label at each x takes those with the best mean
 on the validation, as published work does. `where` restricts a claim to some runs: {task = "parity"}.
 """
@@ -26,12 +28,13 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from .._errors import nearest, require
 
 SEED = "train.seed"
+"""What runs of one group differ in."""
 KINDS = {
     "above": ("label", "than", "x"), "approaches": ("label", "to", "x"), "between": ("label", "low", "high", "x"),
     "reaches": ("label", "at_least", "x"), "stays": ("label", "at_most", "x"),
@@ -118,7 +121,17 @@ def read_claims(tables: Any, labels: Sequence[str]) -> Iterator[Claim]:
 
 def judge(claim: Claim, rows: Sequence[Row]) -> Verdict:
     """What the rows of some results (`Results.rows`) say about a claim."""
-    rows = [r for r in rows if r["status"] == "done" and all(_same(r.get(k), v) for k, v in claim.where.items())]
+    labels = {claim.about[name] for name in LABELS if name in claim.about}
+    asked = [r for r in rows if r["label"] in labels and all(_same(r.get(k), v) for k, v in claim.where.items())]
+    done = [r for r in asked if r["status"] == "done"]
+    found = _judged(claim, done)
+    if len(done) == len(asked):
+        return found
+    # Runs that failed are often those that would have been worst.
+    return replace(found, numbers=f"{found.numbers}; {len(asked) - len(done)} of {len(asked)} runs are not done")
+
+
+def _judged(claim: Claim, rows: Sequence[Row]) -> Verdict:
     x = claim.about.get("x")
     of = {name: _points(rows, claim.about[name], x, claim.column) for name in LABELS if name in claim.about}
     missing = [str(claim.about[name]) for name, points in of.items() if not points]

@@ -132,6 +132,9 @@ class Experiment:
     def __post_init__(self) -> None:
         for length in self.test_lengths:
             self.task.check_length(length)
+        share, stop_at = self.task.metric == "accuracy", self.train.stop_at
+        require(stop_at is None or not share or 0 <= stop_at <= 1,
+                f"stop_at is {stop_at}; the task is scored by accuracy: expected a share, from 0 to 1")  # fmt: skip
         limit, longest = self.config.max_positions, max(self.task.length, *self.test_lengths)
         require(limit is None or longest <= limit,
                 f"max_positions is {limit}; the model is trained and tested on up to {longest} tokens: raise it, or "

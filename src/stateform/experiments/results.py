@@ -17,12 +17,10 @@ from typing import Any
 from .._errors import StateformError, nearest, require
 from .._printed import Printed
 from ..state import write_atomically
-from .claims import Claim, Verdict, judge
+from .claims import SEED, Claim, Verdict, judge
 from .config import read_value
 from .store import Run, Store
 
-SEED = "train.seed"
-"""What runs of one group differ in."""
 ORDER = ("waiting", "running", "failed")
 Row = dict[str, Any]
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from .._errors import StateformError, nearest, require
+from .._errors import nearest, require
 from .engines import Engine, Event, Here, Processes, Ray, Runner, trained
 from .plan import Plan, Planned, read_plan
 from .results import Results, headline
@@ -223,4 +223,4 @@ def store_of(path: str | Path) -> Path:
     return path / STORE if path.is_dir() else path
 
 
-__all__ = ["ENGINES", "STORE", "StateformError", "store_of", "sweep"]
+__all__ = ["ENGINES", "STORE", "store_of", "sweep"]

@@ -29,11 +29,12 @@ from ..models import Classifier, LanguageModel
 from ..state import write_atomically
 from ..tasks import Task
 from . import checkpoint
+from .checkpoint import BEST, CHECKPOINT
 from .config import Experiment
 from .scores import as_read, test
 
 OnProgress = Callable[[str, int, int], None]
-CHECKPOINT, BEST, OUTCOME, EXPERIMENT = "checkpoint.safetensors", "best.safetensors", "outcome.json", "experiment.json"
+OUTCOME, EXPERIMENT = "outcome.json", "experiment.json"
 LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
 
 

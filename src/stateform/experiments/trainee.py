@@ -27,11 +27,10 @@ from ..models import Classifier, LanguageModel
 from ..state import write_atomically
 from ..tasks import IGNORED, Batch
 from . import checkpoint
+from .checkpoint import BEST, CHECKPOINT
 from .config import Experiment, Training
 from .data import Batches, held_out, pieces, pool
 from .scores import Score, better, score
-
-BEST, CHECKPOINT = "best.safetensors", "checkpoint.safetensors"
 
 
 class Trainee(L.LightningModule):
