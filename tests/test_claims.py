@@ -11,7 +11,7 @@ import stateform as sf
 from stateform.experiments.claims import Claim, judge, read_claims
 from stateform.experiments.plan import Plan, read_plan
 from stateform.experiments.presets import file_of, preset_names
-from stateform.experiments.train import train
+from stateform.experiments.train import flat, train
 
 
 def rows(scores: dict[tuple[str, Any, int], float], **more: Any) -> list[dict[str, Any]]:
@@ -127,6 +127,17 @@ def test_every_preset_can_be_planned_and_a_small_point_of_it_trained(name: str, 
     assert {run.experiment.train.steps for run in small.runs} == {2}  # stronger than what a case or a variant sets
     outcome = train(small.runs[0].experiment, tmp_path)
     assert outcome.metrics["steps"] == 2
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_claim_of_a_preset_can_be_judged_by_its_runs(name: str) -> None:
+    plan = read_plan(name)
+    numbers = {"status": "done", "metric": "accuracy", "score": 0.5, "valid": 0.5, "test.256": 0.5}
+    found = [
+        {**numbers, "label": r.label, "task": r.experiment.task.spec, **flat(r.experiment.to_dict())} for r in plan.runs
+    ]
+    for claim in plan.claims:
+        assert judge(claim, found).word != "not measured", claim.text
 
 
 def small_point(name: str) -> Plan:
