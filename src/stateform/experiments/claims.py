@@ -173,11 +173,12 @@ def _approaches(claim: Claim, one: Points, other: Points) -> Verdict:
     shared = sorted(x for x in one if x in other)
     if len(shared) < 2:
         return Verdict(claim, "not measured", "fewer than two values of x that both have")
-    gaps = []
+    gaps, alone = [], False
     for x in (shared[0], shared[-1]):
         pairs = _differences({x: other[x]}, {x: one[x]})
         if not pairs:
             return Verdict(claim, "not measured", f"no seeds that both have at {x}")
+        alone = alone or len(pairs) < 2
         gaps.append(_mean(pairs))
     (first, error), (last, error_last) = gaps
     word: Word = "not confirmed"
@@ -186,6 +187,8 @@ def _approaches(claim: Claim, one: Points, other: Points) -> Verdict:
     elif last - first > 2 * math.hypot(error, error_last):
         word = "reversed"
     numbers = f"gap {first:.3f} ± {error:.3f} at {shared[0]}, {last:.3f} ± {error_last:.3f} at {shared[-1]}"
+    if alone:
+        word, numbers = "not measured", f"{numbers}; one seed has no error"
     return Verdict(claim, word, numbers)
 
 

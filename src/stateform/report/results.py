@@ -140,7 +140,10 @@ def groups(result: Found) -> Grid | None:
         state, seconds = g[STATE], g["seconds"]
         cells += [units.count(state if state is None else round(state)), "" if seconds is None else f"{seconds:.0f}"]
         rows.append(Row(tuple(cells), order.index(cells[0])))
-    note = "Means over the seeds, on the test at the length of training. State: numbers kept after one such example."
+    note = (
+        "Means over the seeds, on the test at the length of training (or the first that was tested). State: numbers "
+        "kept after one example."
+    )
     return Grid("groups", "What came out", tuple(columns), tuple(rows), (note,))
 
 
