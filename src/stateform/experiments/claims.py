@@ -19,6 +19,8 @@ There are four kinds, each on the score (or another `column`, such as "test.256"
 
 What is not done (failed, or not run yet) is left out, and the numbers say how many runs that are.
 
+Numbers are compared as they are: of a task scored by mse or bits the better model is the one below.
+
 Where settings besides x and the seed were varied (a learning rate), each label at each x takes those with the best mean
 on the validation, as published work does. `where` restricts a claim to some runs: {task = "parity"}.
 """
