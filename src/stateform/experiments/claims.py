@@ -22,7 +22,7 @@ What is not done (failed, or not run yet) is left out, and the numbers say how m
 Numbers are compared as they are: of a task scored by mse or bits the better model is the one below.
 
 Where settings besides x and the seed were varied (a learning rate), each label at each x takes those with the best mean
-on the validation, as published work does. `where` restricts a claim to some runs: {task = "parity"}.
+on the validation, as published work does. `where` restricts a claim to some runs: {"task.name" = "parity"}.
 """
 
 from __future__ import annotations

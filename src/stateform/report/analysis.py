@@ -19,7 +19,8 @@ def subject(result: Mapping[str, Any]) -> str:
     """One line: what was read, and how large it is."""
     kind, many = at(result, "subject", "kind"), at(result, "subject", "layers") or 0
     heads = sum(int(layer.get("heads") or 0) for layer in layers(result))
-    parts = [f"{many} layers" if kind == "model" else "one layer", f"{units.count(heads)} heads",
+    one = kind != "model" or many == 1
+    parts = ["one layer" if one else f"{many} layers", f"{units.count(heads)} head{'' if heads == 1 else 's'}",
              f"{units.count(at(result, 'subject', 'parameters'))} weights"]  # fmt: skip
     tokens, source = at(result, "text", "tokens"), at(result, "text", "source")
     text = ", ".join(parts)
