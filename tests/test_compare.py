@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 import stateform as sf
 from stateform import cli
-from stateform.compare import embed, lengths_up_to, read_text
+from stateform._text import read_text
+from stateform.compare import embed, lengths_up_to
 
 TEXT = b"A system is what it remembers; a layer is what it does with that.\n" * 8
 NAMES = ["softmax", "linear", "mamba2", "lru", "gated_deltanet"]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import stateform as sf
 from stateform._form import FORMS
+from stateform.forms import choose
 from stateform.tolerances import tolerance
 
 from .systems import CASES, B, N, T, c, decay, r, u
@@ -225,3 +226,21 @@ def test_gradients_by_finite_differences() -> None:
             return y, state.S
 
         assert torch.autograd.gradcheck(compute, inputs)
+
+
+@pytest.mark.parametrize(
+    ("spec", "rows", "length", "form"),
+    [
+        ("s4d(d_state=16)", 1, 64, "chunkwise"),  # constant: one kernel for all chunks
+        ("lru", 1, 64, "scan"),  # one number a mode
+        ("qlstm", 64, 64, "scan"),
+        ("mamba(expand=1, d_state=16)", 64, 64, "recurrent"),  # steps wide enough to fill a CPU
+        ("mamba(expand=1, d_state=16)", 1, 64, "scan"),
+        ("mamba(expand=1, d_state=16)", 64, 512, "scan"),  # too many steps to keep them all for gradients
+        ("linear", 64, 64, "chunkwise"),
+    ],
+)
+def test_auto_takes_the_form_that_suits_a_cpu(spec: str, rows: int, length: int, form: str) -> None:
+    layer = sf.build(spec, d_model=64)
+    with torch.no_grad():
+        assert choose(layer.system(torch.zeros(rows, length, 64))) == form

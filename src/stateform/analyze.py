@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ._errors import StateformError, nearest, require, validate
 from ._machine import machine, stateform_version
 from ._printed import Printed
-from .compare import DTYPES, Progress, embed, printable, read_text
+from ._text import read_text
+from .compare import DTYPES, Progress, embed, printable
 from .experiments import Experiment
 from .experiments.train import EXPERIMENT, read_json
 from .layers import REGISTRY, Past, accepted, build, resolve

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ._errors import StateformError, require, validate
 from ._machine import machine, stateform_version
 from ._printed import Printed
-from ._text import read_text as read_text
+from ._text import read_text
 from .analysis import contraction, describe, horizon, spectrum
 from .convert import special_case
 from .draw import redraw

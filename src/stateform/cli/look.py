@@ -10,10 +10,11 @@ import typer
 
 from .._errors import require
 from .._printed import show_wide
+from .._text import read_text
 from ..analyze import analyze
 from ..card import show
 from ..check import Report, check
-from ..compare import compare, read_text, writable
+from ..compare import compare, writable
 from ..layers import build, names
 from ..models import LanguageModel, continue_text
 from ..questions import QUESTIONS

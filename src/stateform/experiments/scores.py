@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from .._errors import validate
 from ..layers.parts import precise
 from ..models import Classifier, LanguageModel
-from ..tasks import IGNORED, Batch, Task
+from ..tasks import Batch, Task
 from .data import held_out, pieces
 
 
@@ -65,7 +65,7 @@ def score(model: LanguageModel | Classifier, task: Task, batch: Batch) -> Score:
         owner = torch.arange(len(batch), device=labels.device).repeat_interleave(task.n_labels)
         labels = labels.flatten()
     else:
-        keep = ~labels.isnan().any(-1) if labels.is_floating_point() else labels != IGNORED
+        keep = batch.asked
         logits, labels = model.logits(hidden[keep]), labels[keep]
         owner = keep.nonzero()[:, 0]
     logits = precise(logits)

@@ -25,9 +25,8 @@ from torch.utils.data import DataLoader
 from .._errors import StateformError
 from ..models import Classifier, LanguageModel
 from ..state import write_atomically
-from ..tasks import IGNORED, Batch
-from . import checkpoint
-from .checkpoint import BEST, CHECKPOINT
+from ..tasks import Batch
+from .checkpoint import BEST, CHECKPOINT, read, write
 from .config import Experiment, Training
 from .data import Batches, held_out, pieces, pool
 from .scores import Score, better, score
@@ -63,7 +62,7 @@ class Trainee(L.LightningModule):
         batch = Batch(*parts)
         found = score(self.model, self.experiment.task, batch[self._rows()])
         # Processes average their gradients: each divides by what all were asked, so that the mean is that of one.
-        loss = found.loss / (asked(batch).clamp(min=1) / self.trainer.world_size)
+        loss = found.loss / (batch.asked.sum().clamp(min=1) / self.trainer.world_size)
         everyones = loss.detach().clone()
         if self.trainer.world_size > 1:  # all stop together, or those that go on would wait for the others
             everyones = self.trainer.strategy.reduce(everyones, reduce_op="mean")
@@ -247,22 +246,13 @@ class PlainFiles(CheckpointIO):
     """Lightning's checkpoints as plain data, see `checkpoint`."""
 
     def save_checkpoint(self, checkpoint: Any, path: Any, storage_options: Any = None) -> None:
-        _write(Path(path), checkpoint)
+        write(Path(path), checkpoint)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        return _read(Path(path))
+        return read(Path(path))
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)
-
-
-_write, _read = checkpoint.write, checkpoint.read
-
-
-def asked(batch: Batch) -> Tensor:
-    """How many answers a batch asks for."""
-    x = batch.labels
-    return (~x.isnan().any(-1) if x.is_floating_point() else x != IGNORED).sum()
 
 
 def _parts(batch: Any) -> tuple[Any, ...]:

@@ -46,6 +46,12 @@ class Batch:
         """Some rows: a slice, or a tensor of indices."""
         return Batch(self.inputs[rows], self.labels[rows], None if self.mask is None else self.mask[rows])
 
+    @property
+    def asked(self) -> Tensor:
+        """Where something is asked, bool: [B,T], or [B,n_labels] where sequences are answered."""
+        x = self.labels
+        return ~x.isnan().any(-1) if x.is_floating_point() else x != IGNORED
+
     def to(self, device: torch.device | str) -> Batch:
         """The same on a device."""
         moved = [None if x is None else x.to(device) for x in (self.inputs, self.labels, self.mask)]
