@@ -24,7 +24,8 @@ HOUSE = [
     ("discretise", "discretise", "errors transition"),
     ("tolerances", "tolerances", ""),
     ("report", "report", "errors"),
-    ("forms", "forms", f"{BASE} tolerances"),
+    ("kernels", "kernels", ""),
+    ("forms", "forms", f"{BASE} tolerances kernels"),
     ("analysis", "analysis", f"{BASE} discretise forms"),
     ("layers", "layers", f"{BASE} discretise forms"),
     ("tasks", "tasks", f"{BASE} forms layers"),
@@ -39,12 +40,13 @@ HOUSE = [
     ("questions", "questions", f"{BASE} forms analysis layers"),
     ("compare", "compare", f"{BASE} tolerances report forms analysis layers models convert questions {CHECKS}"),
     ("analyze", "analyze", f"{BASE} report forms analysis layers models experiments questions compare timing"),
+    ("bench", "bench", f"{BASE} tolerances report forms analysis layers draw"),
     ("zoo", "zoo card", f"{BASE} tolerances forms analysis layers draw"),
     (
         "top",
         "__init__ __main__ cli",
         f"{BASE} report forms analysis layers tasks models convert hub experiments {CHECKS} questions compare "
-        "analyze zoo",
+        "analyze bench zoo",
     ),
 ]
 ALLOWED = {part: {part, *below.split()} for part, _, below in HOUSE}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 
 from .._errors import StateformError
-from . import learn, look, sweep
+from . import bench, learn, look, sweep
 from .app import app
 
-__all__ = ["app", "learn", "look", "main", "sweep"]
+__all__ = ["app", "bench", "learn", "look", "main", "sweep"]
 
 
 def main() -> None:

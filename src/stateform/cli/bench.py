@@ -1,0 +1,93 @@
+"""The command that measures: bench."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .._errors import StateformError
+from .._printed import show_wide
+from ..bench import MODES, bench
+from .app import Bar, app, check_writable
+
+
+@dataclass(frozen=True)
+class Usual:
+    """What is taken where nothing is said."""
+
+    d_model: int = 768
+    lengths: str = "512,2048"
+    positions: str = "10,100000"
+    repeats: int = 7
+
+
+FULL, QUICK = Usual(), Usual(256, "256", "10", 3)
+
+
+@app.command("bench")
+def bench_command(
+    layers: Annotated[
+        list[str] | None, typer.Option(help="Pairs or layers, e.g. mamba2,softmax; default: every pair.")
+    ] = None,
+    rivals: Annotated[
+        list[str] | None,
+        typer.Option(help="Packages to compare with: transformers, mambapy, torch, fla. Default: what is installed."),
+    ] = None,
+    modes: Annotated[list[str] | None, typer.Option(help=f"Default: {','.join(MODES)}.")] = None,
+    lengths: Annotated[list[str] | None, typer.Option(help=f"Tokens of the sequences; default {FULL.lengths}.")] = None,
+    positions: Annotated[
+        list[str] | None, typer.Option(help=f"Tokens before a decoded one; default {FULL.positions}.")
+    ] = None,
+    d_model: Annotated[int | None, typer.Option(help=f"Width of the layers; default {FULL.d_model}.")] = None,
+    repeats: Annotated[int | None, typer.Option(help=f"Rounds; default {FULL.repeats}.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    memory_limit: Annotated[float, typer.Option(help="GB; larger caches of keys and values are left out.")] = 4.0,
+    seed: Annotated[int, typer.Option(help="Of weights and inputs.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Narrow layers, short sequences, few rounds.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write a page with figures here.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the numbers here.")] = None,
+) -> None:
+    """Time layers beside what one would take instead, with the same weights, in turns; differences are told first."""
+    # A place for --calibrate, which measures this machine for the choice of forms and needs none of the pairs.
+    usual = QUICK if quick else FULL
+    check_writable(html, json)
+    with Bar() as bar:
+        found = bench(
+            words(layers), rivals=words(rivals), modes=words(modes) or MODES,
+            lengths=numbers("--lengths", lengths, usual.lengths),
+            positions=numbers("--positions", positions, usual.positions),
+            d_model=usual.d_model if d_model is None else d_model,
+            repeats=usual.repeats if repeats is None else repeats,
+            device=device, dtype=dtype, seed=seed, memory_limit_gb=memory_limit, on_progress=bar,
+        )  # fmt: skip
+    found.result["command"] = shlex.join(["stateform", *sys.argv[1:]])
+    show_wide(found)
+    if html is not None:
+        found.save_html(html)
+        typer.echo(f"Report: {html.resolve()}")
+    if json is not None:
+        found.save_json(json)
+        typer.echo(f"Numbers: {json.resolve()}")
+    if not found.complete:
+        typer.echo("Interrupted: this is what was measured.", err=True)
+        raise typer.Exit(130)
+
+
+def words(given: list[str] | None) -> list[str]:
+    """The words of an option that may be repeated, each with commas."""
+    return [word.strip() for item in given or [] for word in item.split(",") if word.strip()]
+
+
+def numbers(option: str, given: list[str] | None, usual: str) -> list[int]:
+    """The whole numbers of such an option."""
+    found = words(given if given is not None else [usual])
+    try:
+        return [int(word) for word in found]
+    except ValueError:
+        raise StateformError(f"{option} is {','.join(found)}; expected whole numbers, e.g. {usual}") from None
