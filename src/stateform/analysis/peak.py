@@ -23,13 +23,20 @@ class _Live(TorchDispatchMode):
         # Storages of inputs are not counted: they were there before.
         for x in pytree.tree_leaves((args, kwargs)):
             if isinstance(x, torch.Tensor):
-                self.known.add(x.untyped_storage()._cdata)
+                self._know(x.untyped_storage())
         out = func(*args, **(kwargs or {}))
         for x in pytree.tree_leaves(out):
             if isinstance(x, torch.Tensor):
                 self._add(x.untyped_storage())
         self.peak = max(self.peak, self.now)
         return out
+
+    def _know(self, storage: torch.UntypedStorage) -> None:
+        # Only while it lives: another storage may get its address.
+        key = storage._cdata
+        if key not in self.known:
+            self.known.add(key)
+            weakref.finalize(storage, self.known.discard, key)
 
     def _add(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 
-from .._errors import StateformError, require, require_finite, values_checked
+from .._errors import StateformError, readable, require, require_finite, values_checked
 from ..forms import blank_state, compute, exists, known_form, put_rows
 from ..forms._packing import check_cu_seqlens, from_mask, groups
 from ..state import State
@@ -28,6 +28,17 @@ from ._options import check_options
 
 OURS = ("S", "log_scale", "keys", "values", "log_weight", "angle", "position")
 """Names in a State that a short convolution cannot have."""
+TILED = ("auto", "recurrent", "chunkwise", "scan")
+"""Forms that go forward in time, so that a long input may be computed stretch by stretch."""
+TILE = {"cpu": 2**21}
+"""Bytes of the input to a stretch, in the precision of the state. What a layer makes of them is ten times as much and
+should stay in the cache; and memory that large tensors leave goes back to the system, so that the next ones pay for
+every page anew.
+"""
+TILE_ELSEWHERE = 2**26
+"""The same on an accelerator, which wants much work at a time and keeps its memory."""
+LEAST = 128
+"""Tokens that a stretch has at least: below, the calls cost more than the numbers."""
 
 
 class Past:
@@ -198,7 +209,7 @@ class Layer(nn.Module):
         known_form(form)
         if attention_mask is None and cu_seqlens is None:
             require_finite(x, "x")
-            y, state = self._run(x, self._check_state(initial_state, x, x.shape[0]), form, shared)
+            y, state = self._tiled(x, self._check_state(initial_state, x, x.shape[0]), form, shared)
             return (y, state) if return_state else y
         require(attention_mask is None or cu_seqlens is None, "give attention_mask or cu_seqlens, not both")
         if attention_mask is not None:
@@ -219,7 +230,8 @@ class Layer(nn.Module):
         for group in groups(ends, x.device):
             at = kept[group.tokens]
             handed = None if shared is None else {name: z.flatten(0, 1)[at] for name, z in shared.items()}
-            part, s = self._run(tokens[group.tokens], None if given is None else given.select(group.rows), form, handed)
+            before = None if given is None else given.select(group.rows)
+            part, s = self._tiled(tokens[group.tokens], before, form, handed)
             y = y.to(part.dtype).index_copy(0, at.flatten(), part.flatten(0, 1))
             state = put_rows(state, group.rows, s)
             for name, z in (handed or {}).items():
@@ -279,9 +291,53 @@ class Layer(nn.Module):
         """The names of the forms in which this layer can be computed on x [B,T,d_model]."""
         return exists(self.system(x))
 
+    def _tiled(
+        self, x: Tensor, state: State | None, form: str, shared: dict[str, Tensor] | None
+    ) -> tuple[Tensor, State]:
+        """`_run`, stretch by stretch where that is the same: y, x and the state are then all that is as long as T."""
+        length = self._tile(x, state, form, shared)
+        if length >= x.shape[1]:
+            y, state = self._run(x, state, form, shared)
+            return y, _owning(state)
+        whole: Tensor | None = None
+        made: dict[str, Tensor] = {}
+        for start in range(0, x.shape[1], length):
+            at = slice(start, start + length)
+            handed = None if shared is None else {name: z[:, at] for name, z in shared.items()}
+            y, state = self._run(x[:, at], state, form, handed)
+            whole = y.new_empty(x.shape) if whole is None else whole
+            whole[:, at] = y
+            for name, z in (handed or {}).items():
+                if name not in (shared or {}):
+                    made[name] = made[name] if name in made else z.new_empty(*x.shape[:2], *z.shape[2:])
+                    made[name][:, at] = z
+        if shared is not None:
+            shared.update(made)
+        assert whole is not None and state is not None
+        return whole, _owning(state)
+
+    def _tile(self, x: Tensor, state: State | None, form: str, shared: dict[str, Tensor] | None) -> int:
+        """Tokens to compute at a time: all, where gradients go through time or the form or the state needs them all."""
+        size = max(x.element_size(), 4) * x.shape[0] * x.shape[2]
+        length = max(LEAST, TILE.get(x.device.type, TILE_ELSEWHERE) // max(1, size))
+        if x.shape[1] <= length or form not in TILED or not readable(x):
+            return x.shape[1]
+        if torch.is_grad_enabled():
+            given = (x, *(state.tensors.values() if state else ()), *(shared or {}).values(), *self.parameters())
+            if any(z.requires_grad for z in given):
+                return x.shape[1]
+        return length - length % LEAST if self._finite(x) else x.shape[1]
+
+    def _finite(self, x: Tensor) -> bool:
+        """Whether the state has a size of its own, however long the input."""
+        with torch.no_grad():
+            system = self.system(x[:1, :1])
+        return system.causal and (system.readout != "exp" or system.window is not None)
+
     def _run(
         self, x: Tensor, state: State | None, form: str, shared: dict[str, Tensor] | None = None
     ) -> tuple[Tensor, State]:
+        """One stretch, at least of one token, in one piece."""
         if x.shape[0] == 0 or x.shape[1] == 0:
             return x.new_zeros(x.shape), self.init_state(x.shape[0]) if state is None else state
         past = Past(state, shared)
@@ -356,6 +412,15 @@ class Layer(nn.Module):
                 f"{name} promises a contraction, but here a decay is exp({top:.3g}), above 1; "
                 "check the parameters of its decay, or leave out `contractive = True`"
             )
+
+
+def _owning(state: State) -> State:
+    """The state without what its tensors are views of: the last of T steps would keep all of them."""
+
+    def own(x: Tensor) -> Tensor:
+        return x.clone() if x.untyped_storage().nbytes() > 2 * x.numel() * x.element_size() else x
+
+    return state.map(own) if all(readable(x) for x in state.tensors.values()) else state
 
 
 def _check_mask(mask: Tensor, x: Tensor) -> None:

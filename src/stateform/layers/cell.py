@@ -109,6 +109,9 @@ class Cell(Layer):
     def forms(self, x: Tensor) -> list[str]:
         return [*super().forms(x), "newton"]
 
+    def _finite(self, x: Tensor) -> bool:
+        return True
+
     def _run(
         self, x: Tensor, state: State | None, form: str, shared: dict[str, Tensor] | None = None
     ) -> tuple[Tensor, State]:

@@ -42,6 +42,9 @@ class Convolved(Layer):
     def forms(self, x: Tensor) -> list[str]:
         return self.layer.forms(self.conv(x, None))
 
+    def _finite(self, x: Tensor) -> bool:
+        return self.layer._finite(x)
+
     def _run(
         self, x: Tensor, state: State | None, form: str, shared: dict[str, Tensor] | None = None
     ) -> tuple[Tensor, State]:
