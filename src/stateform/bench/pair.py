@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -74,13 +74,11 @@ class Pair:
         name: unique among the pairs; that of the layer, with more behind a slash where a layer has several.
         make: from d_model to the layer.
         rivals: what one could take instead.
-        stepwise: names of the layer's maps that see the state, see `party.floor`.
     """
 
     name: str
     make: Callable[[int], Any]
     rivals: tuple[Rival, ...] = ()
-    stepwise: Sequence[str] = ()
 
     @property
     def layer(self) -> str:
@@ -100,7 +98,7 @@ class Pair:
         def inputs(rows: int, tokens: int, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
             return (torch.randn(rows, tokens, d_model, generator=generator).to(dtype),)
 
-        return Setting(ours(layer), inputs, described(layer), layer, floor(layer, self.stepwise))
+        return Setting(ours(layer), inputs, described(layer), layer, floor(layer))
 
 
 @dataclass(frozen=True)

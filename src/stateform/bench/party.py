@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .._errors import StateformError
 from ..layers import Layer
 from ..layers.rnn import BlockLinear
 from ..state import State
@@ -97,36 +96,27 @@ def along(x: Tensor, axis: int, length: int) -> Tensor:
 # -- what bounds every implementation from below --------------------------------------------------------------------
 
 
-def floor(layer: nn.Module, stepwise: Sequence[str] = ()) -> Party:
-    """The matrix products of a layer and nothing else: every linear map on an input of its shape.
+def floor(layer: nn.Module) -> Party:
+    """The matrix products of a layer and nothing else: every linear map once, on all tokens of an input of its shape.
 
-    Args:
-        layer: whose maps.
-        stepwise: names of those that see the state before, and so take one token after the other.
+    Maps that see the state take one token after the other in the layer itself, so that theirs cost more there.
     """
-    maps = {name: m for name, m in layer.named_modules() if isinstance(m, (nn.Linear, BlockLinear))}
-    one_by_one = [name in stepwise for name in maps]
-    unknown = set(stepwise) - set(maps)
-    if unknown:
-        raise StateformError(f"{type(layer).__name__} has no map {', '.join(unknown)}; it has {', '.join(maps)}")
+    maps = [m for m in layer.modules() if isinstance(m, (nn.Linear, BlockLinear))]
 
     def inputs(rows: int, tokens: int, dtype: torch.dtype, generator: torch.Generator) -> Inputs:
-        widths = [m.in_features if isinstance(m, nn.Linear) else m.bias.numel() for m in maps.values()]
+        widths = [m.in_features if isinstance(m, nn.Linear) else m.bias.numel() for m in maps]
         return tuple(torch.randn(rows, tokens, width, generator=generator).to(dtype) for width in widths)
 
     def run(*xs: Tensor) -> list[Tensor]:
-        out: list[Tensor] = []
-        for f, x, single in zip(maps.values(), xs, one_by_one, strict=True):
-            # The gradients of weights can wait for all tokens: in training one product is no more than there must be.
-            out += [f(x_t) for x_t in x.split(1, 1)] if single and not torch.is_grad_enabled() else [f(x)]
-        return out
+        return [f(x) for f, x in zip(maps, xs, strict=True)]
 
     def begin(prompt: Inputs, tokens: int) -> Run:
-        xs = inputs(prompt[0].shape[0], 1, prompt[0].dtype, torch.Generator().manual_seed(0))
-        xs = tuple(x.to(prompt[0].device) for x in xs)
+        like = prompt[0]
+        xs = inputs(like.shape[0], 1, like.dtype, torch.Generator().manual_seed(0))
+        xs = tuple(x.to(like.device) for x in xs)
         return lambda *_: run(*xs)
 
-    return Party(run, nn.ModuleList(maps.values()), begin, inputs=inputs)
+    return Party(run, nn.ModuleList(maps), begin, inputs=inputs)
 
 
 def copying(module: nn.Module) -> Party:

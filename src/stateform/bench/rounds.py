@@ -50,10 +50,10 @@ def take_turns(
         rounds[name] = min(repeats, FEW) if first > SLOW else repeats
         times[name] = []
     for i in range(max(rounds.values(), default=0)):
-        for name in counts:
-            if i < rounds[name]:
-                go = jobs[name]()
-                with collected():
+        with collected():
+            for name in counts:
+                if i < rounds[name]:
+                    go = jobs[name]()
                     times[name].append(seconds(go, counts[name], sync, clock) / counts[name])
 
 

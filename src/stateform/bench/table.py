@@ -55,6 +55,7 @@ PAIRS: dict[str, Pair | Operation] = {
     for pair in (
         Pair("mamba", like("mamba"), (
             of("transformers", "MambaMixer", of_transformers.mamba()),
+            of("mambapy", "MambaMixer, mambapy's scan", of_transformers.mamba(use_mambapy=True)),
             of("mambapy", "MambaBlock", of_mambapy.mamba_block),
         )),
         Pair("mamba2", like("mamba2", d_state=lambda d: min(128, d), d_head=lambda d: min(64, d // 2)), (
@@ -79,8 +80,8 @@ PAIRS: dict[str, Pair | Operation] = {
             of("transformers", "GPT2Attention, sdpa", of_transformers.gpt2),
             of("torch", "scaled_dot_product_attention", of_torch.fused_attention),
         )),
-        Pair("lstm", like("lstm"), (of("torch", "nn.LSTM", of_torch.recurrent(nn.LSTM)),), ("h_proj",)),
-        Pair("gru", like("gru"), (of("torch", "nn.GRU", of_torch.recurrent(nn.GRU)),), ("h_proj",)),
+        Pair("lstm", like("lstm"), (of("torch", "nn.LSTM", of_torch.recurrent(nn.LSTM)),)),
+        Pair("gru", like("gru"), (of("torch", "nn.GRU", of_torch.recurrent(nn.GRU)),)),
         *of_fla.OPERATIONS,
     )
 }  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import RenderableType
@@ -20,6 +20,10 @@ TITLES = {
     "memory": ("How much memory is held at once?", "What operations make, their results included; not the weights."),
 }
 """Each mode as a question, and how it was measured."""
+SECTIONS = {
+    "equal": "Equal", "forward": "Forward", "training": "Training", "decode": "Decoding", "memory": "Memory"
+}  # fmt: skip
+"""Headings of the page."""
 COLUMNS = {
     "forward": "T = {tokens}",
     "training": "{rows} × {tokens}",
@@ -28,7 +32,7 @@ COLUMNS = {
     "memory of training": "training, {rows} × {tokens}",
 }
 """Headings of cases."""
-_LINE, _REST = 200, 50  # pixels of a panel's plot and of what is around it
+_LEGEND = 19  # pixels of a row of a legend
 
 
 def pairs(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -97,7 +101,7 @@ def times(result: Mapping[str, Any], mode: str) -> Grid | None:
     reasons: dict[str, list[str]] = {}
     for pair in pairs(result):
         by_case = {(c["mode"], c["rows"], c["tokens"]): c for c in pair.get("cases") or []}
-        for party in pair.get("parties") or []:
+        for i, party in _drawn(pair):
             cells: list[str] = []
             for case in cases:
                 found = at(by_case.get(case), "found", party["name"])
@@ -105,7 +109,7 @@ def times(result: Mapping[str, Any], mode: str) -> Grid | None:
                 if (reason := at(by_case.get(case), "left_out", party["name"])) is not None:
                     reasons.setdefault(str(reason), []).append(f"{pair['name']}: {party['name']}")
             if any(cell != MISSING for cell in cells[::2]):
-                rows.append(Row((visible(pair["name"]), visible(party["name"]), *cells), None))
+                rows.append(Row((visible(pair["name"]), visible(party["name"]), *cells), i))
     if not rows:
         return None
     notes = [f"{TITLES[mode][1]} ×: how many times as much as stateform."]
@@ -180,15 +184,18 @@ def time_over_length(result: Mapping[str, Any]) -> Figure | None:
             panels.append(panel)
     if not panels:
         return None
-    styles = (("median; the band spans all rounds", "solid"), ("its linear maps alone: no way around them", "dot"))
+    styles = (
+        ("median; the band spans all rounds", "solid"),
+        ("its linear maps alone: what no implementation is spared", "dot"),
+    )
     reading = "Both axes are logarithmic; every panel has its own."
     return Figure("forward", TITLES["forward"][0], reading, (View("Forward", tuple(panels), True, styles),))
 
 
 def _lines(pair: Mapping[str, Any]) -> Panel | None:
     cases = [c for c in pair.get("cases") or [] if c["mode"] == "forward" and c.get("found")]
-    traces, ends, values = [], [], []
-    for i, party in enumerate(_drawn(pair)):
+    traces, values = [], []
+    for i, party in _drawn(pair):
         points = [(c["tokens"], c["found"][party["name"]]) for c in cases if party["name"] in c["found"]]
         if not points:
             continue
@@ -198,8 +205,9 @@ def _lines(pair: Mapping[str, Any]) -> Panel | None:
         is_floor = party["kind"] == "floor"
         line = figures._line(x, middle, i, party["name"], tips, line={"dash": "dot"} if is_floor else {})
         line.marker.size = 3 if is_floor else 6
-        traces += [figures._band(x, low, high, i), line]
-        ends.append((i, party["name"], middle[-1]))
+        band = figures._band(x, low, high, i)
+        band.showlegend = False
+        traces += [band, line]
         values += low + high
     if not values:
         return None
@@ -207,9 +215,10 @@ def _lines(pair: Mapping[str, Any]) -> Panel | None:
     lengths = [c["tokens"] for c in cases]
     figure = figures._figure(
         traces, xaxis=figures._length_axis(lengths, "T"), yaxis=axis, hovermode="x unified", meta={"over": "T = %{x}"},
-        annotations=figures._end_labels(ends, 10 ** axis["range"][0], 10 ** axis["range"][1], SMALL - 60),
+        showlegend=True, legend={"orientation": "v", "x": 0, "xanchor": "left", "y": -0.32, "yanchor": "top",
+                                 "font": {"size": 11}},
     )  # fmt: skip
-    return Panel(figure, visible(pair["name"]), None, SMALL)
+    return Panel(figure, visible(pair["name"]), None, SMALL + _LEGEND * (len(traces) // 2))
 
 
 def bars(result: Mapping[str, Any], mode: str) -> Figure | None:
@@ -222,7 +231,7 @@ def bars(result: Mapping[str, Any], mode: str) -> Figure | None:
                           if (c["mode"], c["rows"], c["tokens"]) == case), {})  # fmt: skip
             rows = [
                 (i, visible(party["name"]), float(value))
-                for i, party in enumerate(_drawn(pair))
+                for i, party in _drawn(pair)
                 if (value := at(found, party["name"], "bytes" if mode == "memory" else "median")) is not None
             ]
             if rows:
@@ -234,8 +243,10 @@ def bars(result: Mapping[str, Any], mode: str) -> Figure | None:
     return Figure(mode, TITLES[mode][0], TITLES[mode][1] + " Shorter is better.", tuple(views)) if views else None
 
 
-def _drawn(pair: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    return list(pair.get("parties") or [])
+def _drawn(pair: Mapping[str, Any]) -> list[tuple[int, Mapping[str, Any]]]:
+    """The parties, each with the number of its colour: ours, the floor and the copy have the same in every pair."""
+    fixed = {"floor": figures.COLOURS - 1, "copy": figures.COLOURS - 2}
+    return [(fixed.get(party["kind"], i), party) for i, party in enumerate(pair.get("parties") or [])]
 
 
 def render_bench(result: Mapping[str, Any]) -> str:
@@ -251,7 +262,7 @@ def render_bench(result: Mapping[str, Any]) -> str:
         subject=subject(result),
         interrupted=interrupted(result),
         sections=[
-            {"key": key, "figures": [f.key for f in drawn if f.key == key]}
+            {"key": key, "title": SECTIONS[key], "figures": [f.key for f in drawn if f.key == key]}
             for key in ("equal", *TITLES)
             if key in tables
         ],
