@@ -242,5 +242,5 @@ def test_gradients_by_finite_differences() -> None:
 )
 def test_auto_takes_the_form_that_suits_a_cpu(spec: str, rows: int, length: int, form: str) -> None:
     layer = sf.build(spec, d_model=64)
-    with torch.no_grad():
+    with torch.no_grad(), sf.backend("torch"):
         assert choose(layer.system(torch.zeros(rows, length, 64))) == form

@@ -4,11 +4,12 @@ from . import convert
 from ._errors import StateformError, validate
 from ._solver import Solver
 from .analyze import Analysis, analyze
+from .bench import Bench, bench
 from .card import Card, show
 from .check import Report, check
 from .compare import Comparison, compare
 from .equivalence import Equivalence, equivalent
-from .forms import run
+from .forms import backend, run
 from .forms.newton import Newton, Trajectory
 from .layers import Cell, Layer, Past, ShortConv, build, names, register
 from .models import Classifier, LanguageModel, ModelConfig
@@ -18,8 +19,8 @@ from .zoo import Zoo, zoo
 
 __version__ = "0.1.0"
 __all__ = [
-    "Analysis", "Card", "Cell", "Classifier", "Comparison", "Equivalence", "LanguageModel", "Layer", "ModelConfig",
+    "Analysis", "Bench", "Card", "Cell", "Classifier", "Comparison", "Equivalence", "LanguageModel", "Layer", "ModelConfig",
     "Newton", "Past", "Report", "ShortConv", "Solver", "State", "StateformError", "System", "Trajectory", "Zoo",
-    "analyze", "build", "check", "compare", "convert", "equivalent", "names", "register", "run", "show", "stabilise",
+    "analyze", "backend", "bench", "build", "check", "compare", "convert", "equivalent", "names", "register", "run", "show", "stabilise",
     "validate", "zoo",
 ]  # fmt: skip

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ._errors import StateformError, require, validate
 from .draw import REGIMES, drawn, in_regime, sensitivity
-from .forms import exists, run
+from .forms import backend, exists, run
 from .layers import Layer, build
 from .state import State
 from .system import System
@@ -257,7 +257,7 @@ def _parts_matter(b: _Bench) -> None:
 
 
 def _forms(b: _Bench) -> None:
-    """Every form of the layer's own systems, in every regime and precision, against the float64 recurrence."""
+    """Every form of the layer's own systems, in every regime and precision, against the float64 recurrence in torch."""
     if not b.ours:
         return
     for T in b.lengths((1, 97), (1, 2, 63, 64, 65, 200, 1000)):
@@ -274,7 +274,8 @@ def _forms(b: _Bench) -> None:
                     given = _cast(exact, dtype)
                     oracle = _cast(given, torch.float64)
                     start = _some_state(oracle, b)
-                    want, end = run(oracle, "recurrent", initial_state=start, return_state=True)
+                    with backend("torch"):
+                        want, end = run(oracle, "recurrent", initial_state=start, return_state=True)
                     low = None if start is None else _cast_state(start, dtype)
                     for form in exists(given):
                         got, state = run(given, form, initial_state=low, return_state=True)
@@ -287,8 +288,8 @@ def _forms(b: _Bench) -> None:
 
 
 def _gradients(b: _Bench) -> None:
-    """Gradients of outputs and final state to every input and the initial state: each form against the recurrence, and
-    the recurrence against finite differences.
+    """Gradients of outputs and final state to every input and the initial state: each form against the recurrence
+    in torch, and the recurrence against finite differences.
     """
     if not b.ours:
         return
@@ -326,12 +327,11 @@ def _gradients(b: _Bench) -> None:
         found = {k: torch.zeros_like(x) if g is None else g for (k, x), g in zip(inputs.items(), out, strict=True)}
         return {k: g for k, g in found.items() if k not in ("w_in", "sign")}, value.detach()
 
-    want, _ = grads("recurrent")
+    with backend("torch"):
+        want, _ = grads("recurrent")
     for name, g in want.items():
         b.report.expect(b.part, bool(g.abs().max() > 0), f"the gradient of {name} is zero")
     for form in exists(system):
-        if form == "recurrent":
-            continue
         got, _ = grads(form)
         for name, g in want.items():
             where, allowed = f"form {form}, gradient of {name}", GRADIENT * tolerance(torch.float64, T)

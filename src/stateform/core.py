@@ -41,6 +41,8 @@ class Core:
     exclusive: bool = False
     real: bool = False
     """Only the real part of the reads is wanted."""
+    whole: bool = False
+    """The whole state is read: q is the identity."""
     length: int = 0
     """T"""
     heads: tuple[int, int] = (1, 1)
@@ -71,6 +73,10 @@ class Core:
     def needed(self, read: Tensor) -> Tensor:
         """The part of a read, or of the map from real values to reads, that is wanted."""
         return read.real if self.real and read.is_complex() else read
+
+    def rewritten(self, **parts: Tensor | None) -> Core:
+        """A core with other parts."""
+        return replace(self, **parts)  # type: ignore[arg-type]
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that are there, by name."""

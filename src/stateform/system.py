@@ -327,8 +327,8 @@ class System:
         names = {"log_decay": "log", "transition": "matrix"}
         rest = {names.get(x, x): axes.get(x) for x in ("log_decay", "rate", "phase", "sign", "transition", "f", "w")}
         return Core(
-            q, k, v, **rest, exclusive=self.exclusive, real=self.q is not None, length=self.T * r, batch=self.B,
-            heads=(G, H // G), state_heads=shared,
+            q, k, v, **rest, exclusive=self.exclusive, real=self.q is not None, whole=self.q is None,
+            length=self.T * r, batch=self.B, heads=(G, H // G), state_heads=shared,
         )  # fmt: skip
 
     def gate(self, name: Literal["b", "log_b", "d", "eta", "eta_floor"], default: float = 0.0) -> Tensor:

@@ -17,6 +17,8 @@ from ..ridge import solution
 from ..state import State
 from ..system import System, stabilise
 from ..transition import DOUBLE, real_dtype, without_autocast
+from . import _compiled
+from ._compiled import backend
 from ._packing import check_cu_seqlens, groups
 
 for _module in pkgutil.iter_modules(__path__):
@@ -155,11 +157,14 @@ def choose(system: System) -> str:
         )
     if system.T * system.micro <= 4:
         return "recurrent"
+    constant = system.n > 1 and FORMS["convolution"].refuses(system) is None
+    if system.readout == "linear" and not constant and _compiled.usable(system):
+        return "recurrent"
     if system.decay_kind == "dense":
         return "scan" if FORMS["scan"].refuses(system) is None and system.n <= 16 else "recurrent"
     if FORMS["scan"].refuses(system) is not None:
         return "chunkwise"
-    if system.n > 1 and FORMS["convolution"].refuses(system) is None:
+    if constant:
         return "chunkwise"  # one kernel serves all chunks; a scan would carry n entries for each of the p values
     wide = system.B * system.H * system.n * system.p >= WIDE
     return "recurrent" if system.n > 1 and wide and system.T <= SHORT and system.device.type == "cpu" else "scan"
@@ -267,4 +272,4 @@ def _check_matrix(system: System, given: State) -> None:
         raise StateformError(f"log_scale of the state has shape {list(scale.shape)}; expected {list(shape[:2])}")
 
 
-__all__ = ["choose", "compute", "exists", "run"]
+__all__ = ["backend", "choose", "compute", "exists", "run"]

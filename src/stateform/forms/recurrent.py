@@ -1,4 +1,7 @@
-"""The recurrence itself, one step after the other: the definition, the oracle, and the form for decoding."""
+"""The recurrence itself, one step after the other: the definition, the oracle, and the form for decoding.
+
+On a CPU the same steps run as compiled loops where there are any for the system (see `backend`).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from torch import Tensor
 
 from .._form import register_form
 from ..core import Core, contract
+from . import _compiled
 
 if TYPE_CHECKING:
     from ..system import System
@@ -25,6 +29,8 @@ class Recurrent:
         return None
 
     def compute(self, core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
+        if core.length > 1 and _compiled.usable(core):
+            return _compiled.compute(core, S)
         y = []
         for t in range(core.length):
             step = core.slice(t, t + 1)

@@ -1,0 +1,151 @@
+"""The compiled loops: found in the cache or made on first use by the machine's C compiler, and loaded.
+
+A C compiler is `cc`, `gcc` or `clang` on the PATH (or what the environment variable STATEFORM_CC names), else that of
+the extra `cpu` (the package ziglang: a C compiler as a wheel). Nothing is downloaded. The library lies in the folder
+STATEFORM_CACHE, else in that of the user's caches, one file for each source, compiler, processor and precision.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import importlib.util
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SOURCES = [Path(__file__).with_name(name) for name in ("scan.c", "loops.h")]
+FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread", "-ffp-contract=fast"]
+HINTS = [["-march=native", "-mprefer-vector-width=512"], ["-march=native"], ["-mcpu=native"], []]
+"""For the processor at hand; the first that the compiler takes."""
+_building = threading.Lock()
+
+
+class UnavailableError(Exception):
+    """Why there are no compiled loops here."""
+
+
+@functools.cache
+def library(precision: int) -> ctypes.CDLL:
+    """The loops for float32 (32) or float64 (64).
+
+    Raises:
+        UnavailableError: no compiler, or it failed; once asked, the answer stays.
+    """
+    with _building:
+        return _library(precision)
+
+
+@functools.cache
+def _library(precision: int) -> ctypes.CDLL:
+    if sys.platform == "win32":
+        raise UnavailableError("the compiled loops need POSIX threads; on Windows the torch forms are used")
+    compiler = find_compiler()
+    name = f"loops{precision}-{_key(compiler, precision)}.so"
+    for folder in (cache_folder(), Path(tempfile.gettempdir()) / f"stateform-{os.getuid()}"):
+        try:
+            return _load(_made(folder, name, compiler, precision))
+        except OSError as error:
+            failure = error
+    raise UnavailableError(f"the library of compiled loops could not be written or loaded ({failure})")
+
+
+def find_compiler() -> list[str]:
+    """The command of a C compiler.
+
+    Raises:
+        UnavailableError: there is none.
+    """
+    named = os.environ.get("STATEFORM_CC")
+    if named:
+        command = shlex.split(named)
+        if shutil.which(command[0]) is None:
+            raise UnavailableError(f"STATEFORM_CC names {named!r}, which is no command here")
+        return command
+    for name in ("cc", "gcc", "clang"):
+        if (found := shutil.which(name)) is not None:
+            return [found]
+    if importlib.util.find_spec("ziglang") is not None and not os.environ.get("STATEFORM_NO_ZIG"):
+        return [sys.executable, "-m", "ziglang", "cc"]
+    raise UnavailableError("there is no C compiler; pip install 'stateform[cpu]' brings one, without any other set-up")
+
+
+def cache_folder() -> Path:
+    """Where the library is kept."""
+    given = os.environ.get("STATEFORM_CACHE")
+    if given:
+        return Path(given)
+    base = Path.home() / "Library" / "Caches" if sys.platform == "darwin" else Path.home() / ".cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or base) / "stateform"
+
+
+def _key(compiler: list[str], precision: int) -> str:
+    parts = [*(path.read_bytes() for path in SOURCES), repr((compiler, FLAGS, HINTS, precision)).encode(), _processor()]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _processor() -> bytes:
+    """What the library is made for: a home folder may be shared by machines of several kinds."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return "\n".join(sorted({x for x in lines if x.startswith(("model name", "flags", "Features"))})).encode()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}".encode()
+
+
+def _made(folder: Path, name: str, compiler: list[str], precision: int) -> Path:
+    """The library in a folder, compiled if it is not there yet."""
+    path = folder / name
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handle, draft = tempfile.mkstemp(suffix=".so", dir=folder)
+    os.close(handle)
+    print(
+        f"stateform: compiling its loops for this processor (float{precision}: once, 5 to 20 s; kept in {folder})",
+        file=sys.stderr, flush=True,
+    )  # fmt: skip
+    try:
+        said = ""
+        for hint in HINTS:
+            command = [*compiler, *FLAGS, *hint, f"-DPRECISION={precision}", "-o", draft, str(SOURCES[0])]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode == 0:
+                os.replace(draft, path)
+                return path
+            said = (done.stderr or done.stdout).strip()
+        first = said.splitlines()[0] if said else "it said nothing"
+        raise UnavailableError(f"the C compiler {' '.join(compiler)} failed: {first}")
+    finally:
+        Path(draft).unlink(missing_ok=True)
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
+    region = _parallel_region()
+    library.stateform_threads(ctypes.cast(region, ctypes.c_void_p) if region is not None else None)
+    for name in ("matrix_forward", "matrix_backward", "channel_forward_run", "channel_backward_run"):
+        getattr(library, name).restype = ctypes.c_int
+    return library
+
+
+def _parallel_region() -> Any:
+    """The start of torch's own thread team: another team would wait for it, and it for the other."""
+    folder = Path(torch.__file__).parent / "lib"
+    for path in [*folder.glob("libgomp*"), *folder.glob("libomp*"), *folder.glob("libiomp*")]:
+        try:
+            loaded = ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+            return loaded.GOMP_parallel
+        except (OSError, AttributeError):
+            continue
+    return None

@@ -1,0 +1,786 @@
+// The two recurrences in REAL numbers, LANES to a vector.
+//
+// matrix:   per head, a state S of n keys by p values; columns are independent, and lie in the lanes of a vector.
+//
+//     z_t = S_{t-1}^T w_t                                       (with feedback)
+//     S_t = exp(log_t) S_{t-1} + k_t v_t^T + f_t z_t^T          y_t = q_t^T S_t   (exclusive: q_t^T S_{t-1})
+//
+// channel:  L channels that share q and k, one state of n numbers each; the channels lie in the lanes.
+//
+//     h_t = exp(log_t rate) h_{t-1} + k_t v_t                   y_t = q_t^T h_t   (exclusive: q_t^T h_{t-1})
+//
+// The gradient runs backwards over tiles of TILE steps: the state before each tile was kept, those inside are computed
+// again. With D_t the gradient of S_t (from y_t, y_{t+1}, ...):
+//
+//     dq_t = S_t gy_t     dk_t = D_t v_t     dv_t = D_t^T k_t     da_t = rowsum(D_t * S_{t-1})
+//     df_t = D_t z_t      dz_t = D_t^T f_t   dw_t = S_{t-1} dz_t  D_{t-1} = a_t D_t + w_t dz_t^T + q_{t-1} gy_{t-1}^T
+
+#define INLINE static inline __attribute__((always_inline))
+
+typedef REAL vec __attribute__((vector_size(64)));
+typedef INT ints __attribute__((vector_size(64)));
+
+INLINE vec load(const REAL *x) {
+    vec v;
+    memcpy(&v, x, sizeof v);
+    return v;
+}
+
+INLINE void store(REAL *x, vec v) { memcpy(x, &v, sizeof v); }
+
+INLINE vec all(REAL x) {
+#if PRECISION == 64
+    return (vec){x, x, x, x, x, x, x, x};
+#else
+    return (vec){x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x};
+#endif
+}
+
+INLINE vec most(vec a, vec b) {
+    ints more = a > b;
+    return (vec)(((ints)a & more) | ((ints)b & ~more));
+}
+
+// e^x to the last digit or two: x = m ln 2 + r with |r| <= ln(2)/2, and the Taylor series of e^r. Below the least normal
+// number the result is 0, so that a hard reset (-inf) is one. NaN stays NaN.
+INLINE vec vexp(vec x) {
+#if PRECISION == 64
+    const REAL shift = 6755399441055744.0, high = 0x1.62e42fefa0000p-1, low = 0x1.cf79abc9e3b3ap-40, least = -708.0,
+               top = 709.7;
+    const int mantissa = 52;
+    const INT bias = 1023;
+    static const REAL series[] = {1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880,
+                                  1.0 / 40320, 1.0 / 5040, 1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5, 1, 1};
+#else
+    const REAL shift = 12582912.0f, high = 0x1.62e4p-1f, low = 0x1.7f7d1cp-20f, least = -87.3f, top = 88.7f;
+    const int mantissa = 23;
+    const INT bias = 127;
+    static const REAL series[] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1, 1};
+#endif
+    ints keep = ~(x < all(least));
+    ints over = x > all(top);
+    x = (vec)(((ints)x & ~over) | ((ints)all(top) & over));
+    vec t = x * all((REAL)1.4426950408889634) + all(shift);
+    vec m = t - all(shift);
+    vec r = x - m * all(high);
+    r = r - m * all(low);
+    vec s = all(series[0]);
+    for (unsigned i = 1; i < sizeof series / sizeof *series; i++) s = s * r + all(series[i]);
+    // m + bias may be one beyond what the exponent holds near the top: the last doubling is a product.
+    ints e = ((ints)t << mantissa) + ((bias - 1) << mantissa);
+    s = s * (vec)e;
+    s = s + s;
+    return (vec)((ints)s & keep);
+}
+
+// The sums of LANES vectors, each over its own lanes, in one vector: halves are added pairwise, then quarters, ...
+INLINE vec sums(vec *x) {
+    vec a, b;
+#if PRECISION == 64
+    for (int i = 0; i < 4; i++) {
+        a = x[i], b = x[i + 4];
+        x[i] = SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11) +
+               SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+    }
+    for (int i = 0; i < 2; i++) {
+        a = x[i], b = x[i + 2];
+        x[i] = SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13) +
+               SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+    }
+    for (int i = 0; i < 1; i++) {
+        a = x[i], b = x[i + 1];
+        x[i] = SHUFFLE(a, b, 0, 8, 2, 10, 4, 12, 6, 14) +
+               SHUFFLE(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
+    }
+#else
+    for (int i = 0; i < 8; i++) {
+        a = x[i], b = x[i + 8];
+        x[i] = SHUFFLE(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+               SHUFFLE(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    }
+    for (int i = 0; i < 4; i++) {
+        a = x[i], b = x[i + 4];
+        x[i] = SHUFFLE(a, b, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
+               SHUFFLE(a, b, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+    }
+    for (int i = 0; i < 2; i++) {
+        a = x[i], b = x[i + 2];
+        x[i] = SHUFFLE(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+               SHUFFLE(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+    }
+    for (int i = 0; i < 1; i++) {
+        a = x[i], b = x[i + 1];
+        x[i] = SHUFFLE(a, b, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
+               SHUFFLE(a, b, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+    }
+#endif
+    return x[0];
+}
+
+INLINE REAL sum(vec x) {
+    REAL s = 0;
+    for (int i = 0; i < LANES; i++) s += x[i];
+    return s;
+}
+
+INLINE REAL *element(const tensor *x, int64_t b, int64_t t, int64_t g, int64_t r) {
+    return (REAL *)x->at + b * x->b + t * x->t + g * x->g + r * x->r;
+}
+
+// Rows [steps][width] of a tensor's last axis from `first` on; what is beyond `size` is 0.
+static void pack(REAL *to, int64_t width, const tensor *x, int64_t b, int64_t t, int64_t steps, int64_t g,
+                       int64_t r, int64_t first, int64_t size) {
+    int64_t here = size - first < width ? size - first : width;
+    for (int64_t i = 0; i < steps; i++, to += width) {
+        const REAL *from = element(x, b, t + i, g, r) + first * x->n;
+        if (x->n == 1)
+            memcpy(to, from, here * sizeof(REAL));
+        else
+            for (int64_t j = 0; j < here; j++) to[j] = from[j * x->n];
+        memset(to + here, 0, (width - here) * sizeof(REAL));
+    }
+}
+
+static void unpack(const REAL *from, int64_t width, const tensor *x, int64_t b, int64_t t, int64_t steps,
+                         int64_t g, int64_t r, int64_t first, int64_t size, int add) {
+    int64_t here = size - first < width ? size - first : width;
+    for (int64_t i = 0; i < steps; i++, from += width) {
+        REAL *to = element(x, b, t + i, g, r) + first;  // results are contiguous
+        if (add)
+            for (int64_t j = 0; j < here; j++) to[j] += from[j];
+        else
+            memcpy(to, from, here * sizeof(REAL));
+    }
+}
+
+static void exps(REAL *x, int64_t size) {  // size a multiple of LANES
+    for (int64_t i = 0; i < size; i += LANES) store(x + i, vexp(load(x + i)));
+}
+
+// -- matrix states ---------------------------------------------------------------------------------------------------
+
+// What one tile of one head needs, packed: keys in rows of n (padded to LANES), columns in rows of width NV * LANES.
+typedef struct {
+    int64_t steps, n;
+    REAL *q, *k, *a, *f, *w;     // [TILE][n]; a [TILE] where the decay is scalar
+    REAL *v, *y, *z, *gy, *gv;    // [TILE][width]
+    REAL *dq, *dk, *da, *df, *dw; // as q, k, a, f, w
+    REAL *states;                 // [TILE + 1][n][width]
+} tile;
+
+enum { NO_DECAY, SCALAR_DECAY, DIAGONAL_DECAY };
+
+#ifdef __AVX512F__
+#define ROWS 8  // rows of a state that stay in registers over a tile
+#else
+#define ROWS 4
+#endif
+
+// Without feedback rows are independent too: a block of ROWS stays in registers over all steps of the tile.
+INLINE void forward_rows(const tile *x, REAL *S, int NV, int decay, int exclusive) {
+    const int64_t n = x->n, W = NV * LANES;
+    for (int64_t i0 = 0; i0 < n; i0 += ROWS) {
+        vec s[ROWS][2];
+        for (int i = 0; i < ROWS; i++)
+            for (int c = 0; c < NV; c++) s[i][c] = load(S + (i0 + i) * W + c * LANES);
+        for (int64_t t = 0; t < x->steps; t++) {
+            const REAL *k = x->k + t * n + i0, *q = x->q + t * n + i0;
+            vec v[2], y[2], a = all(1);
+            for (int c = 0; c < NV; c++) v[c] = load(x->v + t * W + c * LANES), y[c] = load(x->y + t * W + c * LANES);
+            if (decay == SCALAR_DECAY) a = all(x->a[t]);
+#pragma GCC unroll 8
+            for (int i = 0; i < ROWS; i++) {
+                vec ki = all(k[i]), qi = all(q[i]);
+                if (decay == DIAGONAL_DECAY) a = all(x->a[t * n + i0 + i]);
+                for (int c = 0; c < NV; c++) {
+                    if (exclusive) y[c] += qi * s[i][c];
+                    s[i][c] = decay == NO_DECAY ? s[i][c] + ki * v[c] : a * s[i][c] + ki * v[c];
+                    if (!exclusive) y[c] += qi * s[i][c];
+                }
+            }
+            for (int c = 0; c < NV; c++) store(x->y + t * W + c * LANES, y[c]);
+        }
+        for (int i = 0; i < ROWS; i++)
+            for (int c = 0; c < NV; c++) store(S + (i0 + i) * W + c * LANES, s[i][c]);
+    }
+}
+
+// With feedback: one pass over the state a step, which writes S_t, reads y_t and already gathers z_{t+1}.
+INLINE void forward_feedback(const tile *x, REAL *S, int NV, int decay, int exclusive) {
+    const int64_t n = x->n, W = NV * LANES;
+    vec z[4];
+    for (int c = 0; c < NV; c++) z[c] = all(0);
+    for (int64_t i = 0; i < n; i++)
+        for (int c = 0; c < NV; c++) z[c] += all(x->w[i]) * load(S + i * W + c * LANES);
+    for (int64_t t = 0; t < x->steps; t++) {
+        const REAL *k = x->k + t * n, *q = x->q + t * n, *f = x->f + t * n, *w = x->w + (t + 1) * n;
+        vec v[4], y[4], next[4], a = all(1);
+        for (int c = 0; c < NV; c++) v[c] = load(x->v + t * W + c * LANES), y[c] = next[c] = all(0);
+        if (decay == SCALAR_DECAY) a = all(x->a[t]);
+        for (int64_t i = 0; i < n; i++) {
+            vec ki = all(k[i]), qi = all(q[i]), fi = all(f[i]), wi = all(w[i]);
+            if (decay == DIAGONAL_DECAY) a = all(x->a[t * n + i]);
+            for (int c = 0; c < NV; c++) {
+                vec s = load(S + i * W + c * LANES);
+                if (exclusive) y[c] += qi * s;
+                s = decay == NO_DECAY ? s + ki * v[c] : a * s + ki * v[c];
+                s += fi * z[c];
+                if (!exclusive) y[c] += qi * s;
+                next[c] += wi * s;
+                store(S + i * W + c * LANES, s);
+            }
+        }
+        for (int c = 0; c < NV; c++) store(x->y + t * W + c * LANES, y[c]), z[c] = next[c];
+    }
+}
+
+// The states of the tile again, x->states[0] given; and z.
+INLINE void recompute(const tile *x, int NV, int decay, int feedback) {
+    const int64_t n = x->n, W = NV * LANES;
+    for (int64_t t = 0; t < x->steps; t++) {
+        const REAL *from = x->states + t * n * W;
+        REAL *to = x->states + (t + 1) * n * W;
+        vec v[4], z[4], a = all(1);
+        for (int c = 0; c < NV; c++) v[c] = load(x->v + t * W + c * LANES), z[c] = all(0);
+        if (feedback) {
+            for (int64_t i = 0; i < n; i++)
+                for (int c = 0; c < NV; c++) z[c] += all(x->w[t * n + i]) * load(from + i * W + c * LANES);
+            for (int c = 0; c < NV; c++) store(x->z + t * W + c * LANES, z[c]);
+        }
+        if (decay == SCALAR_DECAY) a = all(x->a[t]);
+        for (int64_t i = 0; i < n; i++) {
+            vec ki = all(x->k[t * n + i]), fi = feedback ? all(x->f[t * n + i]) : all(0);
+            if (decay == DIAGONAL_DECAY) a = all(x->a[t * n + i]);
+            for (int c = 0; c < NV; c++) {
+                vec s = load(from + i * W + c * LANES);
+                s = decay == NO_DECAY ? s + ki * v[c] : a * s + ki * v[c];
+                if (feedback) s += fi * z[c];
+                store(to + i * W + c * LANES, s);
+            }
+        }
+    }
+}
+
+// D [n][width] is the gradient of the state after the tile, and then of the state before it.
+INLINE void backward_tile(const tile *x, REAL *D, int NV, int decay, int feedback, int exclusive) {
+    const int64_t n = x->n, W = NV * LANES;
+    for (int64_t t = x->steps - 1; t >= 0; t--) {
+        const REAL *before = x->states + t * n * W, *read = exclusive ? before : before + n * W;
+        vec v[4], z[4], gy[4], gv[4], gz[4], total = all(0), a = all(1);
+        for (int c = 0; c < NV; c++) {
+            v[c] = load(x->v + t * W + c * LANES), gy[c] = load(x->gy + t * W + c * LANES);
+            z[c] = feedback ? load(x->z + t * W + c * LANES) : all(0);
+            gv[c] = gz[c] = all(0);
+        }
+        if (decay == SCALAR_DECAY) a = all(x->a[t]);
+        for (int64_t i0 = 0; i0 < n; i0 += LANES) {
+            vec gq[LANES], gk[LANES], ga[LANES], gf[LANES];
+            for (int64_t i = i0; i < i0 + LANES; i++) {
+                vec qi = all(x->q[t * n + i]), ki = all(x->k[t * n + i]), sq = all(0), sk = all(0), sa = all(0), sf = all(0);
+                vec fi = feedback ? all(x->f[t * n + i]) : all(0);
+                if (decay == DIAGONAL_DECAY) a = all(x->a[t * n + i]);
+                for (int c = 0; c < NV; c++) {
+                    vec d = load(D + i * W + c * LANES);
+                    if (!exclusive) d += qi * gy[c];
+                    sq += load(read + i * W + c * LANES) * gy[c];
+                    sk += d * v[c];
+                    gv[c] += d * ki;
+                    if (decay != NO_DECAY) sa += d * load(before + i * W + c * LANES);
+                    if (feedback) sf += d * z[c], gz[c] += d * fi;
+                    if (!feedback) {
+                        if (decay != NO_DECAY) d = a * d;
+                        if (exclusive) d += qi * gy[c];
+                    }
+                    store(D + i * W + c * LANES, d);
+                }
+                gq[i - i0] = sq, gk[i - i0] = sk;
+                if (decay == DIAGONAL_DECAY) ga[i - i0] = sa;
+                if (decay == SCALAR_DECAY) total += sa;
+                if (feedback) gf[i - i0] = sf;
+            }
+            REAL *dq = x->dq + t * n + i0, *dk = x->dk + t * n + i0;
+            store(dq, load(dq) + sums(gq));
+            store(dk, load(dk) + sums(gk));
+            if (decay == DIAGONAL_DECAY) {
+                REAL *da = x->da + t * n + i0;
+                store(da, load(da) + sums(ga));
+            }
+            if (feedback) {
+                REAL *df = x->df + t * n + i0;
+                store(df, load(df) + sums(gf));
+            }
+        }
+        if (decay == SCALAR_DECAY) x->da[t] += sum(total);
+        for (int c = 0; c < NV; c++) store(x->gv + t * W + c * LANES, gv[c]);
+        if (!feedback) continue;
+        for (int64_t i0 = 0; i0 < n; i0 += LANES) {
+            vec gw[LANES];
+            for (int64_t i = i0; i < i0 + LANES; i++) {
+                vec wi = all(x->w[t * n + i]), qi = all(x->q[t * n + i]), sw = all(0);
+                if (decay == DIAGONAL_DECAY) a = all(x->a[t * n + i]);
+                for (int c = 0; c < NV; c++) {
+                    vec d = load(D + i * W + c * LANES);
+                    sw += load(before + i * W + c * LANES) * gz[c];
+                    d = decay == NO_DECAY ? d + wi * gz[c] : a * d + wi * gz[c];
+                    if (exclusive) d += qi * gy[c];
+                    store(D + i * W + c * LANES, d);
+                }
+                gw[i - i0] = sw;
+            }
+            REAL *dw = x->dw + t * n + i0;
+            store(dw, load(dw) + sums(gw));
+        }
+    }
+}
+
+#define EACH_WIDTH(call) \
+    do { \
+        if (NV == 1) call(1); \
+        else if (NV == 2) call(2); \
+        else call(4); \
+    } while (0)
+
+static void forward_block(const tile *x, REAL *S, int NV, int decay, int feedback, int exclusive) {
+#define WITH(nv, d, e) (feedback ? forward_feedback(x, S, nv, d, e) : forward_rows(x, S, nv > 2 ? 2 : nv, d, e))
+#define ONE(nv) \
+    (exclusive ? decay == DIAGONAL_DECAY ? WITH(nv, DIAGONAL_DECAY, 1) : decay == SCALAR_DECAY ? WITH(nv, SCALAR_DECAY, 1) : WITH(nv, NO_DECAY, 1) \
+     : decay == DIAGONAL_DECAY ? WITH(nv, DIAGONAL_DECAY, 0) : decay == SCALAR_DECAY ? WITH(nv, SCALAR_DECAY, 0) : WITH(nv, NO_DECAY, 0))
+    EACH_WIDTH(ONE);
+#undef ONE
+#undef WITH
+}
+
+static void backward_block(const tile *x, REAL *D, int NV, int decay, int feedback, int exclusive) {
+#define WITH(nv, d, f, e) (recompute(x, nv, d, f), backward_tile(x, D, nv, d, f, e))
+#define HOW(nv, d) (feedback ? exclusive ? WITH(nv, d, 1, 1) : WITH(nv, d, 1, 0) : exclusive ? WITH(nv, d, 0, 1) : WITH(nv, d, 0, 0))
+#define ONE(nv) (decay == DIAGONAL_DECAY ? HOW(nv, DIAGONAL_DECAY) : decay == SCALAR_DECAY ? HOW(nv, SCALAR_DECAY) : HOW(nv, NO_DECAY))
+    EACH_WIDTH(ONE);
+#undef ONE
+#undef HOW
+#undef WITH
+}
+
+static int64_t padded(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
+
+// Columns that are computed side by side, in vectors: with feedback, and for the gradient, 4, else 2.
+static int width(int64_t columns, int many) {
+    return columns <= LANES ? 1 : columns <= 2 * LANES || !many ? 2 : 4;
+}
+
+static int64_t piece(const matrix_job *j) {  // columns of a piece, a multiple of the vector
+    return padded((j->p + j->pieces - 1) / j->pieces);
+}
+
+static int decay_of(const matrix_job *j) {
+    return !j->log.at ? NO_DECAY : j->wide ? DIAGONAL_DECAY : SCALAR_DECAY;
+}
+
+static void pack_keys(const matrix_job *j, tile *x, int64_t b, int64_t g, int64_t r, int64_t t) {
+    const int64_t n = x->n, s = x->steps;
+    pack(x->q, n, &j->q, b, t, s, g, r, 0, j->n);
+    pack(x->k, n, &j->k, b, t, s, g, r, 0, j->n);
+    if (j->log.at) {
+        if (j->wide) {
+            pack(x->a, n, &j->log, b, t, s, g, r, 0, j->n);
+            exps(x->a, s * n);
+        } else {
+            memset(x->a, 0, TILE * sizeof(REAL));
+            for (int64_t i = 0; i < s; i++) x->a[i] = *element(&j->log, b, t + i, g, r);
+            exps(x->a, TILE);
+        }
+    }
+    if (j->f.at) {
+        pack(x->f, n, &j->f, b, t, s, g, r, 0, j->n);
+        pack(x->w, n, &j->w, b, t, s, g, r, 0, j->n);
+        memset(x->w + s * n, 0, n * sizeof(REAL));
+    }
+}
+
+// The scratch memory of an item, in numbers: keys, columns and the states of its columns.
+static int64_t matrix_scratch(const matrix_job *j, tile *x, REAL **state, REAL *at, int gradient) {
+    const int64_t n = padded(j->n), keys = (TILE + 1) * n, columns = TILE * 4 * LANES;
+    REAL *start = at;
+    x->n = n;
+    REAL **each[] = {&x->q, &x->k, &x->a, &x->f, &x->w, &x->dq, &x->dk, &x->da, &x->df, &x->dw};
+    for (int i = 0; i < (gradient ? 10 : 5); i++) *each[i] = at, at += keys + TILE;
+    REAL **sides[] = {&x->v, &x->y, &x->z, &x->gy, &x->gv};
+    for (int i = 0; i < 5; i++) *sides[i] = at, at += columns;
+    *state = at, at += n * (piece(j) + 4 * LANES);
+    x->states = at, at += gradient ? (TILE + 1) * n * 4 * LANES : 0;
+    return at - start;
+}
+
+// A state [n, columns of a block] from or to memory [n][p].
+static void take_state(REAL *to, int64_t width, const REAL *from, int64_t n, int64_t p, int64_t first, int64_t last) {
+    int64_t here = last - first < width ? last - first : width;
+    for (int64_t i = 0; i < n; i++) {
+        memcpy(to + i * width, from + i * p + first, here * sizeof(REAL));
+        memset(to + i * width + here, 0, (width - here) * sizeof(REAL));
+    }
+}
+
+static void put_state(REAL *to, const REAL *from, int64_t width, int64_t n, int64_t p, int64_t first, int64_t last) {
+    int64_t here = last - first < width ? last - first : width;
+    for (int64_t i = 0; i < n; i++) memcpy(to + i * p + first, from + i * width, here * sizeof(REAL));
+}
+
+typedef struct { int64_t b, g, r, piece, head, first, last; } place;
+
+static place find(const matrix_job *j, int64_t item) {
+    place o;
+    o.piece = item % j->pieces, o.head = item / j->pieces;
+    o.r = o.head % j->R, o.g = o.head / j->R % j->G, o.b = o.head / j->R / j->G;
+    o.first = o.piece * piece(j);
+    o.last = o.first + piece(j) < j->p ? o.first + piece(j) : j->p;
+    return o;
+}
+
+static void matrix_forward_item(const void *job, int64_t item, void *scratch) {
+    const matrix_job *j = job;
+    const place o = find(j, item);
+    tile x;
+    REAL *S;
+    matrix_scratch(j, &x, &S, scratch, 0);
+    const int64_t n = x.n, tiles = (j->T + TILE - 1) / TILE;
+    const int feedback = j->f.at != 0;
+    if (o.first >= o.last) return;
+    memset(S, 0, n * (piece(j) + 4 * LANES) * sizeof(REAL));
+    REAL *at = S;
+    for (int64_t c = o.first; c < o.last; at += n * width(o.last - c, feedback) * LANES, c += width(o.last - c, feedback) * LANES)
+        take_state(at, width(o.last - c, feedback) * LANES, element(&j->S, o.b, 0, o.g, o.r), j->n, j->p, c, o.last);
+    for (int64_t tile = 0; tile < tiles; tile++) {
+        const int64_t t = tile * TILE;
+        x.steps = j->T - t < TILE ? j->T - t : TILE;
+        pack_keys(j, &x, o.b, o.g, o.r, t);
+        at = S;
+        for (int64_t c = o.first; c < o.last;) {
+            const int NV = width(o.last - c, feedback);
+            const int64_t W = NV * LANES;
+            if (j->kept.at)
+                put_state((REAL *)j->kept.at + (o.head * tiles + tile) * j->n * j->p, at, W, j->n, j->p, c, o.last);
+            pack(x.v, W, &j->v, o.b, t, x.steps, o.g, o.r, c, o.last);
+            memset(x.y, 0, x.steps * W * sizeof(REAL));
+            forward_block(&x, at, NV, decay_of(j), feedback, j->exclusive);
+            unpack(x.y, W, &j->y, o.b, t, x.steps, o.g, o.r, c, o.last, 0);
+            at += n * W, c += W;
+        }
+    }
+    at = S;
+    for (int64_t c = o.first; c < o.last;) {
+        const int64_t W = width(o.last - c, feedback) * LANES;
+        put_state(element(&j->end, o.b, 0, o.g, o.r), at, W, j->n, j->p, c, o.last);
+        at += n * W, c += W;
+    }
+}
+
+static void matrix_backward_item(const void *job, int64_t item, void *scratch) {
+    const matrix_job *j = job;
+    const place o = find(j, item);
+    tile x;
+    REAL *D;
+    matrix_scratch(j, &x, &D, scratch, 1);
+    const int64_t n = x.n, tiles = (j->T + TILE - 1) / TILE;
+    const int feedback = j->f.at != 0, decay = decay_of(j);
+    const int64_t wide = decay == DIAGONAL_DECAY ? n : 1;
+    tensor dq = j->dq, dk = j->dk, dlog = j->dlog, df = j->df, dw = j->dw;
+    tensor *keyed[] = {&dq, &dk, &df, &dw};
+    for (int i = 0; i < 4; i++)
+        if (keyed[i]->at) keyed[i]->at = (REAL *)keyed[i]->at + o.piece * j->piece_stride_n;
+    if (dlog.at) dlog.at = (REAL *)dlog.at + o.piece * j->piece_stride_log;
+    memset(D, 0, n * (piece(j) + 4 * LANES) * sizeof(REAL));
+    REAL *at = D;
+    for (int64_t c = o.first; c < o.last;) {
+        const int64_t W = width(o.last - c, 1) * LANES;
+        take_state(at, W, element(&j->gend, o.b, 0, o.g, o.r), j->n, j->p, c, o.last);
+        at += n * W, c += W;
+    }
+    for (int64_t tile = tiles - 1; tile >= 0; tile--) {
+        const int64_t t = tile * TILE;
+        x.steps = j->T - t < TILE ? j->T - t : TILE;
+        pack_keys(j, &x, o.b, o.g, o.r, t);
+        memset(x.dq, 0, x.steps * n * sizeof(REAL));
+        memset(x.dk, 0, x.steps * n * sizeof(REAL));
+        memset(x.da, 0, x.steps * wide * sizeof(REAL));
+        if (feedback) memset(x.df, 0, x.steps * n * sizeof(REAL)), memset(x.dw, 0, x.steps * n * sizeof(REAL));
+        at = D;
+        for (int64_t c = o.first; c < o.last;) {
+            const int NV = width(o.last - c, 1);
+            const int64_t W = NV * LANES;
+            pack(x.v, W, &j->v, o.b, t, x.steps, o.g, o.r, c, o.last);
+            pack(x.gy, W, &j->gy, o.b, t, x.steps, o.g, o.r, c, o.last);
+            memset(x.states, 0, n * W * sizeof(REAL));
+            take_state(x.states, W, (REAL *)j->kept.at + (o.head * tiles + tile) * j->n * j->p, j->n, j->p, c, o.last);
+            backward_block(&x, at, NV, decay, feedback, j->exclusive);
+            unpack(x.gv, W, &j->dv, o.b, t, x.steps, o.g, o.r, c, o.last, 0);
+            at += n * W, c += W;
+        }
+        unpack(x.dq, n, &dq, o.b, t, x.steps, o.g, o.r, 0, j->n, 0);
+        unpack(x.dk, n, &dk, o.b, t, x.steps, o.g, o.r, 0, j->n, 0);
+        if (decay != NO_DECAY) {
+            for (int64_t i = 0; i < x.steps * wide; i++) x.da[i] *= x.a[i];
+            unpack(x.da, wide, &dlog, o.b, t, x.steps, o.g, o.r, 0, decay == DIAGONAL_DECAY ? j->n : 1, 0);
+        }
+        if (feedback) {
+            unpack(x.df, n, &df, o.b, t, x.steps, o.g, o.r, 0, j->n, 0);
+            unpack(x.dw, n, &dw, o.b, t, x.steps, o.g, o.r, 0, j->n, 0);
+        }
+    }
+    at = D;
+    for (int64_t c = o.first; c < o.last;) {
+        const int64_t W = width(o.last - c, 1) * LANES;
+        put_state(element(&j->dS, o.b, 0, o.g, o.r), at, W, j->n, j->p, c, o.last);
+        at += n * W, c += W;
+    }
+}
+
+int matrix_forward(const matrix_job *j) {
+    tile x;
+    REAL *S;
+    return share_out(matrix_forward_item, j, j->B * j->G * j->R * j->pieces,
+                     matrix_scratch(j, &x, &S, 0, 0) * sizeof(REAL), j->threads);
+}
+
+int matrix_backward(const matrix_job *j) {
+    tile x;
+    REAL *S;
+    return share_out(matrix_backward_item, j, j->B * j->G * j->R * j->pieces,
+                     matrix_scratch(j, &x, &S, 0, 1) * sizeof(REAL), j->threads);
+}
+
+// -- channels --------------------------------------------------------------------------------------------------------
+
+enum { STILL = 0, VARYING, PRODUCT, CONSTANT };  // a = 1, exp(log), exp(log rate), exp(rate)
+
+INLINE vec load_some(const REAL *x, int64_t here) {
+    if (here >= LANES) return load(x);
+    vec v = all(0);
+    memcpy(&v, x, here * sizeof(REAL));
+    return v;
+}
+
+INLINE void store_some(REAL *x, vec v, int64_t here) { memcpy(x, &v, (here < LANES ? here : LANES) * sizeof(REAL)); }
+
+static int channel_decay(const channel_job *j) {
+    return j->log.at ? j->rate.at ? PRODUCT : VARYING : j->rate.at ? CONSTANT : STILL;
+}
+
+// [vectors of the chunk][n] from rows x [n][L], or from states x [L][n].
+static void take_rows(REAL *to, const REAL *x, int64_t row, int64_t lane, int64_t n, int64_t lanes) {
+    for (int64_t l = 0; l < lanes; l += LANES)
+        for (int64_t i = 0; i < n; i++, to += LANES)
+            for (int64_t c = 0; c < LANES; c++) to[c] = l + c < lanes ? x[i * row + (l + c) * lane] : 0;
+}
+
+static void put_rows(REAL *x, const REAL *from, int64_t row, int64_t lane, int64_t n, int64_t lanes) {
+    for (int64_t l = 0; l < lanes; l += LANES)
+        for (int64_t i = 0; i < n; i++, from += LANES)
+            for (int64_t c = 0; c < LANES && l + c < lanes; c++) x[i * row + (l + c) * lane] = from[c];
+}
+
+typedef struct {
+    int64_t b, first, lanes, vectors;
+    const REAL *v, *log, *q, *k;
+    REAL *y;
+} strip;
+
+static strip strip_of(const channel_job *j, int64_t item, int64_t *chunk) {
+    const int64_t chunks = (j->L + j->chunk - 1) / j->chunk;
+    strip s;
+    *chunk = item % chunks;
+    s.b = item / chunks, s.first = *chunk * j->chunk;
+    s.lanes = j->L - s.first < j->chunk ? j->L - s.first : j->chunk;
+    s.vectors = (s.lanes + LANES - 1) / LANES;
+    return s;
+}
+
+INLINE REAL *row(const tensor *x, int64_t b, int64_t t) { return (REAL *)x->at + b * x->b + t * x->t; }
+
+// One step of a vector of channels: the states h [n] (in place, or into `to`), and what they read.
+INLINE vec channel_step(vec v, vec log, const REAL *rate, const REAL *k, const REAL *q, const REAL *h, REAL *to,
+                              REAL *factors, int64_t n, int decay, int shared, int exclusive) {
+    vec y = all(0), a = all(1);
+    if (decay == VARYING) a = vexp(log);
+    for (int64_t i = 0; i < n; i++) {
+        vec s = load(h + i * LANES), qi = shared ? all(q[i]) : all(1);
+        if (exclusive) y += qi * s;
+        if (decay == PRODUCT) a = vexp(log * load(rate + i * LANES));
+        if (decay == CONSTANT) a = load(rate + i * LANES);  // its exponential was taken before
+        if (factors) store(factors + i * LANES, a);
+        vec write = shared ? v * all(k[i]) : v;
+        s = decay == STILL ? s + write : a * s + write;
+        if (!exclusive) y += qi * s;
+        store(to + i * LANES, s);
+    }
+    return y;
+}
+
+INLINE void channel_forward(const channel_job *j, const strip *s, REAL *h, const REAL *rate, int64_t n,
+                                  int decay, int shared, int exclusive) {
+    const int64_t tiles = (j->T + TILE - 1) / TILE;
+    for (int64_t t = 0; t < j->T; t++) {
+        if (j->kept.at && t % TILE == 0)
+            put_rows((REAL *)j->kept.at + (s->b * tiles + t / TILE) * n * j->L + s->first, h, j->L, 1, n, s->lanes);
+        const REAL *v = row(&j->v, s->b, t) + s->first, *log = j->log.at ? row(&j->log, s->b, t) + s->first : v;
+        const REAL *k = shared ? row(&j->k, s->b, t) : v, *q = shared ? row(&j->q, s->b, t) : v;
+        REAL *y = row(&j->y, s->b, t) + s->first;
+        for (int64_t c = 0; c < s->vectors; c++) {
+            const int64_t at = c * LANES, here = s->lanes - at;
+            vec g = decay == VARYING || decay == PRODUCT ? load_some(log + at, here) : all(0);
+            vec read = channel_step(load_some(v + at, here), g, rate + at * n, k, q, h + at * n, h + at * n, 0,
+                                          n, decay, shared, exclusive);
+            store_some(y + at, read, here);
+        }
+    }
+}
+
+#define EACH_DECAY(call) \
+    do { \
+        switch (decay) { \
+            case STILL: call(STILL); break; \
+            case VARYING: call(VARYING); break; \
+            case PRODUCT: call(PRODUCT); break; \
+            default: call(CONSTANT); \
+        } \
+    } while (0)
+
+static REAL *take_rates(const channel_job *j, const strip *s, REAL *rate, int decay) {
+    if (j->rate.at) {
+        take_rows(rate, (REAL *)j->rate.at + s->first, j->L, 1, j->n, s->lanes);
+        if (decay == CONSTANT) exps(rate, s->vectors * j->n * LANES);
+    }
+    return rate;
+}
+
+static void channel_forward_item(const void *job, int64_t item, void *scratch) {
+    const channel_job *j = job;
+    int64_t chunk;
+    const strip s = strip_of(j, item, &chunk);
+    const int64_t n = j->n, size = s.vectors * n * LANES;
+    const int decay = channel_decay(j), shared = j->q.at != 0, exclusive = j->exclusive;
+    REAL *h = scratch, *rate = take_rates(j, &s, h + size, decay);
+    take_rows(h, (REAL *)j->S.at + (s.b * j->L + s.first) * n, 1, n, n, s.lanes);
+#define ONE(d) \
+    (!shared ? exclusive ? channel_forward(j, &s, h, rate, 1, d, 0, 1) : channel_forward(j, &s, h, rate, 1, d, 0, 0) \
+     : exclusive ? channel_forward(j, &s, h, rate, n, d, 1, 1) : n == 16 ? channel_forward(j, &s, h, rate, 16, d, 1, 0) : channel_forward(j, &s, h, rate, n, d, 1, 0))
+    EACH_DECAY(ONE);
+#undef ONE
+    put_rows((REAL *)j->end.at + (s.b * j->L + s.first) * n, h, 1, n, n, s.lanes);
+}
+
+typedef struct {
+    REAL *rate, *D, *drate, *states, *factors, *gq, *gk;
+} channel_room;
+
+static int64_t channel_rooms(const channel_job *j, int64_t lanes, REAL *at, channel_room *x) {
+    REAL *start = at;
+    const int64_t size = padded(lanes) * j->n;
+    x->rate = at, at += size;
+    x->D = at, at += size;
+    x->drate = at, at += size;
+    x->gq = at, at += padded(j->n) * LANES;
+    x->gk = at, at += padded(j->n) * LANES;
+    x->states = at, at += (TILE + 1) * size;
+    x->factors = at, at += TILE * size;
+    return at - start;
+}
+
+INLINE void channel_backward(const channel_job *j, const strip *s, const channel_room *x, int64_t chunk,
+                                   int64_t n, int decay, int shared, int exclusive) {
+    const int64_t tiles = (j->T + TILE - 1) / TILE, size = s->vectors * n * LANES;
+    for (int64_t tile = tiles - 1; tile >= 0; tile--) {
+        const int64_t start = tile * TILE, stop = start + TILE < j->T ? start + TILE : j->T;
+        take_rows(x->states, (REAL *)j->kept.at + (s->b * tiles + tile) * n * j->L + s->first, j->L, 1, n, s->lanes);
+        for (int64_t t = start; t < stop; t++) {
+            const REAL *v = row(&j->v, s->b, t) + s->first, *log = j->log.at ? row(&j->log, s->b, t) + s->first : v;
+            const REAL *k = shared ? row(&j->k, s->b, t) : v, *q = shared ? row(&j->q, s->b, t) : v;
+            REAL *h = x->states + (t - start) * size;
+            for (int64_t c = 0; c < s->vectors; c++) {
+                const int64_t at = c * LANES, here = s->lanes - at;
+                vec g = decay == VARYING || decay == PRODUCT ? load_some(log + at, here) : all(0);
+                channel_step(load_some(v + at, here), g, x->rate + at * n, k, q, h + at * n, h + size + at * n,
+                                   x->factors + (t - start) * size + at * n, n, decay, shared, exclusive);
+            }
+        }
+        for (int64_t t = stop - 1; t >= start; t--) {
+            const REAL *v = row(&j->v, s->b, t) + s->first, *log = j->log.at ? row(&j->log, s->b, t) + s->first : v;
+            const REAL *k = shared ? row(&j->k, s->b, t) : v, *q = shared ? row(&j->q, s->b, t) : v;
+            const REAL *gy = row(&j->gy, s->b, t) + s->first;
+            REAL *dv = row(&j->dv, s->b, t) + s->first, *dlog = j->log.at ? row(&j->dlog, s->b, t) + s->first : dv;
+            if (shared)
+                for (int64_t i = 0; i < padded(n); i++) store(x->gq + i * LANES, all(0)), store(x->gk + i * LANES, all(0));
+            for (int64_t c = 0; c < s->vectors; c++) {
+                const int64_t at = c * LANES, here = s->lanes - at;
+                const REAL *before = x->states + (t - start) * size + at * n, *read = exclusive ? before : before + size;
+                const REAL *factors = x->factors + (t - start) * size + at * n;
+                REAL *D = x->D + at * n, *drate = x->drate + at * n;
+                vec g = load_some(gy + at, here), u = load_some(v + at, here), gv = all(0), gl = all(0);
+                vec l = decay == PRODUCT ? load_some(log + at, here) : all(0);
+                for (int64_t i = 0; i < n; i++) {
+                    vec d = load(D + i * LANES), qg = shared ? all(q[i]) * g : g;
+                    if (!exclusive) d += qg;
+                    if (shared) {
+                        store(x->gq + i * LANES, load(x->gq + i * LANES) + load(read + i * LANES) * g);
+                        store(x->gk + i * LANES, load(x->gk + i * LANES) + d * u);
+                        gv += all(k[i]) * d;
+                    } else
+                        gv += d;
+                    if (decay != STILL) {
+                        d *= load(factors + i * LANES);
+                        vec e = d * load(before + i * LANES);
+                        if (decay == VARYING) gl += e;
+                        if (decay == PRODUCT) gl += e * load(x->rate + at * n + i * LANES);
+                        if (decay == PRODUCT) store(drate + i * LANES, load(drate + i * LANES) + e * l);
+                        if (decay == CONSTANT) store(drate + i * LANES, load(drate + i * LANES) + e);
+                    }
+                    if (exclusive) d += qg;
+                    store(D + i * LANES, d);
+                }
+                store_some(dv + at, gv, here);
+                if (decay == VARYING || decay == PRODUCT) store_some(dlog + at, gl, here);
+            }
+            if (!shared) continue;
+            REAL *dq = row(&j->dq, s->b, t) + chunk * j->dq.g, *dk = row(&j->dk, s->b, t) + chunk * j->dk.g;
+            for (int64_t i = 0; i < n; i += LANES) {
+                vec each[LANES];
+                memcpy(each, x->gq + i * LANES, sizeof each);
+                store_some(dq + i, sums(each), n - i);
+                memcpy(each, x->gk + i * LANES, sizeof each);
+                store_some(dk + i, sums(each), n - i);
+            }
+        }
+    }
+}
+
+static void channel_backward_item(const void *job, int64_t item, void *scratch) {
+    const channel_job *j = job;
+    int64_t chunk;
+    const strip s = strip_of(j, item, &chunk);
+    channel_room x;
+    channel_rooms(j, j->chunk, scratch, &x);
+    const int64_t n = j->n, size = s.vectors * n * LANES;
+    const int decay = channel_decay(j), shared = j->q.at != 0, exclusive = j->exclusive;
+    take_rates(j, &s, x.rate, decay);
+    memset(x.drate, 0, size * sizeof(REAL));
+    take_rows(x.D, (REAL *)j->gend.at + (s.b * j->L + s.first) * n, 1, n, n, s.lanes);
+#define ONE(d) \
+    (!shared ? exclusive ? channel_backward(j, &s, &x, chunk, 1, d, 0, 1) : channel_backward(j, &s, &x, chunk, 1, d, 0, 0) \
+     : exclusive ? channel_backward(j, &s, &x, chunk, n, d, 1, 1) : channel_backward(j, &s, &x, chunk, n, d, 1, 0))
+    EACH_DECAY(ONE);
+#undef ONE
+    put_rows((REAL *)j->dS.at + (s.b * j->L + s.first) * n, x.D, 1, n, n, s.lanes);
+    if (j->rate.at) put_rows((REAL *)j->drate.at + s.b * n * j->L + s.first, x.drate, j->L, 1, n, s.lanes);
+}
+
+static int64_t strips(const channel_job *j) { return j->B * ((j->L + j->chunk - 1) / j->chunk); }
+
+int channel_forward_run(const channel_job *j) {
+    return share_out(channel_forward_item, j, strips(j), 2 * padded(j->chunk) * j->n * sizeof(REAL),
+                     j->threads);
+}
+
+int channel_backward_run(const channel_job *j) {
+    channel_room x;
+    return share_out(channel_backward_item, j, strips(j),
+                     channel_rooms(j, j->chunk, 0, &x) * sizeof(REAL), j->threads);
+}
+

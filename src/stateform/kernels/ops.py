@@ -1,0 +1,336 @@
+"""The compiled loops as operators of torch: `stateform::matrix` and `stateform::channel`, with gradients.
+
+Each has a fake kernel (torch.compile traces it without breaking the graph), and a reference in plain torch: what it
+computes, and how a second derivative is taken.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .build import library
+
+TILE = 32
+"""Steps between the states kept for the gradient, as in scan.c."""
+LANES = {torch.float32: 16, torch.float64: 8}
+"""Numbers that lie side by side in a vector."""
+CHUNK = 4096
+"""Numbers of the states of the channels that one thread takes at a time: they stay in its first cache."""
+
+
+class _Strided(ctypes.Structure):
+    _fields_ = [("at", ctypes.c_void_p), *((name, ctypes.c_int64) for name in "btgrn")]
+
+
+_MATRIX = ("q", "k", "v", "log", "f", "w", "S", "y", "end", "kept", "gy", "gend",
+           "dq", "dk", "dv", "dlog", "df", "dw", "dS")  # fmt: skip
+_CHANNEL = ("q", "k", "v", "log", "rate", "S", "y", "end", "kept", "gy", "gend",
+            "dq", "dk", "dv", "dlog", "drate", "dS")  # fmt: skip
+
+
+class _MatrixJob(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("B", "T", "G", "R", "n", "p", "threads", "exclusive", "wide", "pieces")),
+        *((name, _Strided) for name in _MATRIX),
+        *((name, ctypes.c_int64) for name in ("piece_stride_n", "piece_stride_log")),
+    ]
+
+
+class _ChannelJob(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("B", "T", "L", "n", "threads", "exclusive")),
+        *((name, _Strided) for name in _CHANNEL),
+        ("chunk", ctypes.c_int64),
+    ]
+
+
+def _strided(x: Tensor, axes: str) -> _Strided:
+    """A tensor as the loops see it; an axis of size 1 is repeated."""
+    found = {axis: 0 if size == 1 else step for axis, size, step in zip(axes, x.shape, x.stride(), strict=True)}
+    return _Strided(x.data_ptr(), *(found.get(axis, 1 if axis == "n" else 0) for axis in "btgrn"))
+
+
+def _call(job: ctypes.Structure, name: str, dtype: torch.dtype) -> None:
+    run: Any = getattr(library(64 if dtype == torch.float64 else 32), name)
+    if run(ctypes.byref(job)):
+        raise MemoryError("the compiled loops could not get their scratch memory")
+
+
+# -- matrix states ---------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("stateform::matrix", mutates_args=())
+def matrix(
+    q: Tensor, k: Tensor, v: Tensor, log: Tensor | None, f: Tensor | None, w: Tensor | None, S: Tensor,
+    steps: int, exclusive: bool, keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """S_t = exp(log_t) S_{t-1} + k_t v_t^T + f_t w_t^T S_{t-1}, y_t = q_t^T S_t (exclusive: q_t^T S_{t-1}).
+
+    Args:
+        q, k, f, w: [B,T,G,R,n], as the other tensors real and of one dtype, size 1 where constant or shared.
+        v: [B,T,G,R,p]. log: [B,T,G,R,n] or [B,T,G,R,1].
+        S: the state before the first step [B,G,R,n,p].
+        steps: T. exclusive: read before the write. keep: the states that the gradient needs too.
+
+    Returns:
+        y [B,T,G,R,p], the last state, and the state before every TILE steps [B,G,R,tiles,n,p] (or nothing).
+    """
+    S = S.contiguous()
+    y, end, kept = _matrix_results(S, v, steps, keep)
+    job = _matrix_job(q, k, v, log, f, w, S, steps, exclusive)
+    job.y, job.end, job.kept = _strided(y, "btgrn"), _state(end), _strided(kept, "n") if keep else _Strided()
+    _call(job, "matrix_forward", S.dtype)
+    return y, end, kept
+
+
+def _matrix_results(S: Tensor, v: Tensor, steps: int, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    B, G, R, n, p = S.shape
+    size = B * G * R * -(-steps // TILE) * n * p if keep else 0
+    return S.new_empty(B, steps, G, R, p), S.new_empty(S.shape), S.new_empty(size)
+
+
+def _state(S: Tensor) -> _Strided:
+    _, G, R, n, p = S.shape
+    return _Strided(S.data_ptr(), G * R * n * p, 0, R * n * p, n * p, 1)
+
+
+def _matrix_job(
+    q: Tensor, k: Tensor, v: Tensor, log: Tensor | None, f: Tensor | None, w: Tensor | None, S: Tensor,
+    steps: int, exclusive: bool, *, many: bool = False,
+) -> _MatrixJob:  # fmt: skip
+    B, G, R, n, p = S.shape
+    threads = torch.get_num_threads()
+    width = LANES[S.dtype] * (4 if f is not None or many else 2)
+    # Columns are shared out where there are fewer heads than threads.
+    pieces = min(max(1, -(-p // width)), -(-threads // max(1, B * G * R)))
+    job = _MatrixJob(
+        B, steps, G, R, n, p, threads, exclusive, log is not None and log.shape[-1] == n > 1, pieces, S=_state(S)
+    )
+    for name, x in (("q", q), ("k", k), ("v", v), ("log", log), ("f", f), ("w", w)):
+        if x is not None:
+            setattr(job, name, _strided(x, "btgrn"))
+    return job
+
+
+@matrix.register_fake
+def _(q, k, v, log, f, w, S, steps, exclusive, keep):  # type: ignore[no-untyped-def]
+    return _matrix_results(S, v, steps, keep)
+
+
+@torch.library.custom_op("stateform::matrix_backward", mutates_args=())
+def matrix_backward(
+    gy: Tensor, gend: Tensor, q: Tensor, k: Tensor, v: Tensor, log: Tensor | None, f: Tensor | None, w: Tensor | None,
+    S: Tensor, kept: Tensor, steps: int, exclusive: bool,
+) -> list[Tensor]:  # fmt: skip
+    """The gradients of q, k, v, log, f, w (nothing where there was none) and S, in their full shapes."""
+    S, gend = S.contiguous(), gend.contiguous()  # held here: a job has only their addresses
+    job = _matrix_job(q, k, v, log, f, w, S, steps, exclusive, many=True)
+    B, G, R, n, p = S.shape
+    shape = (B, steps, G, R)
+    keyed = {name: S.new_empty(job.pieces, *shape, n) for name in ("dq", "dk")}
+    if f is not None:
+        keyed |= {name: S.new_empty(job.pieces, *shape, n) for name in ("df", "dw")}
+    if log is not None:
+        keyed["dlog"] = S.new_empty(job.pieces, *shape, n if job.wide else 1)
+    for name, x in keyed.items():
+        setattr(job, name, _strided(x[0], "btgrn"))
+    job.piece_stride_n = keyed["dq"].stride(0)
+    job.piece_stride_log = keyed["dlog"].stride(0) if log is not None else 0
+    dv, dS = S.new_empty(*shape, p), S.new_empty(S.shape)
+    job.gy, job.gend = _strided(gy, "btgrn"), _state(gend)
+    job.dv, job.dS, job.kept = _strided(dv, "btgrn"), _state(dS), _strided(kept, "n")
+    _call(job, "matrix_backward", S.dtype)
+    found = {name: x[0] if job.pieces == 1 else x.sum(0) for name, x in keyed.items()} | {"dv": dv, "dS": dS}
+    return [found.get(name, S.new_empty(0)) for name in ("dq", "dk", "dv", "dlog", "df", "dw", "dS")]
+
+
+@matrix_backward.register_fake
+def _(gy, gend, q, k, v, log, f, w, S, kept, steps, exclusive):  # type: ignore[no-untyped-def]
+    B, G, R, n, p = S.shape
+    widths = (n, n, p, log.shape[-1] if log is not None else None, *((n,) * 2 if f is not None else (None,) * 2))
+    return [S.new_empty(0 if m is None else (B, steps, G, R, m)) for m in widths] + [S.new_empty(S.shape)]
+
+
+def matrix_reference(
+    q: Tensor, k: Tensor, v: Tensor, log: Tensor | None, f: Tensor | None, w: Tensor | None, S: Tensor,
+    steps: int, exclusive: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """What `matrix` computes, step by step."""
+
+    def at(x: Tensor, t: int) -> Tensor:
+        return x[:, t if x.shape[1] > 1 else 0].unsqueeze(-1)
+
+    y = []
+    for t in range(steps):
+        before = S
+        S = S if log is None else at(log, t).exp() * S
+        S = S + at(k, t) * at(v, t).mT
+        if f is not None and w is not None:
+            S = S + at(f, t) * (at(w, t) * before).sum(-2, keepdim=True)
+        y.append((at(q, t) * (before if exclusive else S)).sum(-2))
+    return torch.stack(y, 1), S
+
+
+# -- channels --------------------------------------------------------------------------------------------------------
+
+
+@torch.library.custom_op("stateform::channel", mutates_args=())
+def channel(
+    q: Tensor | None, k: Tensor | None, v: Tensor, log: Tensor | None, rate: Tensor | None, S: Tensor,
+    exclusive: bool, keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """h_t = exp(log_t rate) h_{t-1} + k_t v_t, y_t = q_t^T h_t (exclusive: q_t^T h_{t-1}), for L channels side by side.
+
+    Args:
+        q, k: shared by the channels [B,T,n] (size 1 where constant); or neither, where n = 1.
+        v: [B,T,L]. log: [B,T,L]. rate: [n,L]; alone it is a constant log decay. S: [B,L,n].
+
+    Returns:
+        y [B,T,L], the last state, and the state before every TILE steps [B,tiles,n,L] (or nothing).
+    """
+    S, (q, k, v, log), rate = S.contiguous(), _rows(q, k, v, log), _whole(rate)
+    y, end, kept = _channel_results(S, v, keep)
+    job = _channel_job(q, k, v, log, rate, S, exclusive)
+    job.y, job.end, job.kept = _strided(y, "btn"), _strided(end, "bgn"), _strided(kept, "n") if keep else _Strided()
+    _call(job, "channel_forward_run", S.dtype)
+    return y, end, kept
+
+
+def _channel_results(S: Tensor, v: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    B, L, n = S.shape
+    size = B * -(-v.shape[1] // TILE) * n * L if keep else 0
+    return S.new_empty(B, v.shape[1], L), S.new_empty(S.shape), S.new_empty(size)
+
+
+def _channel_job(
+    q: Tensor | None, k: Tensor | None, v: Tensor, log: Tensor | None, rate: Tensor | None, S: Tensor, exclusive: bool,
+    *, lanes: int = 0,
+) -> _ChannelJob:  # fmt: skip
+    B, L, n = S.shape
+    threads, step = torch.get_num_threads(), LANES[S.dtype]
+    chunk = min(lanes or CHUNK // n, -(-L * B // threads))
+    job = _ChannelJob(B, v.shape[1], L, n, threads, exclusive, chunk=max(step, -(-chunk // step) * step))
+    for name, x, axes in (("q", q, "btn"), ("k", k, "btn"), ("v", v, "btn"), ("log", log, "btn"), ("rate", rate, "gn")):
+        if x is not None:
+            setattr(job, name, _strided(x, axes))
+    job.S = _strided(S, "bgn")
+    return job
+
+
+def _rows(*xs: Any) -> list[Any]:
+    """With a contiguous last axis, as the loops over channels need them."""
+    return [x if x is None or x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous() for x in xs]
+
+
+def _whole(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
+@channel.register_fake
+def _(q, k, v, log, rate, S, exclusive, keep):  # type: ignore[no-untyped-def]
+    return _channel_results(S, v, keep)
+
+
+@torch.library.custom_op("stateform::channel_backward", mutates_args=())
+def channel_backward(
+    gy: Tensor, gend: Tensor, q: Tensor | None, k: Tensor | None, v: Tensor, log: Tensor | None, rate: Tensor | None,
+    S: Tensor, kept: Tensor, exclusive: bool,
+) -> list[Tensor]:  # fmt: skip
+    """The gradients of q, k, v, log, rate (nothing where there was none) and S."""
+    B, L, n = S.shape
+    T = v.shape[1]
+    S, gend, rate = S.contiguous(), gend.contiguous(), _whole(rate)
+    q, k, v, log, gy = _rows(q, k, v, log, gy)
+    job = _channel_job(q, k, v, log, rate, S, exclusive, lanes=max(1, 2048 // n))
+    chunks = -(-L // job.chunk)
+    found: dict[str, Tensor] = {"dv": S.new_empty(B, T, L), "dS": S.new_empty(S.shape)}
+    job.dv, job.dS = _strided(found["dv"], "btn"), _strided(found["dS"], "bgn")
+    if q is not None:
+        for name in ("dq", "dk"):
+            found[name] = S.new_empty(chunks, B, T, n)
+            setattr(job, name, _strided(found[name], "gbtn"))
+    if log is not None:
+        found["dlog"] = S.new_empty(B, T, L)
+        job.dlog = _strided(found["dlog"], "btn")
+    if rate is not None:
+        found["drate"] = S.new_empty(B, n, L)
+        job.drate = _strided(found["drate"], "brn")
+    job.gy, job.gend, job.kept = _strided(gy, "btn"), _strided(gend, "bgn"), _strided(kept, "n")
+    _call(job, "channel_backward_run", S.dtype)
+    found |= {name: found[name].sum(0) for name in ("dq", "dk", "drate") if name in found}
+    return [found.get(name, S.new_empty(0)) for name in ("dq", "dk", "dv", "dlog", "drate", "dS")]
+
+
+@channel_backward.register_fake
+def _(gy, gend, q, k, v, log, rate, S, kept, exclusive):  # type: ignore[no-untyped-def]
+    B, L, n = S.shape
+    T = v.shape[1]
+    keys = (B, T, n) if q is not None else (0,)
+    decay = (B, T, L) if log is not None else (0,), (n, L) if rate is not None else (0,)
+    return [S.new_empty(shape) for shape in (keys, keys, (B, T, L), *decay, S.shape)]
+
+
+def channel_reference(
+    q: Tensor | None, k: Tensor | None, v: Tensor, log: Tensor | None, rate: Tensor | None, S: Tensor, exclusive: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """What `channel` computes, step by step."""
+
+    def at(x: Tensor, t: int) -> Tensor:
+        return x[:, t if x.shape[1] > 1 else 0]
+
+    y = []
+    for t in range(v.shape[1]):
+        before = S
+        if log is not None or rate is not None:
+            step = torch.ones_like(S[..., :1]) if log is None else at(log, t).unsqueeze(-1)
+            S = torch.exp(step * (1 if rate is None else rate.mT)) * S
+        write = at(v, t).unsqueeze(-1)
+        S = S + (write if k is None else write * at(k, t).unsqueeze(1))
+        read = before if exclusive else S
+        y.append(read.squeeze(-1) if q is None else (read * at(q, t).unsqueeze(1)).sum(-1))
+    return torch.stack(y, 1), S
+
+
+# -- gradients -------------------------------------------------------------------------------------------------------
+
+
+def _differentiable(op: Any, backward: Callable[..., Any], reference: Callable[..., Any], inputs: int) -> None:
+    """Register the gradient of an operator: its first `inputs` arguments are tensors (or None), its last is `keep`.
+
+    Where a gradient of the gradient is wanted it is taken through the reference.
+    """
+
+    def setup(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
+        given = inputs[: len(inputs) - 1]
+        ctx.mark_non_differentiable(output[2])
+        ctx.rest = given[count:]
+        ctx.save_for_backward(*given[:count], output[2])
+
+    def pull(ctx: Any, gy: Tensor, gend: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        *given, kept = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            wanted = [x for x, need in zip(given, ctx.needs_input_grad, strict=False) if need and x is not None]
+            found = iter(torch.autograd.grad(reference(*given, *ctx.rest), wanted, (gy, gend), create_graph=True))
+            return (
+                *(next(found) if need and x is not None else None
+                  for x, need in zip(given, ctx.needs_input_grad, strict=False)),
+                *([None] * (len(ctx.rest) + 1)),
+            )  # fmt: skip
+        grads = backward(gy, gend, *given, kept, *ctx.rest)
+        return (
+            *(None if x is None or not need else g.sum_to_size(x.shape)
+              for x, g, need in zip(given, grads, ctx.needs_input_grad, strict=False)),
+            *([None] * (len(ctx.rest) + 1)),
+        )  # fmt: skip
+
+    count = inputs
+    op.register_autograd(pull, setup_context=setup)
+
+
+_differentiable(matrix, matrix_backward, matrix_reference, 7)
+_differentiable(channel, channel_backward, channel_reference, 6)

@@ -1,0 +1,117 @@
+// The System recurrence as plain loops, for PRECISION 32 (float) or 64 (double). loops.h has the mathematics.
+//
+// Threads: the pool that the process already has, torch's own OpenMP (its GOMP_parallel is handed over by the loader).
+// Without one, or in a child of fork, where that pool is gone, threads live for one call. Nothing is kept between
+// calls but each thread's scratch memory, so any number of threads may call at once.
+
+#include <pthread.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (ints){__VA_ARGS__})
+#endif
+
+typedef void (*parallel_region)(void (*body)(void *), void *data, unsigned threads, unsigned flags);
+
+static parallel_region pool;
+static pid_t owner;
+
+void stateform_threads(parallel_region region) {
+    pool = region;
+    owner = getpid();
+}
+
+typedef struct {
+    void (*item)(const void *job, int64_t index, void *scratch);
+    const void *job;
+    int64_t items, next;
+    size_t scratch;
+    int failed;
+} work;
+
+static pthread_key_t kept;  // each thread's scratch memory, its size in front; freed when the thread ends
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+static void make_key(void) { pthread_key_create(&kept, free); }
+
+static char *scratch_of(size_t size) {
+    enum { FRONT = 64 };
+    pthread_once(&once, make_key);
+    char *at = pthread_getspecific(kept);
+    if (!at || *(size_t *)at < size) {
+        free(at);
+        at = aligned_alloc(64, (size + 63) / 64 * 64 + FRONT);
+        pthread_setspecific(kept, at);
+        if (!at) return 0;
+        *(size_t *)at = size;
+    }
+    return at + FRONT;
+}
+
+static void *take_items(void *data) {
+    work *w = data;
+    char *scratch = scratch_of(w->scratch);
+    if (!scratch) {
+        __atomic_store_n(&w->failed, 1, __ATOMIC_RELAXED);
+        return 0;
+    }
+    for (;;) {
+        int64_t i = __atomic_fetch_add(&w->next, 1, __ATOMIC_RELAXED);
+        if (i >= w->items) return 0;
+        w->item(w->job, i, scratch);
+    }
+}
+
+static void in_pool(void *data) { take_items(data); }
+
+static int share_out(void (*item)(const void *, int64_t, void *), const void *job, int64_t items, size_t scratch,
+                     int64_t threads) {
+    work w = {item, job, items, 0, scratch, 0};
+    if (threads > items) threads = items;
+    if (threads > 64) threads = 64;
+    if (threads > 1 && pool && getpid() == owner) {
+        pool(in_pool, &w, (unsigned)threads, 0);
+        return w.failed;
+    }
+    pthread_t others[64];
+    int64_t started = 0;
+    while (started < threads - 1 && !pthread_create(&others[started], 0, take_items, &w)) started++;
+    take_items(&w);
+    for (int64_t i = 0; i < started; i++) pthread_join(others[i], 0);
+    return w.failed;
+}
+
+// Where the elements of a tensor [batch, time, G, R, last] lie; a stride of 0 repeats.
+typedef struct { void *at; int64_t b, t, g, r, n; } tensor;
+
+enum { TILE = 32 };  // steps between the states that are kept for the gradient
+
+typedef struct {
+    int64_t B, T, G, R, n, p, threads, exclusive, wide, pieces;  // wide: one decay a key; pieces: of the columns
+    tensor q, k, v, log, f, w, S, y, end, kept;                  // kept: [B,G,R,tiles,n,p]
+    tensor gy, gend, dq, dk, dv, dlog, df, dw, dS;                  // dq, dk, dlog, df, dw: one for each piece
+    int64_t piece_stride_n, piece_stride_log;
+} matrix_job;
+
+typedef struct {
+    int64_t B, T, L, n, threads, exclusive;
+    tensor q, k, v, log, rate, S, y, end, kept;  // v, log, y [B,T,L]; q, k [B,T,n]; rate [n,L]; S, end [B,L,n]
+    tensor gy, gend, dq, dk, dv, dlog, drate, dS;   // dq, dk [chunks,B,T,n]; drate [B,n,L]; kept [B,tiles,n,L]
+    int64_t chunk;                               // lanes that one item takes
+} channel_job;
+
+#if PRECISION == 64
+#define REAL double
+#define LANES 8
+#define INT int64_t
+#else
+#define REAL float
+#define LANES 16
+#define INT int32_t
+#endif
+#include "loops.h"

@@ -1,0 +1,292 @@
+"""The compiled loops: equal to the steps in torch, in every structure, with gradients, and wherever they are called."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import stateform as sf
+from stateform.forms import _compiled
+from stateform.kernels import build
+from stateform.kernels.ops import channel, channel_reference, matrix, matrix_reference
+from stateform.tolerances import GRADIENT, tolerance
+
+from .systems import CASES
+
+try:
+    build.library(32)
+    WHY_NOT = ""
+except build.UnavailableError as error:
+    WHY_NOT = str(error)
+needed = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+
+
+def error(got: Tensor, want: Tensor) -> float:
+    got, want = got.detach(), want.detach()
+    return float((got - want).abs().max() / want.abs().max().clamp_min(1e-30)) if want.numel() else 0.0
+
+
+def same(got: tuple[Tensor, ...], want: tuple[Tensor, ...], inputs: list[Tensor], allowed: float) -> None:
+    """Values, and gradients along random directions, agree."""
+    along = [torch.randn_like(x) for x in want]
+    for a, b in zip(got, want, strict=True):
+        assert error(a, b) < allowed
+    grads = (torch.autograd.grad(out, inputs, along, allow_unused=True, retain_graph=True) for out in (got, want))
+    for x, a, b in zip(inputs, *grads, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None and b is not None:
+            assert a.shape == x.shape
+            assert error(a, b) < GRADIENT * allowed
+
+
+MATRICES = [
+    (2, 70, 2, 3, 5, 7),
+    (1, 33, 1, 1, 16, 65),
+    (2, 1, 1, 2, 20, 32),
+    (1, 40, 1, 2, 33, 130),
+    (1, 32, 1, 1, 1, 1),
+]
+
+
+@needed
+@pytest.mark.parametrize("exclusive", [False, True])
+@pytest.mark.parametrize("feedback", [False, True])
+@pytest.mark.parametrize("decay", ["none", "scalar", "diagonal"])
+@pytest.mark.parametrize("sizes", MATRICES, ids=str)
+def test_matrix_states(sizes: tuple[int, ...], decay: str, feedback: bool, exclusive: bool) -> None:
+    B, T, G, R, n, p = sizes
+    torch.manual_seed(0)
+    for dtype in (torch.float64, torch.float32):
+
+        def r(*shape: int, by: float = 1.0, dtype: torch.dtype = dtype) -> Tensor:
+            return (by * torch.randn(*shape, dtype=dtype)).requires_grad_()
+
+        q, k, v, S = r(B, T, 1, R, n), r(B, T, G, 1, n, by=0.3), r(B, T, G, R, p), r(B, G, R, n, p)
+        g = None if decay == "none" else r(B, T, G, R, 1 if decay == "scalar" else n)
+        log = None if g is None else -g.abs()
+        f, w = (r(B, T, G, R, n, by=0.2), r(1, T, G, R, n, by=0.2)) if feedback else (None, None)
+        got = matrix(q, k, v, log, f, w, S, T, exclusive, True)[:2]
+        want = matrix_reference(q, k, v, log, f, w, S, T, exclusive)
+        same(got, want, [x for x in (q, k, v, g, f, w, S) if x is not None], tolerance(dtype, T))
+
+
+CHANNELS = [(2, 70, 37, 5), (1, 33, 256, 16), (2, 1, 20, 1), (1, 100, 40, 1), (1, 65, 300, 20)]
+
+
+@needed
+@pytest.mark.parametrize("exclusive", [False, True])
+@pytest.mark.parametrize("decay", ["none", "varying", "product", "constant"])
+@pytest.mark.parametrize("sizes", CHANNELS, ids=str)
+def test_channels(sizes: tuple[int, ...], decay: str, exclusive: bool) -> None:
+    B, T, L, n = sizes
+    torch.manual_seed(0)
+    for dtype in (torch.float64, torch.float32):
+
+        def r(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+            return torch.randn(*shape, dtype=dtype).requires_grad_()
+
+        q, k = (r(B, T, n), r(1, T, n)) if n > 1 else (None, None)
+        v, S, step, rate = r(B, T, L), r(B, L, n), r(B, T, L), r(n, L)
+        log = {"varying": -step.abs(), "product": step.abs()}.get(decay)
+        a = -rate.abs() if decay in ("product", "constant") else None
+        got = channel(q, k, v, log, a, S, exclusive, True)[:2]
+        want = channel_reference(q, k, v, log, a, S, exclusive)
+        used = [x for x in (q, k, v, S, step if log is not None else None, rate if a is not None else None)]
+        same(got, want, [x for x in used if x is not None], tolerance(dtype, T))
+
+
+@needed
+@pytest.mark.parametrize("name", CASES)
+def test_every_system_is_the_same_compiled_or_not(name: str) -> None:
+    torch.manual_seed(0)
+    system = CASES[name]()
+    if system.readout == "exp" or _compiled.refused(system) is not None:
+        assert system.readout == "exp" or not _compiled.usable(system)
+        return
+    with sf.backend("torch"):
+        want, end = sf.run(system, "recurrent", return_state=True)
+    with sf.backend("compiled"):
+        got, state = sf.run(system, "recurrent", return_state=True)
+    assert error(got, want) < tolerance(torch.float64, system.T)
+    assert error(state.S, end.S) < tolerance(torch.float64, system.T)
+
+
+@needed
+def test_a_hard_reset_forgets_everything() -> None:
+    log = torch.zeros(1, 40, 1, 1, 1)
+    log[:, 20] = -torch.inf
+    one, S = torch.ones(1, 40, 1, 1, 3), torch.full((1, 1, 1, 3, 3), 1e30)
+    log.requires_grad_()
+    y, _, _ = matrix(one, one, one, log, None, None, S, 40, False, True)
+    assert torch.equal(y[0, 20:, 0, 0, 0], 3.0 * torch.arange(1, 21))
+    (g,) = torch.autograd.grad(y[:, 20:].sum(), log)
+    assert torch.isfinite(g).all() and g[0, 20] == 0
+
+
+@needed
+def test_second_derivatives_go_through_the_steps() -> None:
+    torch.manual_seed(0)
+    shapes = ((1, 3, 1, 1, 2), (1, 3, 1, 1, 2), (1, 3, 1, 1, 2), (1, 3, 1, 1, 1), (1, 1, 1, 2, 2))
+    q, k, v, log, S = (torch.randn(s, dtype=torch.float64).requires_grad_() for s in shapes)
+    assert torch.autograd.gradgradcheck(
+        lambda *x: matrix(*x[:4], None, None, x[4], 3, False, True)[:2], (q, k, v, log, S)
+    )
+
+
+@needed
+def test_inputs_of_any_layout() -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 4, 50, 2, 6, dtype=torch.float64).transpose(-1, -3).unbind(0)  # nothing contiguous
+    log = -torch.rand(1, dtype=torch.float64).expand(4, 6, 2)
+    system = sf.System(q, k, v, log_decay=log)
+    with sf.backend("torch"):
+        want = sf.run(system, "recurrent")
+    assert error(sf.run(system, "recurrent"), want) < tolerance(torch.float64, 6)
+
+
+@needed
+@pytest.mark.parametrize("threads", [1, 2, 7, 100])
+def test_the_number_of_threads_changes_nothing(threads: int) -> None:
+    torch.manual_seed(0)
+    system = sf.System(torch.randn(1, 50, 2, 8), torch.randn(1, 50, 2, 8), torch.randn(1, 50, 2, 300))
+    want = sf.run(system, "recurrent")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert torch.equal(sf.run(system, "recurrent"), want)
+    finally:
+        torch.set_num_threads(before)
+
+
+@needed
+def test_threads_may_call_at_once() -> None:
+    torch.manual_seed(0)
+    sizes = [(8 + i, 20 * i + 1) for i in range(6)]
+    keys, values = ([torch.randn(1, 200, 4, size[j]) for size in sizes] for j in (0, 1))
+    systems = [sf.System(k, k, v) for k, v in zip(keys, values, strict=True)]
+    want = [sf.run(s, "recurrent") for s in systems]
+    wrong: list[int] = []
+
+    def again(i: int) -> None:
+        for _ in range(20):
+            if not torch.equal(sf.run(systems[i], "recurrent"), want[i]):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=again, args=(i,)) for i in range(6)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not wrong
+
+
+FORK = """
+import os, torch, stateform as sf
+torch.set_num_threads(2)
+torch.manual_seed(0)
+s = sf.System(torch.randn(1, 300, 4, 16), torch.randn(1, 300, 4, 16), torch.randn(1, 300, 4, 16))
+want = sf.run(s, "recurrent")
+child = os.fork()
+if child == 0:
+    torch.set_num_threads(1)  # torch's own threads do not survive a fork
+    from stateform.kernels.ops import matrix
+    torch.get_num_threads = lambda: 2
+    got = sf.run(s, "recurrent")
+    os._exit(0 if torch.equal(got, want) else 1)
+assert os.waitpid(child, 0)[1] == 0
+print("same")
+"""
+
+
+@needed
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_child_computes_the_same() -> None:
+    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.strip() == "same", done.stderr
+
+
+@needed
+@pytest.mark.parametrize("name", ["gla", "mamba", "gated_deltanet", "rg_lru"])
+def test_torch_compile_gives_the_same_without_a_break(name: str) -> None:
+    torch.manual_seed(0)
+    layer = sf.build(name, d_model=16)
+    x = torch.randn(2, 40, 16)
+    want = layer(x)
+    torch._dynamo.reset()
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    got = compiled(x)
+    assert error(got, want) < tolerance(torch.float32, 40)
+    grads = [torch.autograd.grad(y.square().sum(), list(layer.parameters())) for y in (got, want)]
+    for a, b in zip(*grads, strict=True):
+        assert error(a, b) < GRADIENT * tolerance(torch.float32, 40)
+
+
+def test_an_unknown_backend_is_named() -> None:
+    with pytest.raises(sf.StateformError, match="expected one of auto, compiled, torch"), sf.backend("fast"):  # type: ignore[arg-type]
+        pass
+
+
+def run_fresh(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("STATEFORM_")}
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False, env=kept | environment
+    )  # fmt: skip
+
+
+SMALL = "import torch, stateform as sf; x = torch.ones(1, 9, 1, 2); print(sf.run(sf.System(x, x, x)).sum().item())"
+
+
+def test_without_a_compiler_everything_works_and_says_once_what_is_missing(tmp_path: Path) -> None:
+    done = run_fresh(f"{SMALL}; {SMALL}", STATEFORM_CACHE=str(tmp_path), PATH=str(tmp_path), STATEFORM_NO_ZIG="1")
+    assert done.stdout.split() == ["180.0", "180.0"], done.stderr
+    assert done.stderr.count("stateform[cpu]") == 1
+
+
+def test_a_compiler_that_fails_is_named_and_the_torch_forms_are_used(tmp_path: Path) -> None:
+    broken = tmp_path / "cc"
+    broken.write_text("#!/bin/sh\necho 'no room' >&2\nexit 1\n")
+    broken.chmod(0o700)
+    done = run_fresh(SMALL, STATEFORM_CACHE=str(tmp_path), STATEFORM_CC=str(broken))
+    assert done.stdout.strip() == "180.0"
+    assert "no room" in done.stderr
+    forced = run_fresh(
+        "import stateform as sf\nwith sf.backend('compiled'): pass",
+        STATEFORM_CACHE=str(tmp_path),
+        STATEFORM_CC=str(broken),
+    )
+    assert "StateformError: there are no compiled loops" in forced.stderr
+
+
+def quick_compiler(folder: Path) -> str:
+    """The machine's C compiler without optimisation."""
+    script = folder / "quick-cc"
+    script.write_text(f'#!/bin/sh\nexec {" ".join(build.find_compiler())} "$@" -O0\n')
+    script.chmod(0o700)
+    return str(script)
+
+
+@needed
+def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    done = run_fresh(
+        SMALL, STATEFORM_CACHE=str(blocked / "cache"), TMPDIR=str(tmp_path), STATEFORM_CC=quick_compiler(tmp_path)
+    )
+    assert done.stdout.strip() == "180.0"
+    assert list(tmp_path.glob("stateform-*/loops32-*.so"))
+
+
+@needed
+def test_the_library_is_compiled_once(tmp_path: Path) -> None:
+    compiler = quick_compiler(tmp_path)
+    first, second = (run_fresh(SMALL, STATEFORM_CACHE=str(tmp_path), STATEFORM_CC=compiler) for _ in range(2))
+    assert first.stderr.count("compiling") == 1
+    assert second.stderr == ""
+    assert first.stdout == second.stdout
