@@ -12,9 +12,10 @@ from torch import Tensor
 import stateform as sf
 from stateform.analysis import peak_bytes
 from stateform.layers import Convolved, Layer, base
+from stateform.models import generation
 from stateform.tolerances import relative_error, tolerance, wide
 
-D = 16
+D, V = 16, 29
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def lengths(layer: Layer, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def same(got: Tensor, want: Tensor, length: int, dtype: torch.dtype = torch.float64) -> bool:
-    got, want = wide(got), wide(want)
+    got, want = wide(got.detach()), wide(want.detach())
     return got.shape == want.shape and float(relative_error(got, want).max()) < tolerance(dtype, length)
 
 
@@ -174,3 +175,138 @@ def test_a_thousand_calls_take_the_memory_of_one() -> None:
         after = held()
     assert after[0] < before[0] + 100
     assert after[1] == before[1]
+
+
+# -- models -------------------------------------------------------------------------------------------------------
+
+
+def model(pattern: str = "gated_deltanet mamba2 softmax rwkv7*2") -> sf.LanguageModel:
+    torch.manual_seed(0)
+    return sf.LanguageModel(pattern, d_model=D, vocab_size=V).double().eval()
+
+
+def ids(*shape: int) -> Tensor:
+    return torch.randint(V, shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("side", ["none", "left", "right"])
+def test_a_prompt_may_be_read_in_chunks(side: str) -> None:
+    m, x = model(), ids(2, 23)
+    mask = None
+    if side != "none":
+        mask = torch.ones_like(x)
+        mask[0, slice(0, 9) if side == "left" else slice(14, None)] = 0
+    begun = m(ids(2, 3), return_state=True).state
+    want = m(x, mask, initial_state=begun, return_state=True, labels=x)
+    for chunk in (1, 4, 23, 100):
+        got = m(x, mask, initial_state=begun, return_state=True, labels=x, chunk=chunk)
+        assert same(got.logits, want.logits, 23)
+        assert same(got.loss, want.loss, 23)
+        for key, z in want.state.tensors.items():
+            assert same(got.state[key], z, 23), key
+        for keep in (1, 5, 23, 50):
+            last = m(x, mask, initial_state=begun, logits_to_keep=keep, chunk=chunk)
+            assert same(last.logits, want.logits[:, -keep:], 23)
+            assert last.state is None
+    assert torch.equal(m(x, mask, logits_to_keep=5).logits, m(x, mask).logits[:, -5:])
+    assert m(x[:, :0], chunk=3).logits.shape == (2, 0, V)
+
+
+def test_chunks_that_cannot_be_are_refused() -> None:
+    m, x = model("lru"), ids(1, 6)
+    for call, words in (
+        ({"chunk": 0}, "chunk is 0; expected a whole number of tokens, 1 or more"),
+        ({"chunk": 2.0}, "chunk is 2.0"),
+        ({"logits_to_keep": -1}, "logits_to_keep is -1"),
+        ({"logits_to_keep": True}, "logits_to_keep is True"),
+        ({"logits_to_keep": 2, "labels": x}, "leave out labels or logits_to_keep"),
+        ({"chunk": 2, "cu_seqlens": torch.tensor([0, 6])}, "leave out cu_seqlens or chunk"),
+        ({"chunk": 2, "attention_mask": torch.ones(1, 5)}, "attention_mask is of shape [1, 5]"),
+    ):
+        with pytest.raises(sf.StateformError) as caught:
+            m(x, **call)
+        assert words in str(caught.value)
+
+
+def test_generation_reads_long_prompts_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    m, x = model(), ids(2, 40)
+    want = m.generate(x, max_new_tokens=6)
+    begun = m(x[:, :9], return_state=True).state
+    assert torch.equal(m.generate(x[:, 9:], initial_state=begun, max_new_tokens=6), want[:, 9:])
+    monkeypatch.setattr(generation, "PREFILL", 14)
+    seen, plain = [], m.hidden
+
+    def counted(inputs: Tensor, **call: Any) -> Any:
+        seen.append(inputs.shape[1])
+        return plain(inputs, **call)
+
+    monkeypatch.setattr(m, "hidden", counted)
+    assert torch.equal(m.generate(x, max_new_tokens=6), want)
+    assert seen == [*[7] * 5, 5, *[1] * 5]
+    seen.clear()
+    assert torch.equal(m.generate(x, max_new_tokens=6, use_cache=False), want)
+    assert seen == [40, 41, 42, 43, 44, 45]
+
+
+def test_a_prompt_in_chunks_takes_the_memory_of_one() -> None:
+    m, x = model("gated_deltanet mamba2*2"), ids(1, 1024)
+
+    def peak(length: int) -> int:
+        with torch.no_grad():
+            return peak_bytes(lambda: m(x[:, :length], logits_to_keep=1, chunk=64, return_state=True))
+
+    assert peak(1024) == peak(256)
+
+
+# -- a million tokens ---------------------------------------------------------------------------------------------
+
+
+def linear_readout(name: str) -> bool:
+    layer = sf.build(name, d_model=D)
+    return not isinstance(layer, sf.Cell) and layer.system(torch.zeros(1, 1, D)).readout == "linear"
+
+
+LINEAR = [name for name in sf.names() if linear_readout(name)]
+
+
+def long_run(name: str, length: int) -> None:
+    """Two splits of one input give the same, in the memory of the output and a stretch."""
+    torch.manual_seed(0)
+    layer, x = sf.build(name, d_model=D), torch.randn(1, length, D)
+    form = "recurrent" if layer.system(x[:, :1]).decay_kind == "dense" else "auto"
+    with torch.no_grad():
+        y, end = layer(x, return_state=True, form=form)
+        state, start = None, 0
+        for stop in (1, length // 3, length):
+            part, state = layer(x[:, start:stop], initial_state=state, return_state=True, form=form)
+            assert float(relative_error(part, y[:, start:stop], floor=float(y.abs().max())).max()) < tolerance(
+                torch.float32, length
+            )
+            start = stop
+    assert bool(torch.isfinite(y).all())
+    assert int(end["position"]) == length
+    assert state is not None
+    for key, z in end.tensors.items():
+        assert same(state[key], z, length, torch.float32), key
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_twenty_thousand_tokens(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "TILE", {"cpu": 2**16})
+    long_run(name, 20_000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LINEAR)
+def test_a_million_tokens(name: str) -> None:
+    long_run(name, 1_000_000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FINITE)
+def test_a_layer_takes_twice_its_inputs_outputs_and_weights_at_most(name: str) -> None:
+    layer, x = sf.build(name, d_model=768), torch.randn(1, 16_384, 768)
+    own = sum(p.numel() * p.element_size() for p in layer.parameters())
+    with torch.no_grad():
+        peak = peak_bytes(lambda: layer(x, return_state=True))
+    assert peak <= 2 * (2 * x.numel() * x.element_size() + own)

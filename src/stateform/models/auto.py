@@ -77,13 +77,15 @@ class StateformForCausalLM(PreTrainedModel):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, *, labels: Tensor | None = None,
         past_key_values: State | None = None, use_cache: bool = False, return_dict: bool = True,
+        logits_to_keep: int = 0,
     ) -> Any:  # fmt: skip
         """`LanguageModel.forward`; a mask that is longer than the input is that of all tokens so far."""
         if attention_mask is not None and past_key_values is not None:
             attention_mask = attention_mask[:, -input_ids.shape[1] :]
         out = self.model(
-            input_ids, attention_mask, labels=labels, initial_state=past_key_values, return_state=use_cache
-        )
+            input_ids, attention_mask, labels=labels, initial_state=past_key_values, return_state=use_cache,
+            logits_to_keep=logits_to_keep,
+        )  # fmt: skip
         result = CausalLMOutputWithPast(loss=out.loss, logits=out.logits, past_key_values=out.state)
         return result if return_dict else result.to_tuple()
 

@@ -6,6 +6,7 @@ import inspect
 import math
 import os
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -182,6 +183,24 @@ class SequenceModel(nn.Module):
             x, state = block(x, part, return_state, shared, **call)
             states.append(state)
         return self.norm(x), None if not return_state or end is None else self._joined(states, end)
+
+    def hidden_by_chunks(
+        self, inputs: Tensor, chunk: int, *, attention_mask: Tensor | None = None, initial_state: State | None = None,
+        form: str = "auto",
+    ) -> Iterator[tuple[slice, Tensor, State | None]]:  # fmt: skip
+        """`hidden` of `chunk` tokens at a time, the state carried: the memory is that of one chunk.
+
+        Yields:
+            Which tokens, what the final norm gives for them [B,chunk,d_model], and the state after them.
+        """
+        state = initial_state
+        for start in range(0, max(inputs.shape[1], 1), chunk):
+            at = slice(start, start + chunk)
+            mask = None if attention_mask is None else attention_mask[:, at]
+            x, state = self.hidden(
+                inputs[:, at], attention_mask=mask, initial_state=state, return_state=True, form=form
+            )
+            yield at, x, state
 
     def _within(self, at: Tensor) -> Tensor:
         """Positions for which there is a learned vector."""

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from .language import LanguageModel
 
 
+PREFILL = 2048
+"""Tokens of all rows together that are read at a time, unless said otherwise: enough to keep a machine busy."""
+
+
 class Streamer(Protocol):
     """What `generate` can be given to hear of tokens as they come, as in transformers."""
 
@@ -144,7 +148,8 @@ class GenerationMixin:
             eos_token_id: a row ends with this token (or one of these).
             pad_token_id: what follows in a row that has ended; default: eos_token_id (the first).
             use_cache: False computes everything anew for each token: the same tokens, slowly.
-            prefill_chunk: read prompts in pieces of so many tokens, for less memory.
+            prefill_chunk: read prompts in pieces of so many tokens, whose memory is all that a prompt takes besides
+                the state; default: 2,048 of all rows together.
             initial_state: the State that prompts go on from.
 
         Raises:
@@ -183,7 +188,7 @@ class GenerationMixin:
             f"max_new_tokens = {(limit or 0) - before - longest + 1} or fewer, or give a shorter prompt",
         )
         stop = torch.tensor(ends, device=model.device) if ends else None
-        chunk = prefill_chunk or longest
+        chunk = (prefill_chunk or max(PREFILL // len(ids), 1)) if use_cache else longest
         plan = _Plan(ids, mask, sampler, max_new_tokens, stop, pad[0], bool(use_cache), chunk, initial_state)
         tokens: Iterator[Tensor] = self._tokens(plan)
         return tokens
@@ -191,15 +196,14 @@ class GenerationMixin:
     @torch.no_grad()
     def _tokens(self: Any, plan: _Plan) -> Iterator[Tensor]:
         model: LanguageModel = self
-        ids, mask, state = plan.ids, plan.mask, plan.state
+        ids, mask, state = plan.ids, plan.mask, None
         done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-        hidden = ids
-        for start in range(0, ids.shape[1], plan.chunk):
-            piece = slice(start, start + plan.chunk)
-            part = None if mask is None else mask[:, piece]
-            hidden, state = model.hidden(
-                ids[:, piece], attention_mask=part, initial_state=state, return_state=plan.use_cache
-            )
+        if plan.use_cache:
+            chunks = model.hidden_by_chunks(ids, plan.chunk, attention_mask=mask, initial_state=plan.state)
+            for _, read, after in chunks:
+                hidden, state = read, after
+        else:
+            hidden, _ = model.hidden(ids, attention_mask=mask)
         for step in range(plan.steps):
             logits = model.logits(hidden[:, -1])
             require_finite(logits, "the model's logits")

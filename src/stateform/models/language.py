@@ -68,7 +68,7 @@ class LanguageModel(GenerationMixin, SequenceModel):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, *, labels: Tensor | None = None,
         initial_state: State | None = None, return_state: bool = False, cu_seqlens: Tensor | None = None,
-        form: str = "auto",
+        form: str = "auto", logits_to_keep: int = 0, chunk: int | None = None,
     ) -> ModelOutput:  # fmt: skip
         """Run the model.
 
@@ -81,21 +81,37 @@ class LanguageModel(GenerationMixin, SequenceModel):
             return_state: give the state after the last token too.
             cu_seqlens: integer [N+1], the ends of N sequences packed into one row (B = 1); states have N rows then.
             form: how to compute every mixer, see `sf.run`.
+            logits_to_keep: give the logits of so many last tokens alone, as in transformers; 0: of all.
+            chunk: read so many tokens at a time, in the memory that these take: a long prompt into a state.
 
         Returns:
-            `.logits` [B,T,vocab_size]; `.loss`, the mean cross-entropy in nats over the tokens predicted (0 if there
-            are none); `.state`, all layers' states as one.
+            `.logits` [B,T,vocab_size] (of the tokens kept); `.loss`, the mean cross-entropy in nats over the tokens
+            predicted (0 if there are none); `.state`, all layers' states as one.
 
         Raises:
-            StateformError: as `sf.Layer.forward`; ids or labels out of the vocabulary (where values are checked).
+            StateformError: as `sf.Layer.forward`; ids or labels out of the vocabulary (where values are checked);
+                labels without all logits; packed sequences in chunks.
         """
         if labels is not None:
             self._check_labels(labels, input_ids)
-        hidden, state = self.hidden(
-            input_ids, attention_mask=attention_mask, initial_state=initial_state, return_state=return_state,
-            cu_seqlens=cu_seqlens, form=form,
-        )  # fmt: skip
-        logits = self.logits(hidden)
+        _check_counts(logits_to_keep, chunk)
+        require(labels is None or not logits_to_keep, "the loss needs all logits; leave out labels or logits_to_keep")
+        require(cu_seqlens is None or chunk is None, "packed sequences are read at once; leave out cu_seqlens or chunk")
+        if chunk is None:
+            hidden, state = self.hidden(
+                input_ids, attention_mask=attention_mask, initial_state=initial_state, return_state=return_state,
+                cu_seqlens=cu_seqlens, form=form,
+            )  # fmt: skip
+            logits = self.logits(hidden[:, -logits_to_keep:])
+        else:
+            self._check(input_ids, attention_mask, initial_state, None)
+            first, kept, state = input_ids.shape[1] - logits_to_keep if logits_to_keep else 0, [], None
+            for at, hidden, after in self.hidden_by_chunks(
+                input_ids, chunk, attention_mask=attention_mask, initial_state=initial_state, form=form
+            ):
+                kept.append(self.logits(hidden[:, max(0, first - at.start) :]))
+                state = after if return_state else None
+            logits = torch.cat(kept, 1)
         loss = None if labels is None else _loss(logits, labels, attention_mask, cu_seqlens)
         return ModelOutput(logits, loss, state)
 
@@ -106,6 +122,14 @@ class LanguageModel(GenerationMixin, SequenceModel):
         require(labels.dtype == torch.long, f"labels is {labels.dtype}; expected torch.int64")
         if values_checked(labels):
             self._check_ids(labels[labels != IGNORED], "labels")
+
+
+def _check_counts(logits_to_keep: int, chunk: int | None) -> None:
+    """Raise unless both are numbers of tokens."""
+    for name, value, least in (("logits_to_keep", logits_to_keep, 0), ("chunk", chunk, 1)):
+        if not (value is None and name == "chunk"):
+            whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
+            require(whole, f"{name} is {value!r}; expected a whole number of tokens, {least} or more")
 
 
 def _loss(logits: Tensor, labels: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
