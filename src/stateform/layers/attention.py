@@ -53,7 +53,7 @@ class Softmax(Layer):
         k, v = heads(self.k_proj(u), self.n_kv_heads), heads(self.v_proj(u), self.n_kv_heads)
         if self.positions == "none":
             return System(q, k, v, readout="exp", eta="sum")
-        phase = rope_angles(self.d_state, self.rope_base).to(u.device)
+        phase = rope_angles(self.d_state, self.rope_base, u.device)
         return System(pair_up(q), pair_up(k, conjugate=True), v, phase=phase, readout="exp", eta="sum")
 
 

@@ -44,7 +44,7 @@ class Retention(Layer):
         q, k, v = (heads(f(u), self.n_heads) for f in (self.q_proj, self.k_proj, self.v_proj))
         k = k * self.d_state**-0.5
         h = torch.arange(self.n_heads, dtype=precise(u).dtype, device=u.device)
-        phase = rope_angles(self.d_state, 10_000.0).to(u.device)
+        phase = rope_angles(self.d_state, 10_000.0, u.device)
         return System(pair_up(q), pair_up(k, conjugate=True), v, log_decay=torch.log1p(-(2.0 ** (-5 - h))), phase=phase)
 
     def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:

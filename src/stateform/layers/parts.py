@@ -58,10 +58,13 @@ def log_uniform(size: int, low: float, high: float) -> Tensor:
     return torch.exp(torch.rand(size) * (math.log(high) - math.log(low)) + math.log(low))
 
 
-def rope_angles(n: int, base: float) -> Tensor:
-    """Rotary positions: the angles per token base^(-2i/n), i = 0 .. n/2 - 1, as phases [1,n/2] (arXiv 2104.09864)."""
+def rope_angles(n: int, base: float, device: torch.device | None = None) -> Tensor:
+    """Rotary positions: the angles per token base^(-2i/n), i = 0 .. n/2 - 1, as phases [1,n/2] (arXiv 2104.09864).
+
+    Made on the device: a copy to an accelerator would wait for it.
+    """
     require(n % 2 == 0, f"d_state is {n}; rotary positions pair the keys up: expected an even number")
-    return above_zero("rope_base", base) ** (-torch.arange(0, n, 2, dtype=torch.float64) / n)[None]
+    return above_zero("rope_base", base) ** (-torch.arange(0, n, 2, dtype=torch.float64, device=device) / n)[None]
 
 
 def pair_up(x: Tensor, *, conjugate: bool = False) -> Tensor:

@@ -151,12 +151,10 @@ class RWKV6(Layer):
     def inputs(self, names: str, u: Tensor, past: Past | None) -> list[Tensor]:
         """What the maps named (of r, k, v, g, w) are applied to."""
         at = [self.mixes.index(name) for name in names]
-        shares = self.mix[at]
         if self.decay != "token":
-            return mixed(u, past, *shares)
+            return mixed(u, past, *(self.mix[i] for i in at))
         (x,) = mixed(u, past, *self.mix_base)
-        maps = zip(shares, self.mix_down[at], self.mix_up[at], strict=True)
-        return mixed(u, past, *(mu + torch.tanh(x @ down) @ up for mu, down, up in maps))
+        return mixed(u, past, *(self.mix[i] + torch.tanh(x @ self.mix_down[i]) @ self.mix_up[i] for i in at))
 
     def system(self, u: Tensor, past: Past | None = None) -> System:
         at_r, at_k, at_v, *at_w = self.inputs(self.mixes.replace("g", ""), u, past)

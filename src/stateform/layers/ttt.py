@@ -105,7 +105,7 @@ class TTTLinear(Layer):
 
     def rotated(self, x: Tensor, place: Tensor) -> Tensor:
         """x [B,T,H,n] turned by its place in the block [B,T]."""
-        angle = place[..., None, None] * rope_angles(x.shape[-1], self.rope_base).to(place.device)
+        angle = place[..., None, None] * rope_angles(x.shape[-1], self.rope_base, place.device)
         z = pair_up(x)
         z = z * torch.polar(torch.ones_like(angle), angle).to(z.dtype)
         return torch.cat([z.real, z.imag], -1)
