@@ -258,6 +258,55 @@ def test_a_prompt_in_chunks_takes_the_memory_of_one() -> None:
     assert peak(1024) == peak(256)
 
 
+# -- truncated back-propagation -----------------------------------------------------------------------------------
+
+
+class Sum(sf.Layer):
+    """h_t = a h_{t-1} + w x_t."""
+
+    def __init__(self, d_model: int = 1) -> None:
+        super().__init__(d_model)
+        self.log_a, self.w = torch.nn.Parameter(torch.tensor([-0.2])), torch.nn.Parameter(torch.tensor([0.7]))
+
+    def system(self, u: Tensor, past: Any = None) -> sf.System:
+        one = torch.ones(1, 1, dtype=u.dtype)
+        return sf.System(one, one, (self.w * u).unsqueeze(2), log_decay=self.log_a)
+
+
+def test_the_gradient_of_a_piece_by_hand() -> None:
+    layer, x = Sum().double(), torch.linspace(-1, 2, 12, dtype=torch.float64)
+    a, w = float(layer.log_a.detach().exp()), float(layer.w.detach())
+    state, h = None, 0.0
+    for start in range(0, 12, 4):
+        y, state = layer(x[None, start : start + 4, None], initial_state=state, return_state=True)
+        state = state.detach()
+        layer.zero_grad()
+        y.sum().backward()
+        by_w = sum(a ** (t - s) * x[start + s] for t in range(4) for s in range(t + 1))
+        by_log_a = sum((t - s) * a ** (t - s) * w * x[start + s] for t in range(4) for s in range(t + 1))
+        by_log_a = by_log_a + sum((t + 1) * a ** (t + 1) * h for t in range(4))  # h is a number here
+        assert same(layer.w.grad, by_w.view(1), 12)
+        assert same(layer.log_a.grad, by_log_a.view(1), 12)
+        h = float(y.detach()[0, -1, 0])
+
+
+def test_the_gradients_of_a_models_pieces_add_up() -> None:
+    m, x = model(), ids(2, 12)
+    state = None
+    for start in range(0, 12, 4):
+        out = m(x[:, start : start + 4], initial_state=state, return_state=True)
+        out.logits.square().sum().backward()
+        state = out.state.detach()
+    got = [p.grad.clone() for p in m.parameters()]
+    m.zero_grad()
+    for start in range(0, 12, 4):
+        with torch.no_grad():
+            before = m(x[:, :start], return_state=True).state
+        m(x[:, start : start + 4], initial_state=before).logits.square().sum().backward()
+    for g, p in zip(got, m.parameters(), strict=True):
+        assert same(g, p.grad, 12 * 16)
+
+
 # -- a million tokens ---------------------------------------------------------------------------------------------
 
 

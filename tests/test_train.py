@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stateform import StateformError
+from stateform.analysis import peak_bytes
 from stateform.experiments import (
     Experiment,
     Machine,
@@ -270,6 +271,56 @@ def test_training_equals_a_plain_loop(name: str, tmp_path: Path) -> None:
         return
     for i, row in enumerate(outcome.metrics["history"]):
         assert row["loss"] == pytest.approx(np.mean(losses[i * per_round : (i + 1) * per_round]), rel=bound)
+
+
+# -- truncated back-propagation -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_bptt_as_long_as_the_sequence_changes_no_bit(name: str, tmp_path: Path) -> None:
+    made = PLAIN[name]
+    for bptt in (None, made.task.length, made.task.length // 4):
+        train(replace(made, train=replace(made.train, bptt=bptt)), tmp_path / str(bptt), machine=CPU)
+    whole, equal, short = (weights(tmp_path / str(n)) for n in (None, made.task.length, made.task.length // 4))
+    assert equal == whole
+    assert short != whole
+
+
+@pytest.mark.parametrize("task", ["mad_recall(length=16, vocab_size=8)", "listops(shortest=4, length=20)"])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_bptt_cuts_gradients_where_the_state_is_handed_on(task: str, dropout: float) -> None:
+    made = experiment(task, model={"pattern": "mamba2 softmax", "dropout": dropout})
+    torch.manual_seed(0)
+    model, batch = made.build().double(), made.task.sample(3)
+    parts = list(model.parameters())
+
+    def gradients(hidden: Tensor) -> list[Tensor]:
+        weight = torch.linspace(-1, 1, hidden.numel(), dtype=hidden.dtype).view_as(hidden)
+        return torch.autograd.grad((hidden * weight).sum(), parts, allow_unused=True)
+
+    torch.manual_seed(1)
+    got = gradients(scores.read(model, batch.inputs, 5))
+    torch.manual_seed(1)
+    state, pieces = None, []
+    for start in range(0, batch.inputs.shape[1], 5):
+        hidden, after = model.hidden(batch.inputs[:, start : start + 5], initial_state=state, return_state=True)
+        state = after.detach()
+        pieces.append(hidden)
+    for a, b in zip(got, gradients(torch.cat(pieces, 1)), strict=True):
+        assert (a is None and b is None) or torch.allclose(a, b, rtol=1e-12, atol=1e-12)
+    if not dropout:
+        assert torch.allclose(scores.read(model, batch.inputs, 5), model.hidden(batch.inputs)[0])
+
+
+def test_bptt_takes_the_memory_of_a_piece() -> None:
+    made = experiment("mad_recall(length=512, vocab_size=8)", model={"pattern": "mamba2*2", "mlp_ratio": 2.0})
+    model, batch = made.build(), made.task.sample(2)
+
+    def peak(bptt: int | None) -> int:
+        return peak_bytes(lambda: scores.score(model, made.task, batch, bptt).loss.backward())
+
+    peak(None)  # makes the gradients
+    assert peak(64) < peak(None) / 4
 
 
 # -- data -----------------------------------------------------------------------------------------------------------
@@ -766,6 +817,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "steps in words": (of(steps="many"), "steps is 'many'"),
     "batch_size": (of(batch_size=0), "batch_size is 0"),
     "accumulate": (of(accumulate=-1), "accumulate is -1"),
+    "bptt": (of(bptt=0), "bptt is 0; expected a whole number, 1 or more"),
+    "half a token of bptt": (of(bptt=1.5), "bptt is 1.5; expected a whole number"),
     "eval_every": (of(eval_every=0), "eval_every is 0"),
     "lr": (of(lr=-1), "lr is -1"),
     "lr without end": (of(lr=math.inf), "lr is inf"),
@@ -796,10 +849,12 @@ def test_what_cannot_be_trained_is_refused_before_any_work(name: str) -> None:
 
 
 def test_an_experiment_is_its_dict_and_its_key() -> None:
-    made = experiment("parity(length=9)", test_lengths=(9, 12), clip=None, keep="best", stop_at=1, lr=1)
+    assert "bptt" not in experiment().to_dict()["train"]  # what was trained before there was this setting has its key
+    made = experiment("parity(length=9)", test_lengths=(9, 12), clip=None, keep="best", stop_at=1, lr=1, bptt=4)
     again = Experiment.from_dict(json.loads(json.dumps(made.to_dict())))
     assert again.to_dict() == made.to_dict() and again.key == made.key and len(made.key) == 16
-    same_in_numbers = experiment("parity(length=9)", test_lengths=(9, 12), clip=None, keep="best", stop_at=1.0, lr=1.0)
+    given = {"test_lengths": (9, 12), "clip": None, "keep": "best", "stop_at": 1.0, "lr": 1.0, "bptt": 4}
+    same_in_numbers = experiment("parity(length=9)", **given)
     assert same_in_numbers.key == made.key
     assert len({made.key, experiment().key, experiment(seed=1).key, experiment(model={"d_model": 16}).key}) == 4
 

@@ -38,6 +38,9 @@ class Training:
     """Examples a step takes at once (of all devices together)."""
     accumulate: int = 1
     """Batches whose gradients are averaged for one step."""
+    bptt: int | None = None
+    """Gradients go back through so many tokens: longer sequences are cut into pieces, the state handed on without its
+    gradient (truncated back-propagation through time). The memory is that of one piece; each is computed twice."""
     lr: float = 1e-3
     """The highest learning rate."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -89,7 +92,7 @@ class Training:
         for name in ("steps", "batch_size", "accumulate", "eval_every", "eval_examples", "test_examples"):
             value = getattr(self, name)
             require(value >= 1, f"{name} is {value}; expected a whole number, 1 or more")
-        for name in ("examples", "patience"):
+        for name in ("examples", "patience", "bptt"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} is {value}; expected a whole number, 1 or more")
         require(self.examples is None or self.examples >= self.batch_size,
@@ -213,6 +216,8 @@ class Experiment:
         """Numbers, strings, lists and dicts, complete: defaults too."""
         train = asdict(self.train)
         train["test_lengths"] = list(self.test_lengths)
+        if self.train.bptt is None:  # then the key is that of experiments from before there was this setting
+            del train["bptt"]
         return {
             "format": FORMAT, "task": {"name": self.task.name, **self.task.options()}, "model": dict(self.model),
             "train": train,

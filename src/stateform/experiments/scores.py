@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from .._errors import validate
 from ..layers.parts import precise
@@ -51,13 +52,13 @@ class Score:
         return float(self.points / self.asked.clamp(min=1))
 
 
-def score(model: LanguageModel | Classifier, task: Task, batch: Batch) -> Score:
-    """Run the model on a batch and score its answers; the loss has gradients.
+def score(model: LanguageModel | Classifier, task: Task, batch: Batch, bptt: int | None = None) -> Score:
+    """Run the model on a batch and score its answers; the loss has gradients, through at most `bptt` tokens.
 
     The head is applied where something is asked alone. Padding follows the tokens and no layer looks ahead, so it is
     read like tokens and left out afterwards.
     """
-    hidden, _ = model.hidden(as_read(model, batch.inputs))
+    hidden = read(model, as_read(model, batch.inputs), bptt)
     labels = batch.labels
     if task.answers == "sequence":
         logits = model.logits(hidden, batch.mask) if isinstance(model, Classifier) else model.logits(hidden)
@@ -79,6 +80,21 @@ def score(model: LanguageModel | Classifier, task: Task, batch: Batch) -> Score:
     wrong = logits.detach().argmax(-1) != labels
     misses = torch.zeros(len(batch), dtype=torch.long, device=labels.device).index_add(0, owner, wrong.long())
     return Score(loss, asked - wrong.sum(), asked, (misses == 0).sum(), len(batch))
+
+
+def read(model: LanguageModel | Classifier, inputs: Tensor, bptt: int | None) -> Tensor:
+    """`model.hidden` of the inputs [B,T,d_model], its gradients cut every `bptt` tokens.
+
+    A piece keeps its inputs and the state before it alone: the backward pass computes it again, one piece at a time.
+    """
+    if bptt is None or inputs.shape[1] <= bptt:
+        return model.hidden(inputs)[0]
+    hidden, state = [], None
+    for piece in inputs.split(bptt, 1):
+        x, state = checkpoint(model.hidden, piece, initial_state=state, return_state=True, use_reentrant=False)
+        state = state.detach()
+        hidden.append(x)
+    return torch.cat(hidden, 1)
 
 
 def as_read(model: LanguageModel | Classifier, inputs: Tensor) -> Tensor:

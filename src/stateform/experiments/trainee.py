@@ -60,7 +60,7 @@ class Trainee(L.LightningModule):
 
     def training_step(self, parts: tuple[Any, ...], number: int) -> Tensor:
         batch = Batch(*parts)
-        found = score(self.model, self.experiment.task, batch[self._rows()])
+        found = self._score(batch[self._rows()])
         # Processes average their gradients: each divides by what all were asked, so that the mean is that of one.
         loss = found.loss / (batch.asked.sum().clamp(min=1) / self.trainer.world_size)
         everyones = loss.detach().clone()
@@ -71,7 +71,10 @@ class Trainee(L.LightningModule):
         return loss
 
     def validation_step(self, parts: tuple[Any, ...], number: int) -> None:
-        self.validated = _plus(self.validated, score(self.model, self.experiment.task, Batch(*parts)))
+        self.validated = _plus(self.validated, self._score(Batch(*parts)))
+
+    def _score(self, batch: Batch) -> Score:
+        return score(self.model, self.experiment.task, batch, self.experiment.train.bptt)
 
     @staticmethod
     def require_finite(loss: float, what: str) -> None:
