@@ -43,6 +43,7 @@ checks: $(VENV)/.has-test
 bench: $(VENV)/.has-test
 	@mkdir -p build/bench
 	$(BIN)/python benchmarks/run.py
+	$(BIN)/stateform bench --html build/bench/bench.html --json build/bench/bench.json
 
 docs: $(VENV)/.has-test
 	$(BIN)/mkdocs build --strict

@@ -33,6 +33,7 @@ COLUMNS = {
 }
 """Headings of cases."""
 _LEGEND = 19  # pixels of a row of a legend
+_BOUND = "var(--muted)"
 
 
 def pairs(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -178,8 +179,9 @@ def drawings(result: Mapping[str, Any]) -> list[Figure]:
 def time_over_length(result: Mapping[str, Any]) -> Figure | None:
     """A panel for each pair: its parties over T, the floor dotted."""
     panels = []
+    most = max((len(pair.get("parties") or []) for pair in pairs(result)), default=0)
     for pair in pairs(result):
-        panel = _lines(pair)
+        panel = _lines(pair, most)
         if panel is not None:
             panels.append(panel)
     if not panels:
@@ -192,7 +194,8 @@ def time_over_length(result: Mapping[str, Any]) -> Figure | None:
     return Figure("forward", TITLES["forward"][0], reading, (View("Forward", tuple(panels), True, styles),))
 
 
-def _lines(pair: Mapping[str, Any]) -> Panel | None:
+def _lines(pair: Mapping[str, Any], most: int) -> Panel | None:
+    """The panel of a pair, with room for a legend of `most` rows, so that panels side by side align."""
     cases = [c for c in pair.get("cases") or [] if c["mode"] == "forward" and c.get("found")]
     traces, values = [], []
     for i, party in _drawn(pair):
@@ -203,10 +206,13 @@ def _lines(pair: Mapping[str, Any]) -> Panel | None:
         low, middle, high = ([found[what] for _, found in points] for what in ("low", "median", "high"))
         tips = [units.milliseconds(value) for value in middle]
         is_floor = party["kind"] == "floor"
-        line = figures._line(x, middle, i, party["name"], tips, line={"dash": "dot"} if is_floor else {})
-        line.marker.size = 3 if is_floor else 6
-        band = figures._band(x, low, high, i)
-        band.showlegend = False
+        line = figures._line(x, middle, i or 0, party["name"], tips)
+        band = figures._band(x, low, high, i or 0)
+        line.marker.size, band.showlegend = 6, False
+        if is_floor:
+            line.line.update(color=_BOUND, dash="dot")
+            line.marker.update(color=_BOUND, size=3)
+            band.fillcolor = "var(--grid)"
         traces += [band, line]
         values += low + high
     if not values:
@@ -215,10 +221,10 @@ def _lines(pair: Mapping[str, Any]) -> Panel | None:
     lengths = [c["tokens"] for c in cases]
     figure = figures._figure(
         traces, xaxis=figures._length_axis(lengths, "T"), yaxis=axis, hovermode="x unified", meta={"over": "T = %{x}"},
-        showlegend=True, legend={"orientation": "v", "x": 0, "xanchor": "left", "y": -0.32, "yanchor": "top",
+        showlegend=True, legend={"orientation": "v", "x": 0, "xanchor": "left", "y": -0.3, "yanchor": "top",
                                  "font": {"size": 11}},
     )  # fmt: skip
-    return Panel(figure, visible(pair["name"]), None, SMALL + _LEGEND * (len(traces) // 2))
+    return Panel(figure, visible(pair["name"]), None, SMALL + _LEGEND * most)
 
 
 def bars(result: Mapping[str, Any], mode: str) -> Figure | None:
@@ -229,24 +235,28 @@ def bars(result: Mapping[str, Any], mode: str) -> Figure | None:
         for pair in pairs(result):
             found: Mapping[str, Any] = next((c["found"] for c in pair.get("cases") or []
                           if (c["mode"], c["rows"], c["tokens"]) == case), {})  # fmt: skip
+            every = _drawn(pair)
+            key = "bytes" if mode == "memory" else "median"
             rows = [
-                (i, visible(party["name"]), float(value))
-                for i, party in _drawn(pair)
-                if (value := at(found, party["name"], "bytes" if mode == "memory" else "median")) is not None
+                (k, visible(party["name"]), float(value))
+                for k, (_, party) in enumerate(every)
+                if (value := at(found, party["name"], key)) is not None
             ]
             if rows:
-                write = units.size if mode == "memory" else units.milliseconds
-                height = 12 + figures._BAR * len(rows)
-                panels.append(Panel(figures._bars(rows, write), visible(pair["name"]), None, height))
+                figure = figures._bars(rows, units.size if mode == "memory" else units.milliseconds)
+                for (k, *_), bar in zip(rows, figure.data):
+                    if every[k][0] is None:
+                        bar.marker.color = _BOUND
+                panels.append(Panel(figure, visible(pair["name"]), None, 12 + figures._BAR * len(rows)))
         if panels:
             views.append(View(COLUMNS[case[0]].format(rows=case[1], tokens=case[2]), tuple(panels), True))
     return Figure(mode, TITLES[mode][0], TITLES[mode][1] + " Shorter is better.", tuple(views)) if views else None
 
 
-def _drawn(pair: Mapping[str, Any]) -> list[tuple[int, Mapping[str, Any]]]:
-    """The parties, each with the number of its colour: ours, the floor and the copy have the same in every pair."""
-    fixed = {"floor": figures.COLOURS - 1, "copy": figures.COLOURS - 2}
-    return [(fixed.get(party["kind"], i), party) for i, party in enumerate(pair.get("parties") or [])]
+def _drawn(pair: Mapping[str, Any]) -> list[tuple[int | None, Mapping[str, Any]]]:
+    """The parties, each with the number of its colour; what bounds them from below has none."""
+    every = enumerate(pair.get("parties") or [])
+    return [(None if party["kind"] in ("floor", "copy") else i, party) for i, party in every]
 
 
 def render_bench(result: Mapping[str, Any]) -> str:
