@@ -31,7 +31,7 @@ from .table import PACKAGES, PAIRS
 Progress = Callable[[str, int, int], None]
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-OURS, FLOOR, COPY = "stateform", "its linear maps alone", "a copy of its weights"
+OURS, FLOOR, COPY = "stateform", "linear maps alone", "weights copied"
 ROWS = (1, 4)
 """Sequences in a batch for which training is timed."""
 CHECKED = (2, 300)

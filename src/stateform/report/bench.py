@@ -188,7 +188,7 @@ def time_over_length(result: Mapping[str, Any]) -> Figure | None:
         return None
     styles = (
         ("median; the band spans all rounds", "solid"),
-        ("its linear maps alone: what no implementation is spared", "dot"),
+        ("linear maps alone: what no implementation is spared", "dot"),
     )
     reading = "Both axes are logarithmic; every panel has its own."
     return Figure("forward", TITLES["forward"][0], reading, (View("Forward", tuple(panels), True, styles),))
@@ -212,8 +212,7 @@ def _lines(pair: Mapping[str, Any], most: int) -> Panel | None:
         if is_floor:
             line.line.update(color=_BOUND, dash="dot")
             line.marker.update(color=_BOUND, size=3)
-            band.fillcolor = "var(--grid)"
-        traces += [band, line]
+        traces += [line] if is_floor else [band, line]
         values += low + high
     if not values:
         return None
@@ -244,6 +243,7 @@ def bars(result: Mapping[str, Any], mode: str) -> Figure | None:
             ]
             if rows:
                 figure = figures._bars(rows, units.size if mode == "memory" else units.milliseconds)
+                figure.layout.xaxis.range = [0, 1.8 * max(value for *_, value in rows)]  # small panels: room for text
                 for (k, *_), bar in zip(rows, figure.data):
                     if every[k][0] is None:
                         bar.marker.color = _BOUND
