@@ -288,8 +288,7 @@ def llama(layer: Any) -> Party:
 
         return step
 
-    growth = 2 * module.k_proj.out_features * place(layer)["dtype"].itemsize
-    return Party(lambda x: call(x, 0, None), module, begin, growth)
+    return Party(lambda x: call(x, 0, None), module, begin)
 
 
 def gpt2(layer: Any) -> Party:
@@ -314,8 +313,7 @@ def gpt2(layer: Any) -> Party:
         filled(cache, tokens)
         return lambda x: module(x, past_key_values=cache)[0]
 
-    growth = 2 * layer.d_model * place(layer)["dtype"].itemsize
-    return Party(lambda x: module(x)[0], module, begin, growth)
+    return Party(lambda x: module(x)[0], module, begin)
 
 
 def lfm2(layer: Any) -> Party:

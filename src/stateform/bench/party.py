@@ -30,7 +30,7 @@ class Party:
         run: the whole sequence.
         module: what holds the weights; moving or casting it moves or casts what `run` and `begin` use.
         begin: the start of decoding; None if it cannot go on from a state.
-        growth: bytes by which the state grows with each token.
+        growth: of our own: bytes by which the state grows with each token.
         inputs: from rows, tokens, dtype and a generator to what `run` takes; None: what the pair's other parties take.
     """
 

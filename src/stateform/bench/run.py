@@ -275,7 +275,8 @@ def _times(parties: dict[str, Party], setting: Setting, plan: Plan, case: dict[s
     mode, rows, tokens = case["mode"], case["rows"], case["tokens"]
     jobs: dict[str, Job] = {}
     for name, party in parties.items():
-        needed = 3 * party.growth * tokens / 1e9
+        growth = 0 if name in (FLOOR, COPY) else setting.ours.growth  # one function: where our state grows, theirs does
+        needed = 3 * growth * tokens / 1e9
         if mode == "decode" and needed > plan.memory_limit_gb:
             case["left_out"][name] = (
                 f"a cache of {tokens} tokens needs about {needed:.1f} GB, the limit is {plan.memory_limit_gb:g} GB"
