@@ -15,17 +15,17 @@ FILES = sorted(SOURCE.rglob("*.py"))
 
 # From the bottom up: a part, its modules, and the parts that it may import besides itself. Imports inside functions
 # and those for type checking count like any other.
-BASE = "errors transition system"
+BASE = "errors transition kernels system"
 CHECKS = "draw check equivalence timing"
 HOUSE = [
     ("errors", "_errors", ""),
     ("transition", "transition", "errors"),
-    ("system", "system state core dense attend ridge _[!_]*", "errors transition"),
+    ("kernels", "kernels", "errors"),
+    ("system", "system state core dense attend ridge _[!_]*", "errors transition kernels"),
     ("discretise", "discretise", "errors transition"),
     ("tolerances", "tolerances", ""),
     ("report", "report", "errors"),
-    ("kernels", "kernels", ""),
-    ("forms", "forms", f"{BASE} tolerances kernels"),
+    ("forms", "forms", f"{BASE} tolerances"),
     ("analysis", "analysis", f"{BASE} discretise forms"),
     ("layers", "layers", f"{BASE} discretise forms"),
     ("tasks", "tasks", f"{BASE} forms layers"),

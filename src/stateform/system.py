@@ -29,6 +29,8 @@ from ._shapes import DECAYS, PER_TOKEN, TENSORS, check_shapes, label, layout, se
 from ._solver import Solver
 from .core import Core
 from .dense import Matrices, matrices, spectrum
+from .kernels.backend import compiled_for
+from .kernels.ops import peaks
 from .transition import associative_scan, complex_dtype, real_dtype, upcast
 
 Decay = Tensor | tuple[Tensor, Tensor]
@@ -541,8 +543,7 @@ def stabilise(system: System, log_scale: Tensor | None = None) -> tuple[System, 
     g = g * per_head(parts["rate"]).to(log_b) if "rate" in parts else g
     start = log_b.new_full((system.B, log_b.shape[2]), -torch.inf) if log_scale is None else log_scale.to(log_b)
     with torch.no_grad():
-        steps = (torch.cat([torch.zeros_like(g[:, :1]), g], 1), torch.cat([start.detach()[:, None], log_b], 1))
-        m = associative_scan(lambda x, y: (x[0] + y[0], torch.maximum(x[1] + y[0], y[1])), steps)[1]
+        m = torch.cat([start.detach()[:, None], _peaks(g, log_b, start.detach())], 1)
         shift = torch.where(torch.isneginf(m[:, :-1]), -torch.inf, m[:, :-1] - m[:, 1:])
         shift = torch.where(torch.isneginf(m[:, 1:]), 0.0, shift)
         safe = torch.where(torch.isneginf(m), 0.0, m)
@@ -555,6 +556,14 @@ def stabilise(system: System, log_scale: Tensor | None = None) -> tuple[System, 
         d = d * torch.exp(torch.minimum(-read, 69 - d.detach().abs().log()))
     b = torch.exp(log_b - written)
     return replace(system, log_decay=g + shift, log_b=None, b=b, eta_floor=floor, d=d), m[:, 1:]
+
+
+def _peaks(g: Tensor, log_b: Tensor, start: Tensor) -> Tensor:
+    """m_t = max(m_{t-1} + g_t, log_b_t), [B,T,heads]."""
+    if compiled_for(start):
+        return peaks(g, log_b, start)
+    steps = (torch.cat([torch.zeros_like(g[:, :1]), g], 1), torch.cat([start[:, None], log_b], 1))
+    return associative_scan(lambda x, y: (x[0] + y[0], torch.maximum(x[1] + y[0], y[1])), steps)[1][:, 1:]
 
 
 def indices(given: Sequence[int] | int, size: int, what: str) -> list[int]:

@@ -13,12 +13,12 @@ from torch import Tensor
 from .._errors import StateformError, nearest, require, values_checked
 from .._form import FORMS
 from ..attend import attend
+from ..kernels.backend import backend
 from ..ridge import solution
 from ..state import State
 from ..system import System, stabilise
 from ..transition import DOUBLE, real_dtype, without_autocast
 from . import _compiled
-from ._compiled import backend
 from ._packing import check_cu_seqlens, groups
 
 for _module in pkgutil.iter_modules(__path__):

@@ -8,73 +8,16 @@ matrix state.
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Literal
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from .._errors import StateformError, require
 from ..core import Core
-from ..kernels.build import UnavailableError, library
+from ..kernels.backend import allowed, transformed
 from ..kernels.ops import channel, matrix
 from ..system import System
 from ..transition import DOUBLE, angles, cis
-
-Backend = Literal["auto", "compiled", "torch"]
-BACKENDS = ("auto", "compiled", "torch")
-_backend: ContextVar[Backend | None] = ContextVar("stateform_backend", default=None)
-_told = False
-
-
-@contextmanager
-def backend(name: Backend) -> Iterator[None]:
-    """How the form `recurrent` is computed inside a `with` block.
-
-    Args:
-        name: "compiled" (the loops in C wherever they exist for a system; an error where they cannot be compiled),
-            "torch" (step by step in torch: the definition), or "auto" (compiled if possible), the default. The
-            environment variable STATEFORM_BACKEND sets it for a process.
-
-    Raises:
-        StateformError: an unknown name; "compiled" without a way to compile.
-    """
-    require(name in BACKENDS, f"backend {name!r} is unknown; expected one of {', '.join(BACKENDS)}")
-    if name == "compiled":
-        try:
-            library(32)
-        except UnavailableError as error:
-            raise StateformError(f"there are no compiled loops: {error}") from None
-    token = _backend.set(name)
-    try:
-        yield
-    finally:
-        _backend.reset(token)
-
-
-def current_backend() -> Backend:
-    """What `backend` set, else STATEFORM_BACKEND, else "auto"."""
-    name = _backend.get() or os.environ.get("STATEFORM_BACKEND") or "auto"
-    require(name in BACKENDS, f"STATEFORM_BACKEND is {name!r}; expected one of {', '.join(BACKENDS)}")
-    return name  # type: ignore[return-value]
-
-
-def available(double: bool) -> str | None:
-    """Why the loops of a precision cannot be had, or None. The first call compiles them; a failure is said once."""
-    global _told
-    try:
-        library(64 if double else 32)
-    except UnavailableError as error:
-        if not _told:
-            _told = True
-            print(f"stateform: {error}. The torch forms are used: correct, but slower.", file=sys.stderr, flush=True)
-        return str(error)
-    return None
 
 
 def refused(x: Core | System) -> str | None:
@@ -92,25 +35,15 @@ def refused(x: Core | System) -> str | None:
         return "complex values, or complex feedback"
     if (reads > 1 and not whole) or (whole and x.p > 1):
         return "several reads of one state"
-    if not torch.compiler.is_compiling() and _transformed():
+    if transformed():
         return "under torch.func and forward-mode differentiation the torch forms are used"
     return None
-
-
-def _transformed() -> bool:
-    levels: int = forward_ad._current_level
-    return levels >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def usable(x: Core | System) -> bool:
     """Whether the recurrence is to be computed by the compiled loops here and now."""
     double = x.k.dtype in DOUBLE or (x.v is not None and x.v.dtype in DOUBLE)
-    return refused(x) is None and _allowed(double)
-
-
-@torch.compiler.assume_constant_result  # a traced graph keeps the answer of its first call
-def _allowed(double: bool) -> bool:
-    return current_backend() != "torch" and available(double) is None
+    return refused(x) is None and allowed(double)
 
 
 def compute(core: Core, S: Tensor) -> tuple[Tensor, Tensor]:

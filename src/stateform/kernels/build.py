@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-SOURCES = [Path(__file__).with_name(name) for name in ("scan.c", "loops.h")]
+SOURCES = [Path(__file__).with_name(name) for name in ("scan.c", "loops.h", "conv.h")]
 FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread", "-ffp-contract=fast"]
 HINTS = [["-march=native", "-mprefer-vector-width=512"], ["-march=native"], ["-mcpu=native"], []]
 """For the processor at hand; the first that the compiler takes."""
@@ -134,8 +134,6 @@ def _load(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     region = _parallel_region()
     library.stateform_threads(ctypes.cast(region, ctypes.c_void_p) if region is not None else None)
-    for name in ("matrix_forward", "matrix_backward", "channel_forward_run", "channel_backward_run"):
-        getattr(library, name).restype = ctypes.c_int
     return library
 
 

@@ -1,4 +1,4 @@
-"""The compiled loops as operators of torch: `stateform::matrix` and `stateform::channel`, with gradients.
+"""The compiled loops as operators of torch: `stateform::matrix`, `channel` and `short_conv`, with gradients; `peaks`.
 
 Each has a fake kernel (torch.compile traces it without breaking the graph), and a reference in plain torch: what it
 computes, and how a second derivative is taken.
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .build import library
 
@@ -46,6 +47,16 @@ class _ChannelJob(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("B", "T", "L", "n", "threads", "exclusive")),
         *((name, _Strided) for name in _CHANNEL),
         ("chunk", ctypes.c_int64),
+    ]
+
+
+class _ConvJob(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("B", "T", "L", "taps", "activate", "threads", "chunk")),
+        *(
+            (name, _Strided)
+            for name in ("x", "window", "weight", "bias", "y", "gy", "dx", "dwindow", "dweight", "dbias")
+        ),
     ]
 
 
@@ -296,37 +307,128 @@ def channel_reference(
     return torch.stack(y, 1), S
 
 
+# -- short convolutions ----------------------------------------------------------------------------------------------
+
+MOST_TAPS = 16
+"""Of a short convolution, as in conv.h."""
+
+
+@torch.library.custom_op("stateform::short_conv", mutates_args=())
+def short_conv(x: Tensor, window: Tensor, weight: Tensor, bias: Tensor | None, activate: bool) -> Tensor:
+    """z_t = bias + sum_i weight_i x_{t-W+1+i} for each of L channels, and silu(z_t) if `activate`.
+
+    Args:
+        x: [B,T,L]. window: the W - 1 steps before [B,W-1,L]. weight: [W,L], W at most MOST_TAPS. bias: [L].
+    """
+    x, window, weight, bias = _rows(x, window, weight.contiguous(), bias)
+    y = x.new_empty(x.shape)
+    job = _conv_job(x, window, weight, bias, activate)
+    job.y = _strided(y, "btn")
+    _call(job, "conv_forward", x.dtype)
+    return y
+
+
+def _conv_job(x: Tensor, window: Tensor, weight: Tensor, bias: Tensor | None, activate: bool) -> _ConvJob:
+    (B, T, L), threads, step = x.shape, torch.get_num_threads(), LANES[x.dtype]
+    chunk = min(512, -(-L * B // threads))
+    job = _ConvJob(B, T, L, weight.shape[0], activate, threads, max(step, -(-chunk // step) * step))
+    job.x, job.window, job.weight = _strided(x, "btn"), _strided(window, "btn"), _strided(weight, "tn")
+    if bias is not None:
+        job.bias = _strided(bias, "n")
+    return job
+
+
+@short_conv.register_fake
+def _(x, window, weight, bias, activate):  # type: ignore[no-untyped-def]
+    return x.new_empty(x.shape)
+
+
+@torch.library.custom_op("stateform::short_conv_backward", mutates_args=())
+def short_conv_backward(
+    gy: Tensor, x: Tensor, window: Tensor, weight: Tensor, bias: Tensor | None, activate: bool
+) -> list[Tensor]:
+    """The gradients of x, window, weight and bias (nothing where there was none)."""
+    gy, x, window, weight, bias = _rows(gy, x, window, weight.contiguous(), bias)
+    job = _conv_job(x, window, weight, bias, activate)
+    B, _, L = x.shape
+    dx, dwindow = x.new_empty(x.shape), x.new_empty(window.shape)
+    dweight, dbias = x.new_empty(B, *weight.shape), x.new_empty(B, L if bias is not None else 0)
+    job.gy, job.dx, job.dwindow = _strided(gy, "btn"), _strided(dx, "btn"), _strided(dwindow, "btn")
+    job.dweight = _strided(dweight, "btn")
+    if bias is not None:
+        job.dbias = _strided(dbias, "bn")
+    _call(job, "conv_backward", x.dtype)
+    return [dx, dwindow, dweight.sum(0), dbias.sum(0)]
+
+
+@short_conv_backward.register_fake
+def _(gy, x, window, weight, bias, activate):  # type: ignore[no-untyped-def]
+    return [x.new_empty(s) for s in (x.shape, window.shape, weight.shape, (x.shape[-1] if bias is not None else 0,))]
+
+
+def short_conv_reference(x: Tensor, window: Tensor, weight: Tensor, bias: Tensor | None, activate: bool) -> Tensor:
+    """What `short_conv` computes, as shifted products: over a few taps faster than a general convolution."""
+    T = x.shape[1]
+    x = torch.cat([window, x], 1)
+    first, *later = weight.unbind(0)
+    z = x[:, :T] * first
+    for i, tap in enumerate(later, 1):
+        z = z + x[:, i : i + T] * tap
+    z = z if bias is None else z + bias
+    return F.silu(z) if activate else z
+
+
+@torch.library.custom_op("stateform::peaks", mutates_args=())
+def peaks(log: Tensor, gate: Tensor, start: Tensor) -> Tensor:
+    """m_t = max(m_{t-1} + log_t, gate_t) for log, gate [B,T,L] (size 1 where constant) and m_0 [B,L]; no gradient."""
+    B, L = start.shape
+    T = max(log.shape[1], gate.shape[1])
+    log, gate, start = _rows(log, gate, start.contiguous())
+    m = start.new_empty(B, T, L)
+    job = _conv_job(m, start.unsqueeze(1), log[0], None, False)
+    job.x, job.weight, job.y, job.taps = _strided(gate, "btn"), _strided(log, "btn"), _strided(m, "btn"), 0
+    _call(job, "peaks", start.dtype)
+    return m
+
+
+@peaks.register_fake
+def _(log, gate, start):  # type: ignore[no-untyped-def]
+    return start.new_empty(start.shape[0], max(log.shape[1], gate.shape[1]), start.shape[1])
+
+
 # -- gradients -------------------------------------------------------------------------------------------------------
 
 
 def _differentiable(op: Any, backward: Callable[..., Any], reference: Callable[..., Any], inputs: int) -> None:
-    """Register the gradient of an operator: its first `inputs` arguments are tensors (or None), its last is `keep`.
+    """Register the gradient of an operator whose first `inputs` arguments are tensors (or None).
 
-    Where a gradient of the gradient is wanted it is taken through the reference.
+    One with several results gives what it keeps for the gradient as the last of them, and has `keep` for its last
+    argument. Where a gradient of the gradient is wanted it is taken through the reference.
     """
 
     def setup(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
-        given = inputs[: len(inputs) - 1]
-        ctx.mark_non_differentiable(output[2])
-        ctx.rest = given[count:]
-        ctx.save_for_backward(*given[:count], output[2])
+        kept = ()
+        if isinstance(output, tuple):
+            inputs = inputs[:-1]
+            kept = output[2:]
+            ctx.mark_non_differentiable(*kept)
+        ctx.rest, ctx.kept = inputs[count:], len(kept)
+        ctx.arguments = len(inputs) + len(kept)
+        ctx.save_for_backward(*inputs[:count], *kept)
 
-    def pull(ctx: Any, gy: Tensor, gend: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        *given, kept = ctx.saved_tensors
+    def pull(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        given, kept = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        grads = grads[: len(grads) - ctx.kept]
+        needed = [x is not None and need for x, need in zip(given, ctx.needs_input_grad, strict=False)]
         if torch.is_grad_enabled():
-            wanted = [x for x, need in zip(given, ctx.needs_input_grad, strict=False) if need and x is not None]
-            found = iter(torch.autograd.grad(reference(*given, *ctx.rest), wanted, (gy, gend), create_graph=True))
-            return (
-                *(next(found) if need and x is not None else None
-                  for x, need in zip(given, ctx.needs_input_grad, strict=False)),
-                *([None] * (len(ctx.rest) + 1)),
-            )  # fmt: skip
-        grads = backward(gy, gend, *given, kept, *ctx.rest)
-        return (
-            *(None if x is None or not need else g.sum_to_size(x.shape)
-              for x, g, need in zip(given, grads, ctx.needs_input_grad, strict=False)),
-            *([None] * (len(ctx.rest) + 1)),
-        )  # fmt: skip
+            wanted = [x for x, need in zip(given, needed, strict=True) if need]
+            found = iter(torch.autograd.grad(reference(*given, *ctx.rest), wanted, grads, create_graph=True))
+            out = [next(found) if need else None for need in needed]
+        else:
+            all_of_them = backward(*grads, *given, *kept, *ctx.rest)
+            rows = zip(given, all_of_them, needed, strict=True)
+            out = [g.sum_to_size(x.shape) if need else None for x, g, need in rows]
+        return (*out, *([None] * (ctx.arguments - count)))
 
     count = inputs
     op.register_autograd(pull, setup_context=setup)
@@ -334,3 +436,4 @@ def _differentiable(op: Any, backward: Callable[..., Any], reference: Callable[.
 
 _differentiable(matrix, matrix_backward, matrix_reference, 7)
 _differentiable(channel, channel_backward, channel_reference, 6)
+_differentiable(short_conv, short_conv_backward, short_conv_reference, 4)

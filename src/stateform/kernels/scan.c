@@ -105,6 +105,12 @@ typedef struct {
     int64_t chunk;                               // lanes that one item takes
 } channel_job;
 
+typedef struct {
+    int64_t B, T, L, taps, activate, threads, chunk;         // chunk: channels that one item takes backwards
+    tensor x, window, weight, bias, y;                       // x, y [B,T,L]; window [B,taps-1,L]; weight [taps,L]
+    tensor gy, dx, dwindow, dweight, dbias;                  // dweight [B,taps,L], dbias [B,L]
+} conv_job;
+
 #if PRECISION == 64
 #define REAL double
 #define LANES 8
@@ -115,3 +121,4 @@ typedef struct {
 #define INT int32_t
 #endif
 #include "loops.h"
+#include "conv.h"

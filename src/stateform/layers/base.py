@@ -15,12 +15,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.parameter import is_lazy
 
 from .._errors import StateformError, readable, require, require_finite, values_checked
 from ..forms import blank_state, compute, exists, known_form, put_rows
 from ..forms._packing import check_cu_seqlens, from_mask, groups
+from ..kernels.backend import compiled_for
+from ..kernels.ops import MOST_TAPS, short_conv, short_conv_reference
 from ..state import State
 from ..system import System
 from ..transition import autocast_on
@@ -61,15 +62,20 @@ class Past:
         """Tokens seen before, per row [B]; None at the start of every row."""
         return None if self.state is None else self.state["position"]
 
-    def extend(self, name: str, x: Tensor, width: int) -> Tensor:
-        """x [B,T,c] behind the `width` steps that came before it (zeros at the start): [B,width+T,c]."""
+    def window(self, name: str, x: Tensor, width: int) -> Tensor:
+        """The `width` steps that came before x [B,T,c] (zeros at the start), [B,width,c]."""
         if self.state is None:
             window = x.new_zeros(x.shape[0], width, x.shape[2])
         else:
             window = self.state[name].to(x.dtype)
-        x = torch.cat([window, x], 1)
-        self.kept[name] = x[:, x.shape[1] - width :]
-        return x
+        T = x.shape[1]
+        # A copy: a view would keep all of x alive in the state.
+        self.kept[name] = x[:, T - width :].clone() if width <= T else torch.cat([window, x], 1)[:, T:]
+        return window
+
+    def extend(self, name: str, x: Tensor, width: int) -> Tensor:
+        """x [B,T,c] behind the `width` steps that came before it (zeros at the start): [B,width+T,c]."""
+        return torch.cat([self.window(name, x, width), x], 1)
 
 
 class ShortConv(nn.Module):
@@ -95,14 +101,11 @@ class ShortConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
 
     def forward(self, x: Tensor, past: Past | None) -> Tensor:
-        T = x.shape[1]
-        x = (past or Past()).extend(self.name, x, self.width - 1)
-        first, *later = self.weight.squeeze(1).unbind(1)
-        y = x[:, :T] * first
-        for i, weight in enumerate(later, 1):
-            y = y + x[:, i : i + T] * weight
-        y = y if self.bias is None else y + self.bias
-        return (F.silu(y) if self.activation == "silu" else y).to(x.dtype)  # under autocast weights are wider than x
+        window = (past or Past()).window(self.name, x, self.width - 1)
+        weight, activate = self.weight.squeeze(1).mT, self.activation == "silu"
+        fits = x.dtype == weight.dtype and self.width <= MOST_TAPS  # under autocast weights are wider than x
+        conv = short_conv if fits and compiled_for(x) else short_conv_reference
+        return conv(x, window, weight, self.bias, activate).to(x.dtype)
 
 
 class Layer(nn.Module):
