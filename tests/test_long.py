@@ -149,6 +149,17 @@ def test_only_the_output_grows_with_the_length(name: str, monkeypatch: pytest.Mo
     assert peak(5 * base.LEAST) - peak(3 * base.LEAST) == 2 * base.LEAST * D * x.element_size()
 
 
+def test_packed_and_padded_inputs_are_copied_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "TILE", {"cpu": 1})
+    layer, T = sf.build("short_conv", d_model=64), 64 * base.LEAST
+    x, mask = torch.randn(1, T, 64), torch.ones(1, T)
+    mask[0, :9] = 0
+    size = x.numel() * x.element_size()
+    with torch.no_grad(), sf.validate(False):
+        for call in ({"attention_mask": mask}, {"cu_seqlens": torch.tensor([0, T // 3, T])}):
+            assert peak_bytes(lambda call=call: layer(x, return_state=True, **call)) < 4 * size
+
+
 @pytest.mark.parametrize("name", FINITE)
 def test_a_state_keeps_nothing_but_itself(name: str) -> None:
     layer = sf.build(name, d_model=D)

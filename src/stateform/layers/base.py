@@ -224,7 +224,7 @@ class Layer(nn.Module):
             check_cu_seqlens(cu_seqlens, x.shape[1], x.shape[0], x.device)
             kept, ends = torch.arange(x.shape[1], device=x.device), cu_seqlens
             require_finite(x, "x")
-        tokens = x.flatten(0, 1)[kept]
+        tokens = x.flatten(0, 1)
         rows = len(ends) - 1
         given = self._check_state(initial_state, x, rows)
         state = given if given is not None else self.init_state(rows)
@@ -234,8 +234,10 @@ class Layer(nn.Module):
             at = kept[group.tokens]
             handed = None if shared is None else {name: z.flatten(0, 1)[at] for name, z in shared.items()}
             before = None if given is None else given.select(group.rows)
-            part, s = self._tiled(tokens[group.tokens], before, form, handed)
-            y = y.to(part.dtype).index_copy(0, at.flatten(), part.flatten(0, 1))
+            part, s = self._tiled(tokens[at], before, form, handed)
+            # In place where nothing looks at what was there: y may be as large as all the rest.
+            put = Tensor.index_copy if torch.is_grad_enabled() or not readable(part) else Tensor.index_copy_
+            y = put(y.to(part.dtype), 0, at.flatten(), part.flatten(0, 1))
             state = put_rows(state, group.rows, s)
             for name, z in (handed or {}).items():
                 blank = filled[name] if name in filled else z.new_zeros(y.shape[0], *z.shape[2:])
