@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .._errors import StateformError, require
 from ..forms import compute
 from ..forms.newton import Newton, Trajectory, each, linearized, scanned, solve
+from ..kernels.backend import current_backend, transformed
 from ..state import State
 from ..system import System
 from ..transition import without_autocast
@@ -58,6 +59,17 @@ class Cell(Layer):
 
     def start(self) -> Tensor | None:
         """The state before the first token [n_heads,n]; None for zero."""
+        return None
+
+    def loop(self, u: Tensor, s: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The same steps by a library's own loop over time, where there is one (the form `auto` takes it).
+
+        Args:
+            u: the layer's input [B,T,d_model], T > 1. s: the state before it [B,n_heads,n].
+
+        Returns:
+            What `output` needs of the states [B,T,n_heads,.], and the last state; or None.
+        """
         return None
 
     def output(self, y: Tensor, u: Tensor, system: System | None = None, past: Past | None = None) -> Tensor:
@@ -118,16 +130,21 @@ class Cell(Layer):
         if x.shape[0] == 0 or x.shape[1] == 0:
             return super()._run(x, state, form, shared)
         past = Past(state, shared)
-        wide, s0, inputs = self._prepared(x, past)
         with without_autocast(x.device):
-            if form in ("auto", "recurrent"):
-                states = wide._one_by_one(s0, inputs)
-            else:
-                states = self._by_system(wide, s0, inputs, form, x.shape[1])
+            found = self._looped(x, past) if form == "auto" else None
+        if found is None:
+            wide, s0, inputs = self._prepared(x, past)
+            with without_autocast(x.device):
+                if form in ("auto", "recurrent"):
+                    states = wide._one_by_one(s0, inputs)
+                else:
+                    states = self._by_system(wide, s0, inputs, form, x.shape[1])
+            found = states, states[:, -1]
+        states, last = found
         y = self._checked_output(self.output(states.to(x.dtype), x, None, past), x)
         position = torch.full((x.shape[0],), x.shape[1], device=x.device)
         position = position if past.position is None else past.position + position
-        new = {"S": states[:, -1].unsqueeze(-1), "position": position}
+        new = {"S": last.unsqueeze(-1), "position": position}
         return y, State({**new, **past.kept}, self.fingerprint)
 
     def _by_system(self, wide: Cell, s0: Tensor, x: Any, form: str, length: int) -> Tensor:
@@ -155,19 +172,30 @@ class Cell(Layer):
             states.append(s)
         return torch.stack(states, 1) if states else s.unsqueeze(1)[:, :0]
 
+    def _looped(self, u: Tensor, past: Past) -> tuple[Tensor, Tensor] | None:
+        """`loop`, where it is for whole sequences and eager tensors."""
+        if u.shape[1] == 1 or current_backend() == "torch" or torch.compiler.is_compiling() or transformed():
+            return None
+        u = precise(u)
+        return self._wide().loop(u, self._before(u, past))
+
     def _prepared(self, u: Tensor, past: Past) -> tuple[Cell, Tensor, Any]:
         """The cell with weights of the state's precision, the state before u, and the inputs in that precision."""
         x = each(self.inputs(u, past), precise)
-        first = x[0] if isinstance(x, tuple) else x
+        return self._wide(), self._before(x[0] if isinstance(x, tuple) else x, past), x
+
+    def _before(self, x: Tensor, past: Past) -> Tensor:
+        """The state before the first step [B,n_heads,n], in the precision of x."""
         start = self.start()
         if past.state is not None:
-            s0 = past.state["S"].squeeze(-1).to(first.dtype)
-        elif start is not None:
-            s0 = start.to(first).expand(u.shape[0], -1, -1)
-        else:
-            s0 = first.new_zeros(u.shape[0], self.n_heads, self.n)
-        half = next(self.parameters(), first).dtype in (torch.float16, torch.bfloat16)
-        return widened(self) if half else self, s0, x
+            return past.state["S"].squeeze(-1).to(x.dtype)
+        if start is not None:
+            return start.to(x).expand(x.shape[0], -1, -1)
+        return x.new_zeros(x.shape[0], self.n_heads, self.n)
+
+    def _wide(self) -> Cell:
+        half = next(self.parameters(), torch.empty(0)).dtype in (torch.float16, torch.bfloat16)
+        return widened(self) if half else self
 
 
 def widened(module: nn.Module) -> Any:

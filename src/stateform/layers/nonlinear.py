@@ -47,9 +47,13 @@ class LSTM(Cell):
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         return torch.cat([torch.sigmoid(o) * torch.tanh(c), c], -1)
 
+    def loop(self, u: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        h, c = s.transpose(0, 1).contiguous().chunk(2, -1)
+        y, h, c = torch.lstm(u, (h, c), weights(self.x_proj, self.h_proj), True, 1, 0.0, self.training, False, True)
+        return y.unsqueeze(2), torch.cat([h, c], -1).transpose(0, 1)
+
     def output(self, y: Tensor, u: Tensor, system: System | None = None, past: Past | None = None) -> Tensor:
-        h, _ = y.flatten(2).chunk(2, -1)
-        return self.out_proj(h)
+        return self.out_proj(y.flatten(2)[..., : self.out_proj.in_features])
 
 
 @register("gru", paper="arXiv 1406.1078")
@@ -79,6 +83,11 @@ class GRU(Cell):
         z = torch.sigmoid(z_x + z_h)
         n = torch.tanh(n_x + torch.sigmoid(r_x + r_h) * n_h)
         return (1 - z) * n + z * s
+
+    def loop(self, u: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        h = s.transpose(0, 1).contiguous()
+        y, h = torch.gru(u, h, weights(self.x_proj, self.h_proj), True, 1, 0.0, self.training, False, True)
+        return y.unsqueeze(2), h.transpose(0, 1)
 
 
 @register("slstm", paper="arXiv 2405.04517")
@@ -204,6 +213,11 @@ class LTC(Cell):
             f = torch.sigmoid(x + self.h_proj(s))
             s = (s + dt * f * self.A) / (1 + dt * (rate + f))
         return s
+
+
+def weights(x_proj: nn.Linear, h_proj: nn.Linear) -> list[Tensor]:
+    """Of the two maps of a gated cell, in the order of torch's own loops."""
+    return [x_proj.weight, h_proj.weight, x_proj.bias, h_proj.bias]
 
 
 def uniform(bound: float, *maps: nn.Linear) -> None:
