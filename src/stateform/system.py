@@ -30,7 +30,7 @@ from ._solver import Solver
 from .core import Core
 from .dense import Matrices, matrices, spectrum
 from .kernels.backend import compiled_for
-from .kernels.ops import peaks
+from .kernels.ops import call, peaks
 from .transition import associative_scan, complex_dtype, real_dtype, upcast
 
 Decay = Tensor | tuple[Tensor, Tensor]
@@ -561,7 +561,7 @@ def stabilise(system: System, log_scale: Tensor | None = None) -> tuple[System, 
 def _peaks(g: Tensor, log_b: Tensor, start: Tensor) -> Tensor:
     """m_t = max(m_{t-1} + g_t, log_b_t), [B,T,heads]."""
     if compiled_for(start):
-        return peaks(g, log_b, start)
+        return call(peaks, g, log_b, start)
     steps = (torch.cat([torch.zeros_like(g[:, :1]), g], 1), torch.cat([start[:, None], log_b], 1))
     return associative_scan(lambda x, y: (x[0] + y[0], torch.maximum(x[1] + y[0], y[1])), steps)[1][:, 1:]
 

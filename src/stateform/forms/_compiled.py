@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..core import Core
 from ..kernels.backend import allowed, transformed
-from ..kernels.ops import channel, matrix
+from ..kernels.ops import call, channel, matrix
 from ..system import System
 from ..transition import DOUBLE, angles, cis
 
@@ -124,7 +124,7 @@ def _elementwise(core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
         else:
             varying = wide.expand(core.batch, core.length, -1, -1, -1).flatten(2)
     keep = _keep(write, varying, rate, start)
-    y, end, _ = channel(None, None, write.flatten(2), varying, rate, start, core.exclusive, keep)
+    y, end, _ = call(channel, None, None, write.flatten(2), varying, rate, start, core.exclusive, keep)
 
     def joined(x: Tensor) -> Tensor:
         x = x.unflatten(-1, (*core.heads, lanes * shape[-1]))
@@ -143,7 +143,7 @@ def _channels(core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
     lanes = (core.batch, core.length, G * R)
 
     def across(x: Tensor) -> Tensor:  # [1,1,G,R,1|n] to [n,L]
-        return x.expand(1, 1, G, R, core.n).reshape(G * R, core.n).mT.contiguous()
+        return x.expand(1, 1, G, R, core.n).reshape(G * R, core.n).mT
 
     log = rate = None
     if core.log is not None:
@@ -157,7 +157,7 @@ def _channels(core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
     v = core.v.expand(core.batch, core.length, G, R, 1).reshape(lanes)
     q, k = core.q.flatten(2), core.k.flatten(2)
     start = S.reshape(core.batch, G * R, core.n)
-    y, end, _ = channel(q, k, v, log, rate, start, core.exclusive, _keep(q, k, v, log, rate, start))
+    y, end, _ = call(channel, q, k, v, log, rate, start, core.exclusive, _keep(q, k, v, log, rate, start))
     return y.unflatten(-1, (G, R))[..., None, None], end.unflatten(1, (G, R)).unsqueeze(-1)
 
 
@@ -173,7 +173,7 @@ def _matrices(core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
     parts = [None if x is None else _last_contiguous(x) for x in (q, k, core.v, log, core.f, core.w)]
     q, k, v, log, f, w = parts  # type: ignore[assignment]
     assert q is not None and k is not None and v is not None
-    y, end, _ = matrix(q, k, v, log, f, w, S, core.length, core.exclusive, _keep(*parts, S))
+    y, end, _ = call(matrix, q, k, v, log, f, w, S, core.length, core.exclusive, _keep(*parts, S))
     if is_complex:
         end = torch.complex(*end.chunk(2, -2))
     return y.unsqueeze(-2), end

@@ -7,11 +7,12 @@ computes, and how a second derivative is taken.
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .build import library
@@ -62,8 +63,39 @@ class _ConvJob(ctypes.Structure):
 
 def _strided(x: Tensor, axes: str) -> _Strided:
     """A tensor as the loops see it; an axis of size 1 is repeated."""
-    found = {axis: 0 if size == 1 else step for axis, size, step in zip(axes, x.shape, x.stride(), strict=True)}
-    return _Strided(x.data_ptr(), *(found.get(axis, 1 if axis == "n" else 0) for axis in "btgrn"))
+    return _Strided(x.data_ptr(), *_steps(axes, x.shape, x.stride()))
+
+
+@functools.lru_cache(maxsize=4096)
+def _steps(axes: str, shape: Sequence[int], strides: Sequence[int]) -> list[int]:
+    found = {axis: 0 if size == 1 else step for axis, size, step in zip(axes, shape, strides, strict=True)}
+    return [found.get(axis, 1 if axis == "n" else 0) for axis in "btgrn"]
+
+
+def operator(name: str) -> Callable[[Callable[..., Any]], Any]:
+    """Make a function an operator of torch, and keep the function itself for `call`."""
+
+    def made(loops: Callable[..., Any]) -> Any:
+        op: Any = torch.library.custom_op(name, mutates_args=())(loops)
+        op.loops = loops
+        return op
+
+    return made
+
+
+def call(op: Any, *args: Any) -> Any:
+    """An operator's results; without torch's dispatch, which takes longer than a step of the loops, where nothing but
+    the results is wanted: no gradient, no graph, no mode that looks on.
+    """
+    return op.loops(*args) if _alone(args) else op(*args)
+
+
+def _alone(args: tuple[Any, ...]) -> bool:
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state():
+        return False
+    gradients = torch.is_grad_enabled()
+    tensors = [x for x in args if isinstance(x, Tensor)]
+    return all(type(x) in (Tensor, nn.Parameter) and not (gradients and x.requires_grad) for x in tensors)
 
 
 def _call(job: ctypes.Structure, name: str, dtype: torch.dtype) -> None:
@@ -75,7 +107,7 @@ def _call(job: ctypes.Structure, name: str, dtype: torch.dtype) -> None:
 # -- matrix states ---------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("stateform::matrix", mutates_args=())
+@operator("stateform::matrix")
 def matrix(
     q: Tensor, k: Tensor, v: Tensor, log: Tensor | None, f: Tensor | None, w: Tensor | None, S: Tensor,
     steps: int, exclusive: bool, keep: bool,
@@ -94,8 +126,10 @@ def matrix(
     S = S.contiguous()
     y, end, kept = _matrix_results(S, v, steps, keep)
     job = _matrix_job(q, k, v, log, f, w, S, steps, exclusive)
-    job.y, job.end, job.kept = _strided(y, "btgrn"), _state(end), _strided(kept, "n") if keep else _Strided()
-    _call(job, "matrix_forward", S.dtype)
+    job.y, job.end = _strided(y, "btgrn"), _state(end)
+    if keep:
+        job.kept = _strided(kept, "n")
+    _call(job, "matrix_forward" if keep or steps > 1 else "matrix_step", S.dtype)
     return y, end, kept
 
 
@@ -190,7 +224,7 @@ def matrix_reference(
 # -- channels --------------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("stateform::channel", mutates_args=())
+@operator("stateform::channel")
 def channel(
     q: Tensor | None, k: Tensor | None, v: Tensor, log: Tensor | None, rate: Tensor | None, S: Tensor,
     exclusive: bool, keep: bool,
@@ -204,11 +238,14 @@ def channel(
     Returns:
         y [B,T,L], the last state, and the state before every TILE steps [B,tiles,n,L] (or nothing).
     """
-    S, (q, k, v, log), rate = S.contiguous(), _rows(q, k, v, log), _whole(rate)
+    step = v.shape[1] == 1 and not keep
+    S, (q, k, v, log), rate = S.contiguous(), _rows(q, k, v, log), rate if step and S.shape[2] > 1 else _whole(rate)
     y, end, kept = _channel_results(S, v, keep)
     job = _channel_job(q, k, v, log, rate, S, exclusive)
-    job.y, job.end, job.kept = _strided(y, "btn"), _strided(end, "bgn"), _strided(kept, "n") if keep else _Strided()
-    _call(job, "channel_forward_run", S.dtype)
+    job.y, job.end = _strided(y, "btn"), _strided(end, "bgn")
+    if keep:
+        job.kept = _strided(kept, "n")
+    _call(job, "channel_step_run" if step else "channel_forward_run", S.dtype)
     return y, end, kept
 
 
@@ -313,18 +350,20 @@ MOST_TAPS = 16
 """Of a short convolution, as in conv.h."""
 
 
-@torch.library.custom_op("stateform::short_conv", mutates_args=())
+@operator("stateform::short_conv")
 def short_conv(x: Tensor, window: Tensor, weight: Tensor, bias: Tensor | None, activate: bool) -> Tensor:
     """z_t = bias + sum_i weight_i x_{t-W+1+i} for each of L channels, and silu(z_t) if `activate`.
 
     Args:
         x: [B,T,L]. window: the W - 1 steps before [B,W-1,L]. weight: [W,L], W at most MOST_TAPS. bias: [L].
     """
-    x, window, weight, bias = _rows(x, window, weight.contiguous(), bias)
+    step = x.shape[1] == 1
+    x, window, bias = _rows(x, window, bias)
+    weight = weight if step else weight.contiguous()
     y = x.new_empty(x.shape)
     job = _conv_job(x, window, weight, bias, activate)
     job.y = _strided(y, "btn")
-    _call(job, "conv_forward", x.dtype)
+    _call(job, "conv_step" if step else "conv_forward", x.dtype)
     return y
 
 
@@ -378,7 +417,7 @@ def short_conv_reference(x: Tensor, window: Tensor, weight: Tensor, bias: Tensor
     return F.silu(z) if activate else z
 
 
-@torch.library.custom_op("stateform::peaks", mutates_args=())
+@operator("stateform::peaks")
 def peaks(log: Tensor, gate: Tensor, start: Tensor) -> Tensor:
     """m_t = max(m_{t-1} + log_t, gate_t) for log, gate [B,T,L] (size 1 where constant) and m_0 [B,L]; no gradient."""
     B, L = start.shape

@@ -122,3 +122,4 @@ typedef struct {
 #endif
 #include "loops.h"
 #include "conv.h"
+#include "step.h"

@@ -21,7 +21,7 @@ from .._errors import StateformError, readable, require, require_finite, values_
 from ..forms import blank_state, compute, exists, known_form, put_rows
 from ..forms._packing import check_cu_seqlens, from_mask, groups
 from ..kernels.backend import compiled_for
-from ..kernels.ops import MOST_TAPS, short_conv, short_conv_reference
+from ..kernels.ops import MOST_TAPS, call, short_conv, short_conv_reference
 from ..state import State
 from ..system import System
 from ..transition import autocast_on
@@ -104,8 +104,9 @@ class ShortConv(nn.Module):
         window = (past or Past()).window(self.name, x, self.width - 1)
         weight, activate = self.weight.squeeze(1).mT, self.activation == "silu"
         fits = x.dtype == weight.dtype and self.width <= MOST_TAPS  # under autocast weights are wider than x
-        conv = short_conv if fits and compiled_for(x) else short_conv_reference
-        return conv(x, window, weight, self.bias, activate).to(x.dtype)
+        if fits and compiled_for(x):
+            return call(short_conv, x, window, weight, self.bias, activate)
+        return short_conv_reference(x, window, weight, self.bias, activate).to(x.dtype)
 
 
 class Layer(nn.Module):
