@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 import stateform as sf
 from stateform._form import FORMS
-from stateform.forms import choose
+from stateform.forms import calibrate, choose, predict
 from stateform.tolerances import tolerance
 
 from .systems import CASES, B, N, T, c, decay, r, u
@@ -228,19 +229,63 @@ def test_gradients_by_finite_differences() -> None:
         assert torch.autograd.gradcheck(compute, inputs)
 
 
-@pytest.mark.parametrize(
-    ("spec", "rows", "length", "form"),
-    [
-        ("s4d(d_state=16)", 1, 64, "chunkwise"),  # constant: one kernel for all chunks
-        ("lru", 1, 64, "scan"),  # one number a mode
-        ("qlstm", 64, 64, "scan"),
-        ("mamba(expand=1, d_state=16)", 64, 64, "recurrent"),  # steps wide enough to fill a CPU
-        ("mamba(expand=1, d_state=16)", 1, 64, "scan"),
-        ("mamba(expand=1, d_state=16)", 64, 512, "scan"),  # too many steps to keep them all for gradients
-        ("linear", 64, 64, "chunkwise"),
-    ],
-)
-def test_auto_takes_the_form_that_suits_a_cpu(spec: str, rows: int, length: int, form: str) -> None:
-    layer = sf.build(spec, d_model=64)
-    with torch.no_grad(), sf.backend("torch"):
-        assert choose(layer.system(torch.zeros(rows, length, 64))) == form
+EQUAL = {way: (1.0, 0.0, 0.0) for way in ("recurrent", "chunkwise", "scan", "matrix", "convolution", "compiled")}
+
+
+def test_auto_takes_what_is_predicted_fastest_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    system = CASES["scalar"]()
+    for way in ("recurrent", "chunkwise", "matrix"):
+        table = EQUAL | {way: (0.5, 0.0, 0.0)}
+        monkeypatch.setattr(predict, "constants", lambda *_, table=table: (table, "a test"))
+        with sf.backend("torch"):
+            y, choice = sf.run(system, explain=True)
+            assert torch.equal(y, sf.run(system, way))
+        assert (choice.form, choice.backend) == (way, "torch")
+        assert choice.seconds[way] == 0.5 and "compiled" not in choice.seconds
+        assert "a test" in str(choice)
+
+
+def test_auto_leaves_out_what_needs_too_much_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict, "constants", lambda *_: (EQUAL | {"matrix": (0.5, 0.0, 0.0)}, "a test"))
+    monkeypatch.setattr(predict, "ROOM", 1.0)
+    q = torch.zeros(1, 4000, 1, 2)
+    assert choose(sf.System(q, q, q)) != "matrix"
+
+
+def test_gradients_have_constants_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def constants(device: str, training: bool) -> tuple[dict[str, tuple[float, float, float]], str]:
+        asked.append(training)
+        return EQUAL, ""
+
+    monkeypatch.setattr(predict, "constants", constants)
+    system = CASES["scalar"]()
+    choose(system)
+    choose(system.map(lambda _, x: x.requires_grad_()))
+    with torch.no_grad():
+        choose(system.map(lambda _, x: x.requires_grad_()))
+    assert asked == [False, True, False]
+
+
+def test_a_form_that_was_asked_for_is_explained_as_such() -> None:
+    _, state, choice = sf.run(CASES["scalar"](), "chunkwise", return_state=True, explain=True)
+    assert isinstance(state, sf.State)
+    assert str(choice) == "form chunkwise, torch: it was asked for"
+
+
+def test_calibration_is_kept_and_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("STATEFORM_CACHE", str(tmp_path))
+    monkeypatch.setattr(calibrate, "LENGTHS", (8,))
+    monkeypatch.setattr(calibrate, "seconds", lambda run: 1e-3)  # tests time nothing
+    predict._stored.cache_clear()
+    seen: list[str] = []
+    path = calibrate.calibrate(on_progress=lambda what, done, total: seen.append(what))
+    assert path.parent == tmp_path and "elementwise, 8 tokens" in seen
+    table, source = predict.constants("cpu", False)
+    assert source.startswith("this machine")
+    assert all(c >= 0 for three in table.values() for c in three)
+    path.write_text("{}")
+    predict._stored.cache_clear()
+    assert not predict.constants("cpu", False)[1].startswith("this machine")  # a broken file is no obstacle
+    predict._stored.cache_clear()

@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from ..system import System, stabilise
 from ..transition import DOUBLE, real_dtype, without_autocast
 from . import _compiled
 from ._packing import check_cu_seqlens, groups
+from .predict import Choice, decide
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
@@ -32,7 +34,8 @@ def run(
     initial_state: State | Tensor | None = None,
     return_state: bool = False,
     cu_seqlens: Tensor | None = None,
-) -> Tensor | tuple[Tensor, State]:
+    explain: bool = False,
+) -> Any:
     """Compute a system.
 
     Args:
@@ -41,9 +44,11 @@ def run(
         initial_state: the State (or S itself, [B,H,n,p]) before the first token; default zero. Packed: a row each.
         return_state: give the state after the last token too.
         cu_seqlens: integer [N+1], the ends of N sequences packed into one row (B = 1).
+        explain: give the Choice too: the form, compiled or in torch, why, and what each way was predicted to take.
 
     Returns:
-        y [B,T,H,p] (with an output axis [B,T,H,o,p]; vector states [B,T,H,o] or [B,T,H,n]), and the State if asked for.
+        y [B,T,H,p] (with an output axis [B,T,H,o,p]; vector states [B,T,H,o] or [B,T,H,n]); if asked for, a tuple of y,
+        the State, the Choice.
 
     Raises:
         StateformError: a form that does not exist for this system (and why), a state that does not fit, bad cu_seqlens,
@@ -54,9 +59,16 @@ def run(
     require(system.causal or not return_state, "a non-causal system has no state; leave out return_state")
     if values_checked(system.k):
         system.check_values()
+    y, state = _run(system, form, initial_state, cu_seqlens)
+    more = ([state] if return_state else []) + ([explained(system, form)] if explain else [])
+    return (y, *more) if more else y
+
+
+def _run(
+    system: System, form: str, initial_state: State | Tensor | None, cu_seqlens: Tensor | None
+) -> tuple[Tensor, State]:
     if cu_seqlens is None:
-        y, state = compute(system, form, initial_state)
-        return (y, state) if return_state else y
+        return compute(system, form, initial_state)
     check_cu_seqlens(cu_seqlens, system.T, system.B, system.device)
     rows = len(cu_seqlens) - 1
     given = as_state(system, initial_state, rows)
@@ -68,8 +80,15 @@ def run(
         packed = y_part.new_zeros(1, system.T, *y_part.shape[2:]) if packed is None else packed
         packed = packed.index_put((torch.zeros_like(group.tokens), group.tokens), y_part)
         state = put_rows(state, group.rows, s_part)
-    y = compute(system, form, None)[0] if packed is None else packed
-    return (y, state) if return_state else y
+    return compute(system, form, None)[0] if packed is None else packed, state
+
+
+def explained(system: System, form: str) -> Choice:
+    """The Choice of `auto`, or of the one who named the form."""
+    if form == "auto":
+        return decide(system)
+    compiled = form == "recurrent" and system.readout == "linear" and _compiled.usable(system)
+    return Choice(form, "compiled" if compiled else "torch", "it was asked for")
 
 
 def _take(x: Tensor, r: int, tokens: Tensor) -> Tensor:
@@ -140,34 +159,9 @@ def exists(system: System) -> list[str]:
     return [name for name, reason in system.forms().items() if reason is None]
 
 
-WIDE, SHORT = 16384, 256
-"""On a CPU, steps over states of so many numbers together are no slower than a scan, up to that length."""
-
-
 def choose(system: System) -> str:
-    """The form that `auto` takes, by structure, length and device."""
-    if system.readout == "exp":
-        plain = system.log_decay is None and system.window is None
-        return (
-            "matrix"
-            if not system.causal or (plain and system.T <= 8192)
-            else "chunkwise"
-            if system.T > 1
-            else "recurrent"
-        )
-    if system.T * system.micro <= 4:
-        return "recurrent"
-    constant = system.n > 1 and FORMS["convolution"].refuses(system) is None
-    if system.readout == "linear" and not constant and _compiled.usable(system):
-        return "recurrent"
-    if system.decay_kind == "dense":
-        return "scan" if FORMS["scan"].refuses(system) is None and system.n <= 16 else "recurrent"
-    if FORMS["scan"].refuses(system) is not None:
-        return "chunkwise"
-    if constant:
-        return "chunkwise"  # one kernel serves all chunks; a scan would carry n entries for each of the p values
-    wide = system.B * system.H * system.n * system.p >= WIDE
-    return "recurrent" if system.n > 1 and wide and system.T <= SHORT and system.device.type == "cpu" else "scan"
+    """The form that `auto` takes; `decide` says why too."""
+    return decide(system).form
 
 
 def blank_state(system: System, rows: int) -> State:
@@ -272,4 +266,4 @@ def _check_matrix(system: System, given: State) -> None:
         raise StateformError(f"log_scale of the state has shape {list(scale.shape)}; expected {list(shape[:2])}")
 
 
-__all__ = ["backend", "choose", "compute", "exists", "run"]
+__all__ = ["Choice", "backend", "choose", "compute", "decide", "exists", "run"]

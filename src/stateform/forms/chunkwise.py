@@ -27,8 +27,15 @@ from ._pairs import BASE, Stretch, cut, solve_unit_lower
 if TYPE_CHECKING:
     from ..system import System
 
-TILE = 2**22
+TILE = {"cpu": 2**22, "meta": 2**22}
 """Numbers that the chunks computed side by side may take; longer sequences go tile by tile."""
+TILE_ELSEWHERE = 2**28
+"""The same on an accelerator, where starting a kernel costs more than most of them compute."""
+
+
+def room(device: torch.device) -> int:
+    """Numbers that a tile may have on a device."""
+    return TILE.get(device.type, TILE_ELSEWHERE)
 
 
 class Chunkwise:
@@ -62,7 +69,7 @@ class Chunkwise:
         heads, outputs = math.prod(core.heads), core.q.shape[-2]
         wide = max(x.shape[-1] for x in (core.log, core.rate, core.k[..., :1]) if x is not None) > 1
         inside = c * outputs + 4 * core.n + 2 * core.p + (BASE * core.n if wide else 0)
-        return max(1, TILE // (core.batch * heads * (c * inside + core.n * core.p)))
+        return max(1, room(core.k.device) // (core.batch * heads * (c * inside + core.n * core.p)))
 
 
 def _chunks(core: Core, S: Tensor, c: int) -> tuple[Tensor, Tensor]:

@@ -20,9 +20,16 @@ from ..transition import Dense, Diagonal, Elements, Identity, Transition, associ
 if TYPE_CHECKING:
     from ..system import System
 
-TILE = 2**24
-"""Numbers that the states computed side by side may take."""
+TILE = {"cpu": 2**21, "meta": 2**21}
+"""Numbers that the states computed side by side may have; longer sequences go tile by tile."""
+TILE_ELSEWHERE = 2**27
+"""The same on an accelerator, where starting a kernel costs more than most of them compute."""
 MAX_DENSE = 64
+
+
+def room(device: torch.device) -> int:
+    """Numbers that a tile may have on a device."""
+    return TILE.get(device.type, TILE_ELSEWHERE)
 
 
 class Scan:
@@ -49,7 +56,7 @@ class Scan:
         per_step = (
             core.batch * math.prod(core.state_heads) * core.n * (core.p + (core.n if core.matrix is not None else 1))
         )
-        tile = max(64, TILE // (8 * per_step))
+        tile = max(64, room(core.k.device) // per_step)
         y = []
         for start in range(0, core.length, tile):
             part = core.slice(start, min(start + tile, core.length))

@@ -90,17 +90,22 @@ def cache_folder() -> Path:
 
 
 def _key(compiler: list[str], precision: int) -> str:
-    parts = [*(path.read_bytes() for path in SOURCES), repr((compiler, FLAGS, HINTS, precision)).encode(), _processor()]
+    parts = [*(path.read_bytes() for path in SOURCES), repr((compiler, FLAGS, HINTS, precision)).encode(), _described()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
-def _processor() -> bytes:
+def _described() -> bytes:
     """What the library is made for: a home folder may be shared by machines of several kinds."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return "\n".join(sorted({x for x in lines if x.startswith(("model name", "flags", "Features"))})).encode()
     except OSError:
         return f"{platform.machine()} {platform.processor()}".encode()
+
+
+def processor() -> str:
+    """A short name of the processor at hand, the same for all of its kind."""
+    return hashlib.sha256(_described()).hexdigest()[:12]
 
 
 def _made(folder: Path, name: str, compiler: list[str], precision: int) -> Path:

@@ -1,0 +1,169 @@
+"""Measure the constants behind the form `auto` on the machine at hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._form import FORMS
+from .._machine import machine
+from ..kernels.backend import backend
+from ..system import System
+from . import _compiled
+from .predict import _stored, features, path
+from .work import work
+
+LENGTHS = (16, 128, 1024)
+ROOM = 1e9
+"""Bytes: ways that need more are not measured."""
+LONG = 0.5
+"""Seconds: a way that takes longer is not measured at greater lengths."""
+
+
+def samples(T: int, device: str) -> dict[str, System]:
+    """Systems of every structure that has ways of its own, at widths of real layers."""
+    generator = torch.Generator(device).manual_seed(0)
+
+    def r(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=device)
+
+    def decay(*shape: int) -> Tensor:
+        return -torch.rand(*shape, generator=generator, device=device)
+
+    q, k, v = r(1, T, 8, 64), r(1, T, 8, 64) / 64, r(1, T, 8, 64)
+    narrow = r(1, T, 4, 16), r(1, T, 4, 16) / 16, r(1, T, 4, 16)
+    rate, turned = decay(512, 16), torch.complex(r(1, T, 1, 128), r(1, T, 1, 128))
+    return {
+        "scalar": System(q, k, v, log_decay=decay(1, T, 8)),
+        "scalar, narrow": System(*narrow, log_decay=decay(1, T, 4)),
+        "diagonal": System(q, k, v, log_decay=decay(1, T, 8, 64)),
+        "feedback": System(q, k, v, log_decay=decay(1, T, 8), f=-k, w=k),
+        "one value": System(r(1, T, 1, 16), r(1, T, 1, 16), r(1, T, 512, 1), log_decay=(-decay(1, T, 512), rate)),
+        "elementwise": System(r(1, 1), r(1, 1), r(1, T, 512, 1), log_decay=decay(1, T, 512)),
+        "complex elementwise": System(None, turned, None, log_decay=decay(1, 128), phase=r(1, 128)),
+        "constant": System(r(256, 16), r(256, 16), r(1, T, 256, 1), log_decay=decay(256, 16)),
+        "constant, complex": System(torch.complex(r(256, 16), r(256, 16)), r(256, 16), r(1, T, 256, 1),
+                                    log_decay=decay(256, 16), phase=r(256, 16)),
+        "dense": System(None, r(1, T, 16, 8), None, transition=0.3 * r(1, T, 16, 8, 8) / 8**0.5),
+        "dense, constant": System(None, r(1, T, 64, 4), None, transition=0.3 * r(64, 4, 4) / 2),
+    }  # fmt: skip
+
+
+def ways_of(system: System) -> list[str]:
+    """Every way in which a system can be computed here."""
+    found = [name for name, form in FORMS.items() if form.refuses(system) is None]
+    with backend("auto"):
+        return [*found, "compiled"] if _compiled.usable(system) else found
+
+
+def job(system: System, way: str, training: bool) -> Callable[[], Any]:
+    """One run of a way; in training with the gradients of all parts."""
+    from . import run
+
+    form = "recurrent" if way == "compiled" else way
+    leaf = system.map(lambda _, x: x.detach().requires_grad_(training))
+    parts = [x for x in leaf.tensors().values() if x.requires_grad]
+
+    def once() -> None:
+        with backend("compiled" if way == "compiled" else "torch"), torch.set_grad_enabled(training):
+            y = run(leaf, form)
+            assert isinstance(y, Tensor)
+            if training:
+                torch.autograd.grad((y.real if y.is_complex() else y).sum(), parts, allow_unused=True)
+            if y.is_cuda:
+                torch.cuda.synchronize()
+
+    return once
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    """The median of three runs after one that is not counted; one that takes long is run once."""
+    start = time.perf_counter()
+    run()
+    first = time.perf_counter() - start
+    if first > LONG:
+        return first
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return median(times)
+
+
+def measure(device: str, on_progress: Callable[[str, int, int], None] | None = None) -> list[dict[str, Any]]:
+    """The time of every way for every sample and length."""
+    rows: list[dict[str, Any]] = []
+    slow: set[tuple[str, str, bool]] = set()
+    for i, T in enumerate(LENGTHS):
+        every = samples(T, device)
+        for j, (name, system) in enumerate(every.items()):
+            if on_progress is not None:
+                on_progress(f"{name}, {T} tokens", i * len(every) + j, len(LENGTHS) * len(every))
+            for way in ways_of(system):
+                for training in (False, True):
+                    memory = work(system, "recurrent" if way == "compiled" else way)[1]
+                    if (name, way, training) in slow or memory * (4 if training else 1) > ROOM:
+                        continue
+                    taken = seconds(job(system, way, training))
+                    if taken > LONG:
+                        slow.add((name, way, training))
+                    loops, flops = features(system, way)
+                    rows.append({"system": name, "T": T, "way": way, "training": training, "seconds": taken,
+                                 "loops": loops, "work": flops})  # fmt: skip
+    return rows
+
+
+def fit(rows: list[dict[str, Any]], device: str) -> dict[str, dict[str, list[float]]]:
+    """The constants that minimise the relative errors, none below 0, for inference and for training."""
+    from scipy.optimize import nnls  # here: it is slow to import
+
+    found: dict[str, dict[str, list[float]]] = {}
+    for training, name in ((False, "inference"), (True, "training")):
+        table = found.setdefault(f"{device}, {name}", {})
+        for way in sorted({row["way"] for row in rows}):
+            mine = [row for row in rows if row["way"] == way and row["training"] == training]
+            if not mine:
+                continue
+            A = np.array([[1.0, row["loops"], row["work"]] for row in mine])
+            t = np.array([row["seconds"] for row in mine])
+            scale = A.max(0)
+            scale[scale == 0] = 1.0
+            x, _ = nnls(A / scale / t[:, None], np.ones(len(t)))
+            table[way] = [float(c) for c in x / scale]
+    return found
+
+
+def calibrate(device: str = "cpu", *, on_progress: Callable[[str, int, int], None] | None = None) -> Path:
+    """Measure how long every form takes on this machine, and keep it for the form `auto`; about a minute.
+
+    Args:
+        device: "cpu" or "cuda".
+        on_progress: called with what is measured, how much is done, and of how much.
+
+    Returns:
+        The file, in the folder of the compiled loops; its constants hold for the number of threads torch uses now.
+    """
+    rows = measure(device, on_progress)
+    target = path()
+    kept = _stored().get("constants", {})
+    content = {"machine": machine(device), "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+               "constants": {**kept, **fit(rows, device)}, "rows": rows}  # fmt: skip
+    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handle, draft = tempfile.mkstemp(dir=target.parent, suffix=".json")
+    with os.fdopen(handle, "w") as file:
+        json.dump(content, file)
+    os.replace(draft, target)
+    _stored.cache_clear()
+    return target

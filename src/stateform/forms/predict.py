@@ -1,0 +1,160 @@
+"""How long each way to compute a system will take: the choice behind the form `auto`.
+
+A way is a form, or the compiled loops (the form `recurrent`, see stateform.kernels). Its time is predicted as
+
+    call + loops * loop + work * work_unit        [seconds]
+
+with the loops counted from the structure (steps of the recurrence, chunks, levels of the scan), the work from
+`forms.work`, and three constants a way, for inference and for training each. They were measured: by `calibrate` on the
+machine at hand where that was run, else on the one that BUILT_IN names.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .._form import FORMS
+from ..kernels.build import cache_folder, processor
+from ..system import System
+from . import _compiled, scan
+from .constants import BUILT_IN
+from .work import work
+
+ROOM = 2e9
+"""Bytes: a way that needs more memory than this, and more than twice what another needs, is not taken."""
+SHORT = 4
+"""Steps up to which the recurrence is taken without asking: what decides is the call."""
+TURN = 60
+"""What one unit exp(i phase) costs in float64, in operations."""
+Constants = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What `auto` takes for a system, and why."""
+
+    form: str
+    backend: str
+    """"compiled" or "torch"."""
+    reason: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Predicted, by way; empty where the structure alone decides."""
+    source: str = ""
+    """Where the constants were measured."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return {"form": self.form, "backend": self.backend, "reason": self.reason, "seconds": self.seconds,
+                "source": self.source}  # fmt: skip
+
+    def __str__(self) -> str:
+        lines = [f"form {self.form}, {self.backend}: {self.reason}"]
+        if self.seconds:
+            lines.append(f"  predicted (constants: {self.source}):")
+            ranked = sorted(self.seconds.items(), key=lambda item: item[1])
+            lines += [f"    {way:<12} {1e3 * s:10.3g} ms" for way, s in ranked]
+        return "\n".join(lines)
+
+
+def decide(system: System) -> Choice:
+    """The choice for a system, by structure, length, batch, device, and whether a gradient is wanted."""
+    if system.readout == "exp":
+        plain = system.log_decay is None and system.window is None
+        if not system.causal or (plain and system.T <= 8192):
+            return Choice("matrix", "torch", "all pairs of tokens at once, by torch's fused attention where it fits")
+        form = "chunkwise" if system.T > 1 else "recurrent"
+        return Choice(form, "torch", "blocks of queries, so that memory is linear in length")
+    compiled = system.readout == "linear" and _compiled.usable(system)
+    if system.T * system.micro <= SHORT:
+        return Choice("recurrent", "compiled" if compiled else "torch", f"up to {SHORT} steps one after the other")
+    if system.readout == "ridge" or torch.compiler.is_compiling():
+        return _by_structure(system, compiled)
+    return _by_time(system, compiled)
+
+
+def _by_structure(system: System, compiled: bool) -> Choice:
+    """Without numbers: a traced graph must not depend on them, and a ridge readout needs the states twice."""
+    if compiled:
+        return Choice("recurrent", "compiled", "compiled loops exist for this structure")
+    if FORMS["scan"].refuses(system) is None and (system.decay_kind != "dense" or system.n <= 16):
+        return Choice("scan", "torch", "few numbers a step: a scan over all of them")
+    if FORMS["chunkwise"].refuses(system) is None:
+        return Choice("chunkwise", "torch", "chunks of matrix products, with memory linear in length")
+    return Choice("recurrent", "torch", "a dense transition has no cheap products")
+
+
+def _by_time(system: System, compiled: bool) -> Choice:
+    training = torch.is_grad_enabled() and any(x.requires_grad for x in system.tensors().values())
+    table, source = constants(system.device.type, training)
+    if not table:
+        return _by_structure(system, compiled)
+    ways = [name for name, form in FORMS.items() if form.refuses(system) is None and name in table]
+    ways = [way for way in ways if way != "matrix" or system.transition is None]  # it multiplies out T^2 dense products
+    if compiled:
+        ways.append("compiled")
+    needs = {way: work(system, "recurrent" if way == "compiled" else way)[1] for way in ways}
+    least = min(needs.values())
+    seconds = {way: predict(system, way, table[way]) for way in ways if needs[way] <= max(ROOM, 2 * least)}
+    best = min(seconds, key=lambda way: seconds[way])
+    goal = "forward and backward" if training else "forward"
+    reason = (
+        f"predicted fastest of {len(seconds)} ways, {goal}, T = {system.T}, B = {system.B}, on {system.device.type}"
+    )
+    if best == "compiled":
+        return Choice("recurrent", "compiled", reason, seconds, source)
+    return Choice(best, "torch", reason, seconds, source)
+
+
+def features(system: System, way: str) -> tuple[float, float]:
+    """Loops and work of a way."""
+    T = system.T * system.micro
+    flops, _ = work(system, "recurrent" if way == "compiled" else way)
+    if system.phase is not None and way in ("compiled", "chunkwise"):
+        steps = 1 if system.is_constant("phase") else max(1, system.phase.shape[1])
+        flops += TURN * T * system.phase.numel() / steps
+    if way == "recurrent":
+        return T, flops
+    if way == "chunkwise":
+        return math.ceil(T / 64), flops
+    if way == "scan":
+        per_step = system.B * system.state_heads * system.n * system.columns
+        tiles = math.ceil(T / max(64, scan.room(system.device) // max(1, per_step)))
+        return tiles * math.log2(T + 1), flops
+    return 0.0, flops
+
+
+def predict(system: System, way: str, by: Constants) -> float:
+    """Seconds."""
+    loops, flops = features(system, way)
+    return by[0] + loops * by[1] + flops * by[2]
+
+
+@functools.cache
+def _stored() -> dict[str, Any]:
+    try:
+        found = json.loads(path().read_text())
+        assert isinstance(found["constants"], dict)
+    except (OSError, ValueError, KeyError, TypeError, AssertionError):
+        return {}
+    return dict(found)
+
+
+def path() -> Path:
+    """Where `calibrate` keeps the constants of this machine."""
+    return cache_folder() / f"constants-{processor()}-{torch.get_num_threads()}.json"
+
+
+def constants(device: str, training: bool) -> tuple[dict[str, Constants], str]:
+    """The constants of all ways on a device (none where none were measured), and where they were measured."""
+    key = f"{device}, {'training' if training else 'inference'}"
+    mine = _stored()
+    if key in mine.get("constants", {}):
+        return {way: tuple(c) for way, c in mine["constants"][key].items()}, f"this machine, {mine['date']}"
+    return BUILT_IN["constants"].get(key, {}), str(BUILT_IN["machine"])
