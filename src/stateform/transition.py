@@ -72,9 +72,13 @@ def upcast(x: Tensor) -> Tensor:
     return x.to(complex_dtype(real) if x.is_complex() else real)
 
 
+NO_AUTOCAST = frozenset(x for x in ("meta", "vulkan", "lazy") if not torch.amp.is_autocast_available(x))
+"""Devices that have none; looked up here, because torch.compile does not trace the question in torch 2.11."""
+
+
 def autocast_on(device: torch.device) -> bool:
-    """Whether autocast is on for a device (some, like meta, have none)."""
-    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    """Whether autocast is on for a device."""
+    return device.type not in NO_AUTOCAST and torch.is_autocast_enabled(device.type)
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
