@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -62,6 +62,28 @@ def layout(name: str, x: Tensor) -> str:
 def label(name: str) -> str:
     """The name of a part in messages."""
     return "log_decay[1]" if name == "rate" else name
+
+
+def signature(s: System) -> Any:
+    """All that `check_shapes` looks at, to tell whether a system like this one has been checked; None if it cannot be
+    said: under torch.compile, and for what cannot be a key.
+    """
+    if torch.compiler.is_compiling():
+        return None
+    marks = tuple([_mark(x) if x is not None else None for x in s.__dict__.values()])
+    try:
+        hash(marks)
+    except TypeError:
+        return None
+    return marks, autocast_on(s.k.device) if isinstance(s.k, Tensor) else None
+
+
+def _mark(x: Any) -> Any:
+    if isinstance(x, Tensor):
+        return x.shape, x.dtype, x.device, x.layout
+    if isinstance(x, tuple):
+        return tuple(_mark(part) for part in x)
+    return type(x), x
 
 
 def check_shapes(s: System) -> None:
@@ -217,16 +239,15 @@ def _on_weights(log_decay: Tensor | tuple[Tensor, Tensor]) -> bool:
 def split_heads(name: str, x: Tensor, G: int, R: int) -> Tensor:
     """A part with the Core's axes [batch, time, G, R, ...]; size 1 where it is constant or shared."""
     axes = layout(name, x)
-    if axes[0] == "H":
-        x = x[None, None]
-    heads = x.shape[2]
+    at = axes.index("H")
+    heads = x.shape[at]
     if heads != 1 and heads != G:
         heads = G if G % heads == 0 else G * R
-        x = spread_heads(x, heads)
-    x = x.unflatten(2, (1, 1) if heads == 1 else (G, 1) if heads == G else (G, R))
-    if name == "q" and "o" not in axes:
-        x = x.unsqueeze(-2)
-    return x if axes[-1] in "np" else x.unsqueeze(-1)
+        x = spread_heads(x, heads, at)
+    front = x.shape[:2] if at else (1, 1)
+    split = (1, 1) if heads == 1 else (G, 1) if heads == G else (G, R)
+    last = x.shape[at + 1 :] or (1,)
+    return x.view(*front, *split, *((1,) if name == "q" and "o" not in axes else ()), *last)
 
 
 def spread_heads(x: Tensor, H: int, axis: int = 2) -> Tensor:

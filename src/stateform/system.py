@@ -25,15 +25,30 @@ from torch.utils import _pytree as pytree
 from ._errors import StateformError, require, require_above, require_finite, require_values
 from ._form import FORMS, WEIGHTS
 from ._lazy import Lazy
-from ._shapes import DECAYS, PER_TOKEN, TENSORS, check_shapes, label, layout, select_heads, split_heads, spread_heads
+from ._shapes import (
+    DECAYS,
+    PER_TOKEN,
+    TENSORS,
+    check_shapes,
+    label,
+    layout,
+    select_heads,
+    signature,
+    split_heads,
+    spread_heads,
+)
 from ._solver import Solver
 from .core import Core
 from .dense import Matrices, matrices, spectrum
 from .kernels.backend import compiled_for
 from .kernels.ops import call, peaks
-from .transition import associative_scan, complex_dtype, real_dtype, upcast
+from .transition import DOUBLE, associative_scan, complex_dtype, real_dtype, upcast
 
 Decay = Tensor | tuple[Tensor, Tensor]
+_OF_SHAPES = ("_layouts", "_head_counts", "B", "T", "H", "state_heads", "is_complex", "decay_kind")
+_KNOWN: dict[Any, dict[str, Any]] = {}
+"""What follows from the signatures of systems that were checked."""
+_MOST_KNOWN = 4096
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -104,7 +119,19 @@ class System:
     w_out: Tensor | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        check_shapes(self)
+        """What follows from shapes, dtypes and options is found once for all systems that have the same: for a token of
+        decoding the checks would take longer than the numbers.
+        """
+        key = signature(self)
+        known = None if key is None else _KNOWN.get(key)
+        if known is None:
+            check_shapes(self)
+            known = {name: getattr(self, name) for name in _OF_SHAPES}
+            if key is not None:
+                if len(_KNOWN) >= _MOST_KNOWN:
+                    _KNOWN.clear()
+                _KNOWN[key] = known
+        self.__dict__.update(known)
 
     # -- sizes ---------------------------------------------------------------------------------------------------
 
@@ -302,9 +329,8 @@ class System:
         r, H, hs = self.micro, self.H, self.state_heads
         G = hs if 1 < hs < H else max([x for x in self._head_counts.values() if 1 < x < H] or [H])
         left_out = ("w_in", "w_out", "d", "eta", "eta_floor", "ridge", "mix")
-        axes = {x: split_heads(x, upcast(t), G, H // G) for x, t in self._parts.items() if x not in left_out}
-        real = real_dtype(upcast(self.k).dtype)
-        axes = {x: t if x == "phase" or t.is_complex() else t.to(real) for x, t in axes.items()}
+        real = torch.float64 if self.k.dtype in DOUBLE else torch.float32
+        axes = {x: split_heads(x, _precise(x, t, real), G, H // G) for x, t in self._parts.items() if x not in left_out}
 
         k, v = axes["k"], axes.get("v")
         if v is None:
@@ -341,17 +367,18 @@ class System:
                 (1,), default if x is None else x, dtype=real_dtype(upcast(self.k).dtype), device=self.device
             )
         x = upcast(x)
-        return spread_heads(x if x.ndim == 3 else x[None, None], self.H)
+        return spread_heads(x if x.ndim == 3 else x.view(1, 1, -1), self.H)
 
     def finish(self, raw: Tensor) -> Tensor:
         """From the Core's reads [B,T*micro,H,o,p'] to y: direct term, real part, division, output map, dtype."""
         r = self.micro
         at = slice(0, None, r) if self.exclusive else slice(r - 1, None, r)
-        y = raw[:, at]
+        y = raw if r == 1 else raw[:, at]
         if self.readout == "ridge":
             y = y[..., : self.p]
         if self.d is not None:
-            v = y.new_ones(1, 1, 1, 1) if self.v is None else spread_heads(upcast(self.v)[:, at], self.H)
+            v = y.new_ones(1, 1, 1, 1) if self.v is None else upcast(self.v)
+            v = spread_heads(v if r == 1 else v[:, at], self.H)
             if self.eta == "sum":
                 v = torch.cat([v, torch.ones_like(v[..., :1])], -1)
             y = y + self.gate("d")[..., None, None] * v.unsqueeze(-2)
@@ -373,7 +400,8 @@ class System:
         if self.w_out is not None:
             y = torch.einsum("bthn,ohn->bto", y, upcast(self.w_out).to(y.dtype)).unsqueeze(2)
             y = y.real if y.is_complex() else y
-        return y.to(complex_dtype(self.dtype) if y.is_complex() else self.dtype)
+        dtype = complex_dtype(self.dtype) if y.is_complex() else self.dtype
+        return y if y.dtype == dtype else y.to(dtype)
 
     # -- what can be asked of it ---------------------------------------------------------------------------------
 
@@ -543,27 +571,40 @@ def stabilise(system: System, log_scale: Tensor | None = None) -> tuple[System, 
     g = g * per_head(parts["rate"]).to(log_b) if "rate" in parts else g
     start = log_b.new_full((system.B, log_b.shape[2]), -torch.inf) if log_scale is None else log_scale.to(log_b)
     with torch.no_grad():
-        m = torch.cat([start.detach()[:, None], _peaks(g, log_b, start.detach())], 1)
-        shift = torch.where(torch.isneginf(m[:, :-1]), -torch.inf, m[:, :-1] - m[:, 1:])
-        shift = torch.where(torch.isneginf(m[:, 1:]), 0.0, shift)
-        safe = torch.where(torch.isneginf(m), 0.0, m)
-        written, read = safe[:, 1:], safe[:, :-1] if system.exclusive else safe[:, 1:]
-        read = spread_heads(read, system.H)
+        peaks, first = _peaks(g, log_b, start.detach()), start.detach().unsqueeze(1)
+        before = first if system.T == 1 else torch.cat([first, peaks[:, :-1]], 1)
+        # -inf before the first write, where the state is 0 and its decay may be anything.
+        shift = torch.nan_to_num(before - peaks, nan=0.0, posinf=0.0, neginf=-torch.inf)
+        written = _finite(peaks)
+        read = spread_heads(_finite(before) if system.exclusive else written, system.H)
     floor = None if system.eta_floor is None else system.gate("eta_floor") * torch.exp(-read)
     d = None
     if system.d is not None:  # e^69 times the scale of the state it is all of y, to the last digit: more could overflow
         d = system.gate("d")
         d = d * torch.exp(torch.minimum(-read, 69 - d.detach().abs().log()))
     b = torch.exp(log_b - written)
-    return replace(system, log_decay=g + shift, log_b=None, b=b, eta_floor=floor, d=d), m[:, 1:]
+    return replace(system, log_decay=g + shift, log_b=None, b=b, eta_floor=floor, d=d), peaks
+
+
+def _finite(m: Tensor) -> Tensor:
+    """0 in place of -inf."""
+    return torch.nan_to_num(m, nan=torch.nan, posinf=torch.inf, neginf=0.0)
 
 
 def _peaks(g: Tensor, log_b: Tensor, start: Tensor) -> Tensor:
     """m_t = max(m_{t-1} + g_t, log_b_t), [B,T,heads]."""
+    if log_b.shape[1] == 1:
+        return torch.maximum(start.unsqueeze(1) + g, log_b)
     if compiled_for(start):
         return call(peaks, g, log_b, start)
     steps = (torch.cat([torch.zeros_like(g[:, :1]), g], 1), torch.cat([start[:, None], log_b], 1))
     return associative_scan(lambda x, y: (x[0] + y[0], torch.maximum(x[1] + y[0], y[1])), steps)[1][:, 1:]
+
+
+def _precise(name: str, x: Tensor, real: torch.dtype) -> Tensor:
+    """A part in the precision of the state; a phase in its own."""
+    x = upcast(x)
+    return x if name == "phase" or x.dtype == real or x.is_complex() else x.to(real)
 
 
 def indices(given: Sequence[int] | int, size: int, what: str) -> list[int]:

@@ -53,6 +53,7 @@ def cis(phase: Tensor) -> Tensor:
 
 DOUBLE = (torch.float64, torch.complex128)
 HALF = (torch.float16, torch.bfloat16)
+FULL = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 _REAL = {torch.complex128: torch.float64, torch.complex64: torch.float32, torch.complex32: torch.float16}
 
 
@@ -68,8 +69,9 @@ def complex_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def upcast(x: Tensor) -> Tensor:
     """To the precision in which states and sums of log decays are kept: float32 or complex64 at least."""
-    real = torch.float64 if x.dtype in DOUBLE else torch.float32
-    return x.to(complex_dtype(real) if x.is_complex() else real)
+    if x.dtype in FULL:
+        return x
+    return x.to(torch.complex64 if x.is_complex() else torch.float32)
 
 
 NO_AUTOCAST = frozenset(x for x in ("meta", "vulkan", "lazy") if not torch.amp.is_autocast_available(x))
