@@ -15,6 +15,7 @@ from torch import Tensor
 import stateform as sf
 from stateform.forms import _compiled
 from stateform.kernels import build
+from stateform.kernels.modes import modes, modes_reference
 from stateform.kernels.ops import channel, channel_reference, matrix, matrix_reference
 from stateform.tolerances import GRADIENT, tolerance
 
@@ -100,6 +101,19 @@ def test_channels(sizes: tuple[int, ...], decay: str, exclusive: bool) -> None:
         want = channel_reference(q, k, v, log, a, S, exclusive)
         used = [x for x in (q, k, v, S, step if log is not None else None, rate if a is not None else None)]
         same(got, want, [x for x in used if x is not None], tolerance(dtype, T))
+
+
+@needed
+@pytest.mark.parametrize("exclusive", [False, True])
+@pytest.mark.parametrize("sizes", [(2, 70, 37, 3), (1, 1, 16, 1), (1, 33, 100, 16)], ids=str)
+def test_constant_modes(sizes: tuple[int, ...], exclusive: bool) -> None:
+    B, T, L, n = sizes
+    torch.manual_seed(0)
+    for dtype in (torch.float64, torch.float32):
+        c, v, S = (torch.randn(s, dtype=dtype).requires_grad_() for s in ((6, n, L), (B, T, L), (B, 2, n, L)))
+        damped = c * torch.tensor([1, 1, 1, 1, 0.4, 0.4], dtype=dtype)[:, None, None]
+        got, want = modes(damped, v, S, exclusive, True)[:2], modes_reference(damped, v, S, exclusive)
+        same(got, want, [c, v, S], tolerance(dtype, T))
 
 
 @needed

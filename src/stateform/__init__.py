@@ -19,8 +19,8 @@ from .zoo import Zoo, zoo
 
 __version__ = "0.1.0"
 __all__ = [
-    "Analysis", "Bench", "Card", "Cell", "Classifier", "Comparison", "Equivalence", "LanguageModel", "Layer", "ModelConfig",
-    "Newton", "Past", "Report", "ShortConv", "Solver", "State", "StateformError", "System", "Trajectory", "Zoo",
-    "analyze", "backend", "bench", "build", "check", "compare", "convert", "equivalent", "names", "register", "run", "show", "stabilise",
-    "validate", "zoo",
+    "Analysis", "Bench", "Card", "Cell", "Classifier", "Comparison", "Equivalence", "LanguageModel", "Layer",
+    "ModelConfig", "Newton", "Past", "Report", "ShortConv", "Solver", "State", "StateformError", "System",
+    "Trajectory", "Zoo", "analyze", "backend", "bench", "build", "check", "compare", "convert", "equivalent", "names",
+    "register", "run", "show", "stabilise", "validate", "zoo",
 ]  # fmt: skip

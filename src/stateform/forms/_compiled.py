@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..core import Core
 from ..kernels.backend import allowed, transformed
+from ..kernels.modes import modes
 from ..kernels.ops import call, channel, matrix
 from ..system import System
 from ..transition import DOUBLE, angles, cis
@@ -48,6 +49,9 @@ def usable(x: Core | System) -> bool:
 
 def compute(core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
     """The reads [B,T,G,R,o,p] and the final state, from the state S [B,G,R,n,p]."""
+    if _constant_modes(core):
+        y, S = _modes(core, S.expand(-1, *core.heads, -1, -1))
+        return y, S[:, : core.state_heads[0], : core.state_heads[1]]
     core, end_unit, unit = _in_real_coordinates(core)
     S = S.expand(-1, *core.heads, -1, -1)
     if core.n == 1 or (core.whole and core.p == 1):
@@ -83,6 +87,31 @@ def _in_real_coordinates(core: Core) -> tuple[Core, Tensor | None, Tensor | None
         f=None if core.f is None else core.f * back, w=None if core.w is None else core.w * earlier,
     )  # fmt: skip
     return new, unit[:, -1], reads
+
+
+def _constant_modes(core: Core) -> bool:
+    """Whether each head is a sum of modes with constant coefficients."""
+    constant = all(_constant(x) for name, x in core.tensors().items() if name != "v")
+    return constant and core.p == 1 and not core.whole and core.f is None and (core.n > 1 or core.phase is not None)
+
+
+def _modes(core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
+    """p = 1 and all but v constant."""
+    G, R = core.heads
+    a = torch.ones_like(core.k[..., :1]) if (log := core.decay_log()) is None else log.exp()
+    a = a if (unit := core.unit()) is None else a * unit
+
+    def across(x: Tensor) -> Tensor:  # [1,1,G,R,1|n] to both parts [2,n,L]
+        x = x.expand(1, 1, G, R, core.n).reshape(G * R, core.n).mT
+        return torch.stack([x.real, x.imag] if x.is_complex() else [x, torch.zeros_like(x)])
+
+    c = torch.cat([across(x) for x in (core.q.squeeze(-2), core.k, a)])
+    v = core.v.expand(core.batch, core.length, G, R, 1).reshape(core.batch, core.length, G * R)
+    start = S.reshape(core.batch, G * R, core.n).mT
+    start = torch.stack([start.real, start.imag] if start.is_complex() else [start, torch.zeros_like(start)], 1)
+    y, end, _ = call(modes, c, v, start, core.exclusive, _keep(c, v, start))
+    end = torch.complex(end[:, 0], end[:, 1]) if S.is_complex() else end[:, 0]
+    return y.unflatten(-1, (G, R))[..., None, None], end.mT.unflatten(1, (G, R)).unsqueeze(-1)
 
 
 def _shared(x: Tensor) -> bool:

@@ -116,7 +116,8 @@ def features(system: System, way: str) -> tuple[float, float]:
     """Loops and work of a way."""
     T = system.T * system.micro
     flops, _ = work(system, "recurrent" if way == "compiled" else way)
-    if system.phase is not None and way in ("compiled", "chunkwise"):
+    modes = way == "compiled" and system.time_invariant and system.p == 1 and system.q is not None
+    if system.phase is not None and way in ("compiled", "chunkwise") and not modes:
         steps = 1 if system.is_constant("phase") else max(1, system.phase.shape[1])
         flops += TURN * T * system.phase.numel() / steps
     if way == "recurrent":

@@ -111,6 +111,12 @@ typedef struct {
     tensor gy, dx, dwindow, dweight, dbias;                  // dweight [B,taps,L], dbias [B,L]
 } conv_job;
 
+typedef struct {
+    int64_t B, T, L, n, threads, exclusive;
+    tensor c, v, S, y, end, kept;      // c [6,n,L]; v, y [B,T,L]; S, end [B,2,n,L]; kept [B,tiles,2,n,L]
+    tensor gy, gend, dv, dc, dS;       // dc [B,6,n,L]
+} modes_job;
+
 #if PRECISION == 64
 #define REAL double
 #define LANES 8
@@ -123,3 +129,4 @@ typedef struct {
 #include "loops.h"
 #include "conv.h"
 #include "step.h"
+#include "modes.h"
