@@ -16,12 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._form import FORMS
 from .._machine import machine
 from ..kernels.backend import backend
 from ..system import System
 from . import _compiled
-from .predict import _stored, features, path
+from .predict import _stored, features, path, ways_of
 from .work import work
 
 LENGTHS = (16, 128, 1024)
@@ -58,13 +57,6 @@ def samples(T: int, device: str) -> dict[str, System]:
         "dense": System(None, r(1, T, 16, 8), None, transition=0.3 * r(1, T, 16, 8, 8) / 8**0.5),
         "dense, constant": System(None, r(1, T, 64, 4), None, transition=0.3 * r(64, 4, 4) / 2),
     }  # fmt: skip
-
-
-def ways_of(system: System) -> list[str]:
-    """Every way in which a system can be computed here."""
-    found = [name for name, form in FORMS.items() if form.refuses(system) is None]
-    with backend("auto"):
-        return [*found, "compiled"] if _compiled.usable(system) else found
 
 
 def job(system: System, way: str, training: bool) -> Callable[[], Any]:
@@ -111,7 +103,7 @@ def measure(device: str, on_progress: Callable[[str, int, int], None] | None = N
         for j, (name, system) in enumerate(every.items()):
             if on_progress is not None:
                 on_progress(f"{name}, {T} tokens", i * len(every) + j, len(LENGTHS) * len(every))
-            for way in ways_of(system):
+            for way in ways_of(system, _compiled.usable(system)):
                 for training in (False, True):
                     memory = work(system, "recurrent" if way == "compiled" else way)[1]
                     if (name, way, training) in slow or memory * (4 if training else 1) > ROOM:

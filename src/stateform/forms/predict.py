@@ -95,10 +95,7 @@ def _by_time(system: System, compiled: bool) -> Choice:
     table, source = constants(system.device.type, training)
     if not table:
         return _by_structure(system, compiled)
-    ways = [name for name, form in FORMS.items() if form.refuses(system) is None and name in table]
-    ways = [way for way in ways if way != "matrix" or system.transition is None]  # it multiplies out T^2 dense products
-    if compiled:
-        ways.append("compiled")
+    ways = [way for way in ways_of(system, compiled) if way in table]
     needs = {way: work(system, "recurrent" if way == "compiled" else way)[1] for way in ways}
     least = min(needs.values())
     seconds = {way: predict(system, way, table[way]) for way in ways if needs[way] <= max(ROOM, 2 * least)}
@@ -110,6 +107,13 @@ def _by_time(system: System, compiled: bool) -> Choice:
     if best == "compiled":
         return Choice("recurrent", "compiled", reason, seconds, source)
     return Choice(best, "torch", reason, seconds, source)
+
+
+def ways_of(system: System, compiled: bool) -> list[str]:
+    """The ways to choose among; the form matrix would multiply out T^2 products of dense transitions."""
+    found = [name for name, form in FORMS.items() if form.refuses(system) is None]
+    found = [name for name in found if name != "matrix" or system.transition is None]
+    return [*found, "compiled"] if compiled else found
 
 
 def features(system: System, way: str) -> tuple[float, float]:
