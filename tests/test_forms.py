@@ -279,6 +279,8 @@ def test_calibration_is_kept_and_used(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr(calibrate, "LENGTHS", (8,))
     monkeypatch.setattr(calibrate, "seconds", lambda run: 1e-3)  # tests time nothing
     predict._stored.cache_clear()
+    with pytest.raises(sf.StateformError, match="expected cpu or cuda"):
+        calibrate.calibrate("tpu")
     seen: list[str] = []
     path = calibrate.calibrate(on_progress=lambda what, done, total: seen.append(what))
     assert path.parent == tmp_path and "elementwise, 8 tokens" in seen

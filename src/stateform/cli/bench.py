@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from .._errors import StateformError
 from .._printed import show_wide
 from ..bench import MODES, bench
+from ..forms.calibrate import calibrate as measure_forms
 from .app import Bar, app, check_writable
 
 
@@ -50,11 +52,16 @@ def bench_command(
     memory_limit: Annotated[float, typer.Option(help="GB; larger caches of keys and values are left out.")] = 4.0,
     seed: Annotated[int, typer.Option(help="Of weights and inputs.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="Narrow layers, short sequences, few rounds.")] = False,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Only measure the forms on this machine, for what the form auto takes.")
+    ] = False,
     html: Annotated[Path | None, typer.Option(help="Write a page with figures here.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the numbers here.")] = None,
 ) -> None:
     """Time layers beside what one would take instead, with the same weights, in turns; differences are told first."""
-    # A place for --calibrate, which measures this machine for the choice of forms and needs none of the pairs.
+    if calibrate:
+        _calibrate(device)
+        return
     usual = QUICK if quick else FULL
     check_writable(html, json)
     with Bar() as bar:
@@ -91,3 +98,9 @@ def numbers(option: str, given: list[str] | None, usual: str) -> list[int]:
         return [int(word) for word in found]
     except ValueError:
         raise StateformError(f"{option} is {','.join(found)}; expected whole numbers, e.g. {usual}") from None
+
+
+def _calibrate(device: str) -> None:
+    with Bar() as bar:
+        kept = measure_forms(device, on_progress=bar)
+    typer.echo(f"Constants of the form auto on this machine, {torch.get_num_threads()} threads: {kept}")

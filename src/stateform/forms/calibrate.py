@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._errors import require
 from .._machine import machine
 from ..kernels.backend import backend
 from ..system import System
@@ -146,7 +147,12 @@ def calibrate(device: str = "cpu", *, on_progress: Callable[[str, int, int], Non
 
     Returns:
         The file, in the folder of the compiled loops; its constants hold for the number of threads torch uses now.
+
+    Raises:
+        StateformError: another device, or none of the kind here.
     """
+    require(device in ("cpu", "cuda"), f"device is {device!r}; expected cpu or cuda")
+    require(device == "cpu" or torch.cuda.is_available(), "device is cuda, and torch sees none; use cpu")
     rows = measure(device, on_progress)
     target = path()
     kept = _stored().get("constants", {})
