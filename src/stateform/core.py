@@ -64,10 +64,10 @@ class Core:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the state."""
-        parts = [self.k, self.v, *(x for x in (self.f, self.w, self.matrix) if x is not None)]
-        dtype = parts[0].dtype
-        for x in parts:
-            dtype = torch.promote_types(dtype, x.dtype)
+        dtype = self.k.dtype
+        for x in (self.v, self.f, self.w, self.matrix):
+            if x is not None and x.dtype != dtype:
+                dtype = torch.promote_types(dtype, x.dtype)
         return complex_dtype(dtype) if self.phase is not None else dtype
 
     def needed(self, read: Tensor) -> Tensor:

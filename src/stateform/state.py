@@ -188,11 +188,16 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def unchecked(tensors: dict[str, Any], fingerprint: str = "") -> State:
+    """A State of tensors that are known to fit each other; the dict is the State's from now on."""
+    state = object.__new__(State)
+    state.__dict__.update(tensors=MappingProxyType(tensors), fingerprint=fingerprint)
+    return state
+
+
 def _unflatten(xs: Any, context: tuple[tuple[str, ...], str]) -> State:
     names, fingerprint = context
-    state = object.__new__(State)  # not validated: transformed leaves need not be tensors
-    state.__dict__.update(tensors=MappingProxyType(dict(zip(names, xs, strict=True))), fingerprint=fingerprint)
-    return state
+    return unchecked(dict(zip(names, xs, strict=True)), fingerprint)  # transformed leaves need not be tensors
 
 
 pytree.register_pytree_node(State, lambda s: (list(s.tensors.values()), (tuple(s.tensors), s.fingerprint)), _unflatten)

@@ -16,7 +16,7 @@ from .._form import FORMS
 from ..attend import attend
 from ..kernels.backend import backend
 from ..ridge import solution
-from ..state import State
+from ..state import State, unchecked
 from ..system import System, stabilise
 from ..transition import DOUBLE, real_dtype, without_autocast
 from . import _compiled
@@ -99,7 +99,9 @@ def _take(x: Tensor, r: int, tokens: Tensor) -> Tensor:
 
 def compute(system: System, form: str, initial_state: State | Tensor | None) -> tuple[Tensor, State]:
     """One plain batch: y and the final state. Values are not checked again."""
-    chosen = choose(system) if form == "auto" else form
+    chosen = form
+    if form == "auto":
+        chosen = "recurrent" if system.T == 1 and system.causal else choose(system)
     known_form(chosen)
     reason = FORMS[chosen].refuses(system)
     if reason is not None:
@@ -137,16 +139,21 @@ def _linear(system: System, form: str, state: State | None) -> tuple[Tensor, Sta
         system, scales = stabilise(system, start)
         log_scale = scales[:, -1]
     core = system.core()
-    S = core.zero_state() if S is None else S.to(core.dtype).unflatten(1, core.state_heads)
+    if S is None:
+        S = core.zero_state()
+    else:
+        S = S.to(core.dtype).view(S.shape[0], *core.state_heads, *S.shape[2:])
     if system.readout == "ridge":
         core = replace(core, q=solution(system, core, S, form))
     raw, S = FORMS[form].compute(core, S)
-    y = system.finish(raw.expand(-1, -1, *core.heads, -1, -1).flatten(2, 3))
+    raw = raw if raw.shape[2:4] == core.heads else raw.expand(-1, -1, *core.heads, -1, -1)
+    y = system.finish(raw.flatten(2, 3))
     new = {"S": S.flatten(1, 2)}
     if log_scale is not None:
         new["log_scale"] = log_scale
     seen = torch.zeros(system.B, dtype=torch.long, device=system.device) if state is None else _seen(state, system.B)
-    return y, State({**new, "position": seen + tokens})
+    new["position"] = seen + tokens
+    return y, unchecked(new)
 
 
 def _seen(state: State, rows: int) -> Tensor:

@@ -22,7 +22,7 @@ from ..forms import blank_state, compute, exists, known_form, put_rows
 from ..forms._packing import check_cu_seqlens, from_mask, groups
 from ..kernels.backend import compiled_for
 from ..kernels.ops import MOST_TAPS, call, short_conv, short_conv_reference
-from ..state import State
+from ..state import State, unchecked
 from ..system import System
 from ..transition import autocast_on
 from ._options import check_options
@@ -67,7 +67,8 @@ class Past:
         if self.state is None:
             window = x.new_zeros(x.shape[0], width, x.shape[2])
         else:
-            window = self.state[name].to(x.dtype)
+            window = self.state[name]
+            window = window if window.dtype == x.dtype else window.to(x.dtype)
         T = x.shape[1]
         # A copy: a view would keep all of x alive in the state.
         self.kept[name] = x[:, T - width :].clone() if width <= T else torch.cat([window, x], 1)[:, T:]
@@ -304,7 +305,7 @@ class Layer(nn.Module):
         length = self._tile(x, state, form, shared)
         if length >= x.shape[1]:
             y, state = self._run(x, state, form, shared)
-            return y, _owning(state)
+            return y, state if x.shape[1] == 1 else _owning(state)
         whole: Tensor | None = None
         made: dict[str, Tensor] = {}
         for start in range(0, x.shape[1], length):
@@ -324,6 +325,8 @@ class Layer(nn.Module):
 
     def _tile(self, x: Tensor, state: State | None, form: str, shared: dict[str, Tensor] | None) -> int:
         """Tokens to compute at a time: all, where gradients go through time or the form or the state needs them all."""
+        if x.shape[1] <= LEAST:
+            return x.shape[1]
         size = max(x.element_size(), 4) * x.shape[0] * x.shape[2]
         length = max(LEAST, TILE.get(x.device.type, TILE_ELSEWHERE) // max(1, size))
         if x.shape[1] <= length or form not in TILED or not readable(x):
@@ -354,7 +357,7 @@ class Layer(nn.Module):
             self._check_contraction(system)
         y, new = compute(system, form, state)
         y = self._checked_output(self.output(y, x, system, past), x)
-        return y, State({**new.tensors, **past.kept}, self.fingerprint)
+        return y, unchecked({**new.tensors, **past.kept}, self.fingerprint)
 
     def _checked_output(self, y: Tensor, x: Tensor) -> Tensor:
         if y.shape != x.shape:
@@ -377,7 +380,7 @@ class Layer(nn.Module):
             raise StateformError(
                 f"x has dtype {x.dtype}; expected real numbers: give x.real, or both parts side by side"
             )
-        weight = next(self.parameters(), None)
+        weight = _first_parameter(self)
         if weight is None:
             return
         if x.device != weight.device:
@@ -403,14 +406,14 @@ class Layer(nn.Module):
         return state
 
     def _check_contraction(self, system: System) -> None:
-        parts = system.tensors()
-        if "log_decay" not in parts or not values_checked(parts["log_decay"]):
+        decay = system.log_decay
+        log, rate = decay if isinstance(decay, tuple) else (decay, None)
+        if log is None or not values_checked(log) or not log.numel():
             return
-        log = parts["log_decay"].detach()
-        if "rate" in parts:
-            rate = parts["rate"].detach()
-            log = torch.maximum(log.amax() * rate, log.amin() * rate)
-        top = float(log.amax()) if log.numel() else 0.0
+        log = log.detach()
+        if rate is not None:  # a product is largest where both factors are at an end
+            log = torch.stack(log.aminmax()).unsqueeze(1) * torch.stack(rate.detach().aminmax())
+        top = float(log.amax())
         name = type(self).__name__
         require(not math.isnan(top), f"a decay of {name} is not a number; look for NaN in its parameters or its state")
         if top > 1e-6:
@@ -418,6 +421,14 @@ class Layer(nn.Module):
                 f"{name} promises a contraction, but here a decay is exp({top:.3g}), above 1; "
                 "check the parameters of its decay, or leave out `contractive = True`"
             )
+
+
+def _first_parameter(module: nn.Module) -> Tensor | None:
+    """As next(module.parameters(), None), without what it takes to find all."""
+    for p in module._parameters.values():
+        if p is not None:
+            return p
+    return next((p for m in module._modules.values() if m is not None and (p := _first_parameter(m)) is not None), None)
 
 
 def _owning(state: State) -> State:

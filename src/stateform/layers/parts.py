@@ -14,7 +14,7 @@ from ..transition import without_autocast
 
 def heads(x: Tensor, n_heads: int) -> Tensor:
     """[B,T,H*n] to [B,T,H,n]."""
-    return x.unflatten(-1, (n_heads, -1))
+    return x.view(*x.shape[:-1], n_heads, x.shape[-1] // n_heads)
 
 
 def unit(x: Tensor) -> Tensor:
@@ -85,6 +85,9 @@ class HeadNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(p)) if affine else None
 
     def forward(self, y: Tensor) -> Tensor:
-        x = precise(y).unflatten(-1, (self.groups, -1))
-        x = (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)).flatten(-2)
-        return x.to(y.dtype) if self.weight is None else x.to(y.dtype) * self.weight
+        x = precise(y)
+        if self.groups > 1:
+            x = x.unflatten(-1, (self.groups, -1))
+        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+        x = (x.flatten(-2) if self.groups > 1 else x).to(y.dtype)
+        return x if self.weight is None else x * self.weight
