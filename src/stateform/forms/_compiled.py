@@ -200,9 +200,15 @@ def _matrices(core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
         S = torch.cat([S.real, S.imag if S.is_complex() else torch.zeros_like(S)], -2)
         log = torch.cat([log, log], -1) if log is not None and log.shape[-1] > 1 else log
     parts = [None if x is None else _last_contiguous(x) for x in (q, k, core.v, log, core.f, core.w)]
+    # The loops add up the gradients of what heads share along the axis R.
+    turned = core.heads[1] == 1 and q.shape[2] == k.shape[2] == 1 < core.heads[0]
+    if turned:
+        parts, S = [None if x is None else x.transpose(2, 3) for x in parts], S.transpose(1, 2)
     q, k, v, log, f, w = parts  # type: ignore[assignment]
     assert q is not None and k is not None and v is not None
     y, end, _ = call(matrix, q, k, v, log, f, w, S, core.length, core.exclusive, _keep(*parts, S))
+    if turned:
+        y, end = y.transpose(2, 3), end.transpose(1, 2)
     if is_complex:
         end = torch.complex(*end.chunk(2, -2))
     return y.unsqueeze(-2), end

@@ -424,12 +424,15 @@ static void put_state(REAL *to, const REAL *from, int64_t width, int64_t n, int6
     for (int64_t i = 0; i < n; i++) memcpy(to + i * p + first, from + i * width, here * sizeof(REAL));
 }
 
-typedef struct { int64_t b, g, r, piece, head, first, last; } place;
+typedef struct { int64_t b, g, r, span, piece, head, first, last; } place;
 
-static place find(const matrix_job *j, int64_t item) {
+// An item is a piece of the columns of a head; backwards, of a span of heads that share q or k, one after the other.
+static place find(const matrix_job *j, int64_t item, int64_t spans) {
     place o;
-    o.piece = item % j->pieces, o.head = item / j->pieces;
-    o.r = o.head % j->R, o.g = o.head / j->R % j->G, o.b = o.head / j->R / j->G;
+    o.piece = item % j->pieces, o.span = item / j->pieces % spans;
+    o.g = item / j->pieces / spans % j->G, o.b = item / j->pieces / spans / j->G;
+    o.r = o.span * j->R / spans;
+    o.head = (o.b * j->G + o.g) * j->R + o.r;
     o.first = o.piece * piece(j);
     o.last = o.first + piece(j) < j->p ? o.first + piece(j) : j->p;
     return o;
@@ -437,7 +440,7 @@ static place find(const matrix_job *j, int64_t item) {
 
 static void matrix_forward_item(const void *job, int64_t item, void *scratch) {
     const matrix_job *j = job;
-    const place o = find(j, item);
+    const place o = find(j, item, j->R);
     tile x;
     REAL *S;
     matrix_scratch(j, &x, &S, scratch, 0);
@@ -473,20 +476,16 @@ static void matrix_forward_item(const void *job, int64_t item, void *scratch) {
     }
 }
 
-static void matrix_backward_item(const void *job, int64_t item, void *scratch) {
-    const matrix_job *j = job;
-    const place o = find(j, item);
-    tile x;
-    REAL *D;
-    matrix_scratch(j, &x, &D, scratch, 1);
+static void backward_head(const matrix_job *j, tile x, REAL *D, place o, int add) {
     const int64_t n = x.n, tiles = (j->T + TILE - 1) / TILE;
     const int feedback = j->f.at != 0, decay = decay_of(j);
     const int64_t wide = decay == DIAGONAL_DECAY ? n : 1;
     tensor dq = j->dq, dk = j->dk, dlog = j->dlog, df = j->df, dw = j->dw;
     tensor *keyed[] = {&dq, &dk, &df, &dw};
     for (int i = 0; i < 4; i++)
-        if (keyed[i]->at) keyed[i]->at = (REAL *)keyed[i]->at + o.piece * j->piece_stride_n;
-    if (dlog.at) dlog.at = (REAL *)dlog.at + o.piece * j->piece_stride_log;
+        if (keyed[i]->at) keyed[i]->at = (REAL *)keyed[i]->at + o.piece * keyed[i]->piece;
+    if (dlog.at) dlog.at = (REAL *)dlog.at + o.piece * dlog.piece;
+    const int64_t rq = j->shared_q ? o.span : o.r, rk = j->shared_k ? o.span : o.r;
     memset(D, 0, n * (piece(j) + 4 * LANES) * sizeof(REAL));
     REAL *at = D;
     for (int64_t c = o.first; c < o.last;) {
@@ -514,8 +513,8 @@ static void matrix_backward_item(const void *job, int64_t item, void *scratch) {
             unpack(x.gv, W, &j->dv, o.b, t, x.steps, o.g, o.r, c, o.last, 0);
             at += n * W, c += W;
         }
-        unpack(x.dq, n, &dq, o.b, t, x.steps, o.g, o.r, 0, j->n, 0);
-        unpack(x.dk, n, &dk, o.b, t, x.steps, o.g, o.r, 0, j->n, 0);
+        unpack(x.dq, n, &dq, o.b, t, x.steps, o.g, rq, 0, j->n, add && j->shared_q);
+        unpack(x.dk, n, &dk, o.b, t, x.steps, o.g, rk, 0, j->n, add && j->shared_k);
         if (decay != NO_DECAY) {
             for (int64_t i = 0; i < x.steps * wide; i++) x.da[i] *= x.a[i];
             unpack(x.da, wide, &dlog, o.b, t, x.steps, o.g, o.r, 0, decay == DIAGONAL_DECAY ? j->n : 1, 0);
@@ -533,6 +532,17 @@ static void matrix_backward_item(const void *job, int64_t item, void *scratch) {
     }
 }
 
+static void matrix_backward_item(const void *job, int64_t item, void *scratch) {
+    const matrix_job *j = job;
+    place o = find(j, item, j->spans);
+    tile x;
+    REAL *D;
+    matrix_scratch(j, &x, &D, scratch, 1);
+    const int64_t first = o.r, last = (o.span + 1) * j->R / j->spans;
+    if (o.first >= o.last) o.last = o.first;
+    for (; o.r < last; o.r++, o.head++) backward_head(j, x, D, o, o.r > first);
+}
+
 int matrix_forward(const matrix_job *j) {
     tile x;
     REAL *S;
@@ -543,7 +553,7 @@ int matrix_forward(const matrix_job *j) {
 int matrix_backward(const matrix_job *j) {
     tile x;
     REAL *S;
-    return share_out(matrix_backward_item, j, j->B * j->G * j->R * j->pieces,
+    return share_out(matrix_backward_item, j, j->B * j->G * j->spans * j->pieces,
                      matrix_scratch(j, &x, &S, 0, 1) * sizeof(REAL), j->threads);
 }
 

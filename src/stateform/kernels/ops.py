@@ -26,7 +26,7 @@ CHUNK = 4096
 
 
 class _Strided(ctypes.Structure):
-    _fields_ = [("at", ctypes.c_void_p), *((name, ctypes.c_int64) for name in "btgrn")]
+    _fields_ = [("at", ctypes.c_void_p), *((name, ctypes.c_int64) for name in (*"btgrn", "piece"))]
 
 
 _MATRIX = ("q", "k", "v", "log", "f", "w", "S", "y", "end", "kept", "gy", "gend",
@@ -38,8 +38,8 @@ _CHANNEL = ("q", "k", "v", "log", "rate", "S", "y", "end", "kept", "gy", "gend",
 class _MatrixJob(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("B", "T", "G", "R", "n", "p", "threads", "exclusive", "wide", "pieces")),
+        *((name, ctypes.c_int64) for name in ("spans", "shared_q", "shared_k")),
         *((name, _Strided) for name in _MATRIX),
-        *((name, ctypes.c_int64) for name in ("piece_stride_n", "piece_stride_log")),
     ]
 
 
@@ -149,17 +149,19 @@ def _matrix_job(
     steps: int, exclusive: bool, *, many: bool = False,
 ) -> _MatrixJob:  # fmt: skip
     B, G, R, n, p = S.shape
-    threads = torch.get_num_threads()
-    width = LANES[S.dtype] * (4 if f is not None or many else 2)
-    # Columns are shared out where there are fewer heads than threads.
-    pieces = min(max(1, -(-p // width)), -(-threads // max(1, B * G * R)))
-    job = _MatrixJob(
-        B, steps, G, R, n, p, threads, exclusive, log is not None and log.shape[-1] == n > 1, pieces, S=_state(S)
-    )
+    wide, pieces = log is not None and log.shape[-1] == n > 1, _pieces(S, f is not None or many)
+    job = _MatrixJob(B, steps, G, R, n, p, torch.get_num_threads(), exclusive, wide, pieces, S=_state(S))
     for name, x in (("q", q), ("k", k), ("v", v), ("log", log), ("f", f), ("w", w)):
         if x is not None:
             setattr(job, name, _strided(x, "btgrn"))
     return job
+
+
+def _pieces(S: Tensor, many: bool) -> int:
+    """Into how many parts the columns go: more than one where there are fewer heads than threads."""
+    B, G, R, _, p = S.shape
+    width = LANES[S.dtype] * (4 if many else 2)
+    return min(max(1, -(-p // width)), -(-torch.get_num_threads() // max(1, B * G * R)))
 
 
 @matrix.register_fake
@@ -172,21 +174,27 @@ def matrix_backward(
     gy: Tensor, gend: Tensor, q: Tensor, k: Tensor, v: Tensor, log: Tensor | None, f: Tensor | None, w: Tensor | None,
     S: Tensor, kept: Tensor, steps: int, exclusive: bool,
 ) -> list[Tensor]:  # fmt: skip
-    """The gradients of q, k, v, log, f, w (nothing where there was none) and S, in their full shapes."""
+    """The gradients of q, k, v, log, f, w (nothing where there was none) and S, in their full shapes; those of q and k
+    that the R heads share as sums over some of the heads, [B,T,G,.,n].
+    """
     S, gend = S.contiguous(), gend.contiguous()  # held here: a job has only their addresses
     job = _matrix_job(q, k, v, log, f, w, S, steps, exclusive, many=True)
     B, G, R, n, p = S.shape
-    shape = (B, steps, G, R)
-    keyed = {name: S.new_empty(job.pieces, *shape, n) for name in ("dq", "dk")}
+    job.spans, job.shared_q, job.shared_k = _spans(q, k, S, job.pieces)
+    shape = (job.pieces, B, steps, G)
+    keyed = {
+        "dq": S.new_empty(*shape, job.spans if job.shared_q else R, n),
+        "dk": S.new_empty(*shape, job.spans if job.shared_k else R, n),
+    }
     if f is not None:
-        keyed |= {name: S.new_empty(job.pieces, *shape, n) for name in ("df", "dw")}
+        keyed |= {name: S.new_empty(*shape, R, n) for name in ("df", "dw")}
     if log is not None:
-        keyed["dlog"] = S.new_empty(job.pieces, *shape, n if job.wide else 1)
+        keyed["dlog"] = S.new_empty(*shape, R, n if job.wide else 1)
     for name, x in keyed.items():
-        setattr(job, name, _strided(x[0], "btgrn"))
-    job.piece_stride_n = keyed["dq"].stride(0)
-    job.piece_stride_log = keyed["dlog"].stride(0) if log is not None else 0
-    dv, dS = S.new_empty(*shape, p), S.new_empty(S.shape)
+        at = _strided(x[0], "btgrn")
+        at.piece = x.stride(0)
+        setattr(job, name, at)
+    dv, dS = S.new_empty(*shape[1:], R, p), S.new_empty(S.shape)
     job.gy, job.gend = _strided(gy, "btgrn"), _state(gend)
     job.dv, job.dS, job.kept = _strided(dv, "btgrn"), _state(dS), _strided(kept, "n")
     _call(job, "matrix_backward", S.dtype)
@@ -194,11 +202,21 @@ def matrix_backward(
     return [found.get(name, S.new_empty(0)) for name in ("dq", "dk", "dv", "dlog", "df", "dw", "dS")]
 
 
+def _spans(q: Tensor, k: Tensor, S: Tensor, pieces: int) -> tuple[int, int, int]:
+    """Into how many parts the R heads go for the gradient, and whether they share q and k. One thread takes a part."""
+    B, G, R = S.shape[:3]
+    shared_q, shared_k = q.shape[3] == 1 < R, k.shape[3] == 1 < R
+    wanted = -(-4 * torch.get_num_threads() // max(1, B * G * pieces))
+    return min(R, max(1, wanted)) if shared_q or shared_k else R, shared_q, shared_k
+
+
 @matrix_backward.register_fake
 def _(gy, gend, q, k, v, log, f, w, S, kept, steps, exclusive):  # type: ignore[no-untyped-def]
     B, G, R, n, p = S.shape
-    widths = (n, n, p, log.shape[-1] if log is not None else None, *((n,) * 2 if f is not None else (None,) * 2))
-    return [S.new_empty(0 if m is None else (B, steps, G, R, m)) for m in widths] + [S.new_empty(S.shape)]
+    spans, shared_q, shared_k = _spans(q, k, S, _pieces(S, True))
+    keys = ((n, spans if shared_q else R), (n, spans if shared_k else R))
+    rest = ((p, R), (log.shape[-1] if log is not None else None, R), *(((n if f is not None else None), R),) * 2)
+    return [S.new_empty(0 if m is None else (B, steps, G, r, m)) for m, r in (*keys, *rest)] + [S.new_empty(S.shape)]
 
 
 def matrix_reference(

@@ -86,16 +86,17 @@ static int share_out(void (*item)(const void *, int64_t, void *), const void *jo
     return w.failed;
 }
 
-// Where the elements of a tensor [batch, time, G, R, last] lie; a stride of 0 repeats.
-typedef struct { void *at; int64_t b, t, g, r, n; } tensor;
+// Where the elements of a tensor [batch, time, G, R, last] lie; a stride of 0 repeats. piece: to the next piece's.
+typedef struct { void *at; int64_t b, t, g, r, n, piece; } tensor;
 
 enum { TILE = 32 };  // steps between the states that are kept for the gradient
 
 typedef struct {
-    int64_t B, T, G, R, n, p, threads, exclusive, wide, pieces;  // wide: one decay a key; pieces: of the columns
-    tensor q, k, v, log, f, w, S, y, end, kept;                  // kept: [B,G,R,tiles,n,p]
-    tensor gy, gend, dq, dk, dv, dlog, df, dw, dS;                  // dq, dk, dlog, df, dw: one for each piece
-    int64_t piece_stride_n, piece_stride_log;
+    int64_t B, T, G, R, n, p, threads, exclusive;
+    int64_t wide, pieces;                   // one decay a key; pieces of the columns, an item each
+    int64_t spans, shared_q, shared_k;      // backwards: of the R heads; whether they share q and k, and so dq and dk
+    tensor q, k, v, log, f, w, S, y, end, kept;        // kept: [B,G,R,tiles,n,p]
+    tensor gy, gend, dq, dk, dv, dlog, df, dw, dS;     // dq, dk, dlog, df, dw: one for each piece
 } matrix_job;
 
 typedef struct {

@@ -26,7 +26,7 @@ INLINE void step_columns(const tile *x, const REAL *S, REAL *to, int64_t n, int6
 
 static void matrix_step_item(const void *job, int64_t item, void *scratch) {
     const matrix_job *j = job;
-    const place o = find(j, item);
+    const place o = find(j, item, j->R);
     tile x;
     REAL *unused;
     matrix_scratch(j, &x, &unused, scratch, 0);
