@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -304,3 +305,12 @@ def test_the_library_is_compiled_once(tmp_path: Path) -> None:
     assert first.stderr.count("compiling") == 1
     assert second.stderr == ""
     assert first.stdout == second.stdout
+
+
+@needed
+def test_the_code_of_the_documentation_runs() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "cpu.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    assert blocks
+    for block in blocks:
+        exec(block, {})
