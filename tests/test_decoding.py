@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from torch import Tensor
@@ -92,3 +94,109 @@ def test_a_token_of_every_system_is_the_same_compiled_or_not(name: str) -> None:
         got, new = sf.run(last, "recurrent", initial_state=state, return_state=True)  # type: ignore[misc]
     assert error(got, want) < tolerance(torch.float64, system.T)
     assert error(new.S, end.S) < tolerance(torch.float64, system.T)
+
+
+LAYERS = ("mamba", "mamba2", "gated_deltanet", "kda", "rg_lru", "rwkv4", "rwkv7", "mlstm", "lightning", "lstm", "slstm")
+
+
+def decoder(name: str) -> tuple[sf.Layer, sf.State, Tensor]:
+    """A layer, its state after a short prompt, and tokens [B,d_model] to go on with."""
+    torch.manual_seed(0)
+    layer = sf.build(name, d_model=32).eval()
+    x = torch.randn(2, 24, 32)
+    _, state = layer(x[:, :8], return_state=True)
+    return layer, state, x[:, 8:]
+
+
+def live() -> int:
+    gc.collect()
+    return sum(issubclass(type(x), Tensor) for x in gc.get_objects())
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@torch.no_grad()
+def test_a_thousand_steps_leave_nothing_behind(name: str) -> None:
+    layer, state, xs = decoder(name)
+    for t in range(20):
+        _, state = layer.step(xs[:, t % 16], state)
+    sizes, tensors = state.nbytes, live()
+    kept = sum(x.untyped_storage().nbytes() for x in state.tensors.values())
+    for t in range(1000):
+        _, state = layer.step(xs[:, t % 16], state)
+    assert state.nbytes == sizes
+    assert sum(x.untyped_storage().nbytes() for x in state.tensors.values()) == kept <= 4 * sizes
+    assert live() <= tensors
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@torch.no_grad()
+def test_a_step_in_place_writes_into_the_state_and_is_the_same(name: str) -> None:
+    layer, state, xs = decoder(name)
+    there = state.clone()
+    places = {k: x.data_ptr() for k, x in there.tensors.items()}
+    for t in range(8):
+        before = state.clone()
+        want, new = layer.step(xs[:, t], state)
+        assert all(torch.equal(state[k], before[k]) for k in state)  # a call leaves its state as it was
+        state = new
+        got, same = layer.step(xs[:, t], there, inplace=True)
+        assert same is there
+        assert torch.equal(got, want)
+    assert {k: x.data_ptr() for k, x in there.tensors.items()} == places
+    assert all(torch.equal(there[k], state[k]) for k in state)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@torch.no_grad()
+def test_the_hundred_thousandth_token_is_a_token_like_the_tenth(name: str) -> None:
+    layer, state, xs = decoder(name)
+    later = sf.State({**state.tensors, "position": state["position"] + 100_000}, state.fingerprint)
+    early, late = layer.step(xs[:, 0], state), layer.step(xs[:, 0], later)
+    assert torch.equal(early[0], late[0])
+    assert torch.equal(late[1]["position"], early[1]["position"] + 100_000)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@torch.no_grad()
+def test_a_bad_token_is_refused_and_nothing_is_lost(name: str) -> None:
+    layer, state, xs = decoder(name)
+    want, _ = layer.step(xs[:, 0], state)
+    kept, nan, first = state.clone(), xs[:, 0].clone(), xs[:, 0]
+    nan[1, 3] = torch.nan
+    for bad, match in (
+        (nan, "x holds nan"), (first[:1], "rows"), (first[:, :-1], "width"), (first.double(), "dtype"),
+        (first.unsqueeze(1), "x_t"),
+    ):  # fmt: skip
+        for inplace in (False, True):
+            with pytest.raises(sf.StateformError, match=match):
+                layer.step(bad, state, inplace=inplace)
+    other = sf.build(name, d_model=64).init_state(2)
+    with pytest.raises(sf.StateformError, match="belongs to"):
+        layer.step(first, other)
+    assert all(torch.equal(state[k], kept[k]) for k in kept)
+    assert torch.equal(layer.step(first, state)[0], want)
+
+
+def test_a_system_like_one_that_was_checked_is_no_excuse_for_one_that_is_not() -> None:
+    q, v = torch.randn(1, 3, 2, 4), torch.randn(1, 3, 2, 5)
+    for _ in range(2):
+        sf.System(q, q, v, micro=1)
+        for wrong in (
+            {"k": q[:, :, :, :3]}, {"v": v[:, :2]}, {"v": v.double()}, {"v": v.long()}, {"micro": True}, {"micro": 2},
+            {"eta": "sums"}, {"eta": ["sum"]}, {"exclusive": 1}, {"k": None}, {"log_decay": (v, v, v)},
+        ):  # fmt: skip
+            with pytest.raises(sf.StateformError):
+                sf.System(**{"q": q, "k": q, "v": v, **wrong})  # type: ignore[arg-type]
+
+
+def test_gradients_go_through_a_step() -> None:
+    layer, state, xs = decoder("gated_deltanet")
+    y, new = layer.step(xs[:, 0], state)
+    with sf.backend("torch"):
+        want, end = layer.step(xs[:, 0], state)
+    for a, b in ((y, want), (new["S"], end["S"])):
+        got, expected = (torch.autograd.grad(z.square().sum(), list(layer.parameters()), retain_graph=True,
+                                             allow_unused=True) for z in (a, b))  # fmt: skip
+        for g, e in zip(got, expected, strict=True):
+            assert (g is None) == (e is None)
+            assert g is None or error(g, e) < 100 * tolerance(torch.float32, 10)

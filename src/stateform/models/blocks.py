@@ -18,7 +18,7 @@ from .._errors import StateformError, require, values_checked
 from ..forms import known_form
 from ..forms._packing import check_cu_seqlens, from_mask
 from ..layers import Convolved, Layer
-from ..state import State
+from ..state import State, unchecked
 from .config import ModelConfig
 from .pretrained import load, save
 
@@ -64,7 +64,8 @@ class Block(nn.Module):
         if return_state:
             call["return_state"] = True
         for name in call:
-            require(name in self.takes, f"the layer {self.spec} does not take {name}; see sf.Layer.forward")
+            if name not in self.takes:
+                raise StateformError(f"the layer {self.spec} does not take {name}; see sf.Layer.forward")
         if "shared" in self.takes:
             call["shared"] = shared
         out = self.mixer(self.mixer_norm(x), **call)
@@ -157,7 +158,7 @@ class SequenceModel(nn.Module):
             if dot:
                 parts[int(number)][inner] = x
         mixers = [block.mixer for block in self.blocks]
-        return [State(part, getattr(m, "fingerprint", "")) for part, m in zip(parts, mixers, strict=True)]
+        return [unchecked(part, getattr(m, "fingerprint", "")) for part, m in zip(parts, mixers, strict=True)]
 
     def hidden(
         self, inputs: Tensor, *, attention_mask: Tensor | None = None, initial_state: State | None = None,
@@ -217,11 +218,10 @@ class SequenceModel(nn.Module):
             raise StateformError(f"the input is a {type(inputs).__name__}; expected a tensor of {what}")
         kind = not (inputs.is_floating_point() or inputs.is_complex() or inputs.dtype == torch.bool)
         fits = kind and inputs.ndim == 2 if tokens else inputs.is_floating_point() and inputs.ndim == 3
-        require(
-            fits and (tokens or inputs.shape[2] == self.config.d_input),
-            f"the input is {inputs.dtype} of shape {list(inputs.shape)}; expected {what}",
-        )
-        require(inputs.device == self.device, f"the input is on {inputs.device}, the model on {self.device}; use .to()")
+        if not (fits and (tokens or inputs.shape[2] == self.config.d_input)):
+            raise StateformError(f"the input is {inputs.dtype} of shape {list(inputs.shape)}; expected {what}")
+        if inputs.device != self.device:
+            raise StateformError(f"the input is on {inputs.device}, the model on {self.device}; use .to()")
         require(mask is None or cu_seqlens is None, "give attention_mask or cu_seqlens, not both")
         rows = inputs.shape[0]
         if mask is not None:
@@ -243,20 +243,26 @@ class SequenceModel(nn.Module):
     def _check_ids(self, ids: Tensor, what: str) -> None:
         """Raise unless all ids are in the vocabulary."""
         size = self.config.vocab_size or 0
-        bad = ids[(ids < 0) | (ids >= size)]
-        require(len(bad) == 0, f"{what} holds the id {int(bad[0]) if len(bad) else ''}; expected 0..{size - 1}")
+        if ids.numel() == 0:
+            return
+        least, most = (int(x) for x in ids.aminmax())
+        if least < 0 or most >= size:
+            bad = ids[(ids < 0) | (ids >= size)]
+            raise StateformError(f"{what} holds the id {int(bad[0])}; expected 0..{size - 1}")
 
     def _check_state(self, state: State, rows: int) -> None:
         if not isinstance(state, State):
             raise StateformError(f"initial_state is a {type(state).__name__}; expected the State of this model")
-        require(
-            state.fingerprint == self.fingerprint,
-            f"this state belongs to {state.fingerprint or 'a bare system'}, this model is {self.fingerprint}; expected "
-            "the same class, layers and sizes",
-        )
-        require(state.rows == rows, f"the state has {state.rows} rows, the input {rows}; expected one row a sequence")
+        if state.fingerprint != self.fingerprint:
+            raise StateformError(
+                f"this state belongs to {state.fingerprint or 'a bare system'}, this model is {self.fingerprint}; "
+                "expected the same class, layers and sizes"
+            )
+        if state.rows != rows:
+            raise StateformError(f"the state has {state.rows} rows, the input {rows}; expected one row a sequence")
         device = state["position"].device
-        require(device == self.device, f"the state is on {device}, the model on {self.device}; use state.to(device)")
+        if device != self.device:
+            raise StateformError(f"the state is on {device}, the model on {self.device}; use state.to(device)")
 
     def parameter_groups(self, weight_decay: float = 0.1) -> list[dict[str, Any]]:
         """The parameters in two groups for an optimizer: with weight decay, and without.
