@@ -373,14 +373,8 @@ def test_a_million_tokens(name: str) -> None:
     long_run(name, 1_000_000)
 
 
-WIDE = {"dss", "s4", "s4d", "lssl"}
-"""Constant systems of 768 heads, with 32 or 16 keys each: one chunk of all heads is more than inputs and outputs."""
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.xfail(strict=True)) if n in WIDE else n for n in FINITE]
-)
+@pytest.mark.parametrize("name", FINITE)
 def test_a_layer_takes_twice_its_inputs_outputs_and_weights_at_most(name: str) -> None:
     layer, x = sf.build(name, d_model=768), torch.randn(1, 16_384, 768)
     own = sum(p.numel() * p.element_size() for p in layer.parameters())

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 TILE = {"cpu": 2**22, "meta": 2**22}
 """Numbers that the chunks computed side by side may take; longer sequences go tile by tile."""
+LEAST = 8
+"""Steps of a chunk where one of the usual size would be larger than a tile."""
 TILE_ELSEWHERE = 2**28
 """The same on an accelerator, where starting a kernel costs more than most of them compute."""
 
@@ -53,6 +55,8 @@ class Chunkwise:
 
     def compute(self, core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
         T, c = core.length, min(self.chunk_size, core.length)
+        while c > LEAST and self._numbers(core, c) > room(core.k.device):
+            c //= 2
         tile = c * self._chunks_a_tile(core, c)
         whole = T - T % c
         y = []
@@ -66,10 +70,13 @@ class Chunkwise:
         return torch.cat(y, 1), S
 
     def _chunks_a_tile(self, core: Core, c: int) -> int:
-        heads, outputs = math.prod(core.heads), core.q.shape[-2]
+        return max(1, room(core.k.device) // self._numbers(core, c))
+
+    def _numbers(self, core: Core, c: int) -> int:
+        """Numbers that a chunk of c steps takes."""
         wide = max(x.shape[-1] for x in (core.log, core.rate, core.k[..., :1]) if x is not None) > 1
-        inside = c * outputs + 4 * core.n + 2 * core.p + (BASE * core.n if wide else 0)
-        return max(1, room(core.k.device) // (core.batch * heads * (c * inside + core.n * core.p)))
+        inside = c * core.q.shape[-2] + 4 * core.n + 2 * core.p + (BASE * core.n if wide else 0)
+        return core.batch * math.prod(core.heads) * (c * inside + core.n * core.p)
 
 
 def _chunks(core: Core, S: Tensor, c: int) -> tuple[Tensor, Tensor]:
