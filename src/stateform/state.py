@@ -190,6 +190,8 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def unchecked(tensors: dict[str, Any], fingerprint: str = "") -> State:
     """A State of tensors that are known to fit each other; the dict is the State's from now on."""
+    if torch.compiler.is_compiling():  # torch 2.11 cannot trace the rest
+        return State(tensors, fingerprint)
     state = object.__new__(State)
     state.__dict__.update(tensors=MappingProxyType(tensors), fingerprint=fingerprint)
     return state

@@ -122,6 +122,9 @@ class System:
         """What follows from shapes, dtypes and options is found once for all systems that have the same: for a token of
         decoding the checks would take longer than the numbers.
         """
+        if torch.compiler.is_compiling():  # a graph is traced once, and torch 2.11 cannot trace the rest
+            check_shapes(self)
+            return
         key = signature(self)
         known = None if key is None else _KNOWN.get(key)
         if known is None:

@@ -428,7 +428,11 @@ def _first_parameter(module: nn.Module) -> Tensor | None:
     for p in module._parameters.values():
         if p is not None:
             return p
-    return next((p for m in module._modules.values() if m is not None and (p := _first_parameter(m)) is not None), None)
+    for m in module._modules.values():
+        found = None if m is None else _first_parameter(m)
+        if found is not None:
+            return found
+    return None
 
 
 def _owning(state: State) -> State:

@@ -173,8 +173,16 @@ class Cell(Layer):
         return torch.stack(states, 1) if states else s.unsqueeze(1)[:, :0]
 
     def _looped(self, u: Tensor, past: Past) -> tuple[Tensor, Tensor] | None:
-        """`loop`, where it is for whole sequences and eager tensors."""
-        if u.shape[1] == 1 or current_backend() == "torch" or torch.compiler.is_compiling() or transformed():
+        """`loop`, where it is for whole sequences and eager tensors on a CPU: cuDNN's loops multiply float32 in TF32,
+        and the gradients too.
+        """
+        if (
+            u.device.type != "cpu"
+            or u.shape[1] == 1
+            or current_backend() == "torch"
+            or torch.compiler.is_compiling()
+            or transformed()
+        ):
             return None
         u = precise(u)
         return self._wide().loop(u, self._before(u, past))
