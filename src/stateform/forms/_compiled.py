@@ -47,6 +47,14 @@ def usable(x: Core | System) -> bool:
     return refused(x) is None and allowed(double)
 
 
+def worthwhile(core: Core) -> bool:
+    """Whether a core is long enough for the loops: a single step in complex or signed coordinates is sooner done than
+    said in real ones.
+    """
+    plain = core.phase is None and core.sign is None and not (core.dtype.is_complex or core.q.is_complex())
+    return core.length > 1 or plain
+
+
 def compute(core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
     """The reads [B,T,G,R,o,p] and the final state, from the state S [B,G,R,n,p]."""
     if _constant_modes(core):
@@ -91,6 +99,8 @@ def _in_real_coordinates(core: Core) -> tuple[Core, Tensor | None, Tensor | None
 
 def _constant_modes(core: Core) -> bool:
     """Whether each head is a sum of modes with constant coefficients."""
+    if core.length == 1:  # in which all parts look constant
+        return False
     constant = all(_constant(x) for name, x in core.tensors().items() if name != "v")
     return constant and core.p == 1 and not core.whole and core.f is None and (core.n > 1 or core.phase is not None)
 
@@ -176,7 +186,7 @@ def _channels(core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
 
     log = rate = None
     if core.log is not None:
-        if _constant(core.log):
+        if _constant(core.log) and (core.length > 1 or core.log.shape[-1] > 1):
             whole = core.decay_log()
             assert whole is not None
             rate = across(whole)

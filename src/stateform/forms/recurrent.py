@@ -29,7 +29,7 @@ class Recurrent:
         return None
 
     def compute(self, core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
-        if _compiled.usable(core):
+        if _compiled.worthwhile(core) and _compiled.usable(core):
             return _compiled.compute(core, S)
         y = []
         for t in range(core.length):
