@@ -16,8 +16,9 @@ from torch import Tensor
 import stateform as sf
 from stateform.forms import _compiled
 from stateform.kernels import build
+from stateform.kernels.channel import channel, channel_reference
+from stateform.kernels.matrix import matrix, matrix_reference
 from stateform.kernels.modes import modes, modes_reference
-from stateform.kernels.ops import channel, channel_reference, matrix, matrix_reference
 from stateform.tolerances import GRADIENT, tolerance
 
 from .systems import CASES
@@ -211,7 +212,6 @@ want = sf.run(s, "recurrent")
 child = os.fork()
 if child == 0:
     torch.set_num_threads(1)  # torch's own threads do not survive a fork
-    from stateform.kernels.ops import matrix
     torch.get_num_threads = lambda: 2
     got = sf.run(s, "recurrent")
     os._exit(0 if torch.equal(got, want) else 1)

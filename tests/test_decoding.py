@@ -10,15 +10,10 @@ from torch import Tensor
 
 import stateform as sf
 from stateform.forms import _compiled
-from stateform.kernels.ops import (
-    call,
-    channel,
-    channel_reference,
-    matrix,
-    matrix_reference,
-    short_conv,
-    short_conv_reference,
-)
+from stateform.kernels.channel import channel, channel_reference
+from stateform.kernels.conv import short_conv, short_conv_reference
+from stateform.kernels.matrix import matrix, matrix_reference
+from stateform.kernels.ops import call
 from stateform.tolerances import tolerance
 
 from .systems import CASES

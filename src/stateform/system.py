@@ -41,7 +41,8 @@ from ._solver import Solver
 from .core import Core
 from .dense import Matrices, matrices, spectrum
 from .kernels.backend import compiled_for
-from .kernels.ops import call, peaks
+from .kernels.conv import peaks
+from .kernels.ops import call
 from .transition import DOUBLE, associative_scan, complex_dtype, real_dtype, upcast
 
 Decay = Tensor | tuple[Tensor, Tensor]

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from ..core import Core
 from ..kernels.backend import allowed, transformed
+from ..kernels.channel import channel
+from ..kernels.matrix import matrix
 from ..kernels.modes import modes
-from ..kernels.ops import call, channel, matrix
+from ..kernels.ops import call
 from ..system import System
 from ..transition import DOUBLE, angles, cis
 

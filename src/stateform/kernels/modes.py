@@ -7,13 +7,13 @@ import ctypes
 import torch
 from torch import Tensor
 
-from .ops import TILE, _call, _differentiable, _rows, _Strided, _strided, operator
+from .ops import TILE, Strided, call_loops, differentiable, operator, rows, strided
 
 
 class _ModesJob(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("B", "T", "L", "n", "threads", "exclusive")),
-        *((name, _Strided) for name in ("c", "v", "S", "y", "end", "kept", "gy", "gend", "dv", "dc", "dS")),
+        *((name, Strided) for name in ("c", "v", "S", "y", "end", "kept", "gy", "gend", "dv", "dc", "dS")),
     ]
 
 
@@ -30,11 +30,11 @@ def modes(c: Tensor, v: Tensor, S: Tensor, exclusive: bool, keep: bool) -> tuple
     Returns:
         y [B,T,L], the last state, and the state before every TILE steps [B,tiles,2,n,L] (or nothing).
     """
-    c, S, (v,) = c.contiguous(), S.contiguous(), _rows(v)
+    c, S, (v,) = c.contiguous(), S.contiguous(), rows(v)
     y, end, kept = _results(S, v, keep)
     job = _job(c, v, S, exclusive)
-    job.y, job.end, job.kept = _strided(y, "btn"), _Strided(end.data_ptr()), _Strided(kept.data_ptr() if keep else None)
-    _call(job, "modes_forward_run", S.dtype)
+    job.y, job.end, job.kept = strided(y, "btn"), Strided(end.data_ptr()), Strided(kept.data_ptr() if keep else None)
+    call_loops(job, "modes_forward_run", S.dtype)
     return y, end, kept
 
 
@@ -47,7 +47,7 @@ def _results(S: Tensor, v: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
 def _job(c: Tensor, v: Tensor, S: Tensor, exclusive: bool) -> _ModesJob:
     (B, _, n, L), T = S.shape, v.shape[1]
     job = _ModesJob(B, T, L, n, torch.get_num_threads(), exclusive)
-    job.c, job.v, job.S = _Strided(c.data_ptr()), _strided(v, "btn"), _Strided(S.data_ptr())
+    job.c, job.v, job.S = Strided(c.data_ptr()), strided(v, "btn"), Strided(S.data_ptr())
     return job
 
 
@@ -61,12 +61,12 @@ def modes_backward(
     gy: Tensor, gend: Tensor, c: Tensor, v: Tensor, S: Tensor, kept: Tensor, exclusive: bool
 ) -> list[Tensor]:
     """The gradients of c, v and S."""
-    c, S, gend, (v, gy) = c.contiguous(), S.contiguous(), gend.contiguous(), _rows(v, gy)
+    c, S, gend, (v, gy) = c.contiguous(), S.contiguous(), gend.contiguous(), rows(v, gy)
     dc, dv, dS = c.new_empty(S.shape[0], *c.shape), v.new_empty(v.shape), S.new_empty(S.shape)
     job = _job(c, v, S, exclusive)
-    job.gy, job.dv = _strided(gy, "btn"), _strided(dv, "btn")
-    job.gend, job.kept, job.dc, job.dS = (_Strided(x.data_ptr()) for x in (gend, kept, dc, dS))
-    _call(job, "modes_backward_run", S.dtype)
+    job.gy, job.dv = strided(gy, "btn"), strided(dv, "btn")
+    job.gend, job.kept, job.dc, job.dS = (Strided(x.data_ptr()) for x in (gend, kept, dc, dS))
+    call_loops(job, "modes_backward_run", S.dtype)
     return [dc.sum(0), dv, dS]
 
 
@@ -85,4 +85,4 @@ def modes_reference(c: Tensor, v: Tensor, S: Tensor, exclusive: bool) -> tuple[T
     return torch.stack(y, 1), torch.stack([h.real, h.imag], 1)
 
 
-_differentiable(modes, modes_backward, modes_reference, 3)
+differentiable(modes, modes_backward, modes_reference, 3)

@@ -21,7 +21,8 @@ from .._errors import StateformError, readable, require, require_finite, values_
 from ..forms import blank_state, compute, exists, known_form, put_rows
 from ..forms._packing import check_cu_seqlens, from_mask, groups
 from ..kernels.backend import compiled_for
-from ..kernels.ops import MOST_TAPS, call, short_conv, short_conv_reference
+from ..kernels.conv import MOST_TAPS, short_conv, short_conv_reference
+from ..kernels.ops import call
 from ..state import State, unchecked
 from ..system import System
 from ..transition import autocast_on

@@ -1,0 +1,156 @@
+"""`stateform::matrix`: heads with a state of n keys by p values."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from .ops import LANES, TILE, Strided, call_loops, differentiable, operator, strided
+
+_MATRIX = ("q", "k", "v", "log", "f", "w", "S", "y", "end", "kept", "gy", "gend",
+           "dq", "dk", "dv", "dlog", "df", "dw", "dS")  # fmt: skip
+
+
+class _MatrixJob(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("B", "T", "G", "R", "n", "p", "threads", "exclusive", "wide", "pieces")),
+        *((name, ctypes.c_int64) for name in ("spans", "shared_q", "shared_k")),
+        *((name, Strided) for name in _MATRIX),
+    ]
+
+
+@operator("stateform::matrix")
+def matrix(
+    q: Tensor, k: Tensor, v: Tensor, log: Tensor | None, f: Tensor | None, w: Tensor | None, S: Tensor,
+    steps: int, exclusive: bool, keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """S_t = exp(log_t) S_{t-1} + k_t v_t^T + f_t w_t^T S_{t-1}, y_t = q_t^T S_t (exclusive: q_t^T S_{t-1}).
+
+    Args:
+        q, k, f, w: [B,T,G,R,n], as the other tensors real and of one dtype, size 1 where constant or shared.
+        v: [B,T,G,R,p]. log: [B,T,G,R,n] or [B,T,G,R,1].
+        S: the state before the first step [B,G,R,n,p].
+        steps: T. exclusive: read before the write. keep: the states that the gradient needs too.
+
+    Returns:
+        y [B,T,G,R,p], the last state, and the state before every TILE steps [B,G,R,tiles,n,p] (or nothing).
+    """
+    S = S.contiguous()
+    y, end, kept = _matrix_results(S, v, steps, keep)
+    job = _matrix_job(q, k, v, log, f, w, S, steps, exclusive)
+    job.y, job.end = strided(y, "btgrn"), _state(end)
+    if keep:
+        job.kept = strided(kept, "n")
+    call_loops(job, "matrix_forward" if keep or steps > 1 else "matrix_step", S.dtype)
+    return y, end, kept
+
+
+def _matrix_results(S: Tensor, v: Tensor, steps: int, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    B, G, R, n, p = S.shape
+    size = B * G * R * -(-steps // TILE) * n * p if keep else 0
+    return S.new_empty(B, steps, G, R, p), S.new_empty(S.shape), S.new_empty(size)
+
+
+def _state(S: Tensor) -> Strided:
+    _, G, R, n, p = S.shape
+    return Strided(S.data_ptr(), G * R * n * p, 0, R * n * p, n * p, 1)
+
+
+def _matrix_job(
+    q: Tensor, k: Tensor, v: Tensor, log: Tensor | None, f: Tensor | None, w: Tensor | None, S: Tensor,
+    steps: int, exclusive: bool, *, many: bool = False,
+) -> _MatrixJob:  # fmt: skip
+    B, G, R, n, p = S.shape
+    wide, pieces = log is not None and log.shape[-1] == n > 1, _pieces(S, f is not None or many)
+    job = _MatrixJob(B, steps, G, R, n, p, torch.get_num_threads(), exclusive, wide, pieces, S=_state(S))
+    for name, x in (("q", q), ("k", k), ("v", v), ("log", log), ("f", f), ("w", w)):
+        if x is not None:
+            setattr(job, name, strided(x, "btgrn"))
+    return job
+
+
+def _pieces(S: Tensor, many: bool) -> int:
+    """Into how many parts the columns go: more than one where there are fewer heads than threads."""
+    B, G, R, _, p = S.shape
+    width = LANES[S.dtype] * (4 if many else 2)
+    return min(max(1, -(-p // width)), -(-torch.get_num_threads() // max(1, B * G * R)))
+
+
+@matrix.register_fake
+def _(q, k, v, log, f, w, S, steps, exclusive, keep):  # type: ignore[no-untyped-def]
+    return _matrix_results(S, v, steps, keep)
+
+
+@torch.library.custom_op("stateform::matrix_backward", mutates_args=())
+def matrix_backward(
+    gy: Tensor, gend: Tensor, q: Tensor, k: Tensor, v: Tensor, log: Tensor | None, f: Tensor | None, w: Tensor | None,
+    S: Tensor, kept: Tensor, steps: int, exclusive: bool,
+) -> list[Tensor]:  # fmt: skip
+    """The gradients of q, k, v, log, f, w (nothing where there was none) and S, in their full shapes; those of q and k
+    that the R heads share as sums over some of the heads, [B,T,G,.,n].
+    """
+    S, gend = S.contiguous(), gend.contiguous()  # held here: a job has only their addresses
+    job = _matrix_job(q, k, v, log, f, w, S, steps, exclusive, many=True)
+    B, G, R, n, p = S.shape
+    job.spans, job.shared_q, job.shared_k = _spans(q, k, S, job.pieces)
+    shape = (job.pieces, B, steps, G)
+    keyed = {
+        "dq": S.new_empty(*shape, job.spans if job.shared_q else R, n),
+        "dk": S.new_empty(*shape, job.spans if job.shared_k else R, n),
+    }
+    if f is not None:
+        keyed |= {name: S.new_empty(*shape, R, n) for name in ("df", "dw")}
+    if log is not None:
+        keyed["dlog"] = S.new_empty(*shape, R, n if job.wide else 1)
+    for name, x in keyed.items():
+        at = strided(x[0], "btgrn")
+        at.piece = x.stride(0)
+        setattr(job, name, at)
+    dv, dS = S.new_empty(*shape[1:], R, p), S.new_empty(S.shape)
+    job.gy, job.gend = strided(gy, "btgrn"), _state(gend)
+    job.dv, job.dS, job.kept = strided(dv, "btgrn"), _state(dS), strided(kept, "n")
+    call_loops(job, "matrix_backward", S.dtype)
+    found = {name: x[0] if job.pieces == 1 else x.sum(0) for name, x in keyed.items()} | {"dv": dv, "dS": dS}
+    return [found.get(name, S.new_empty(0)) for name in ("dq", "dk", "dv", "dlog", "df", "dw", "dS")]
+
+
+def _spans(q: Tensor, k: Tensor, S: Tensor, pieces: int) -> tuple[int, int, int]:
+    """Into how many parts the R heads go for the gradient, and whether they share q and k. One thread takes a part."""
+    B, G, R = S.shape[:3]
+    shared_q, shared_k = q.shape[3] == 1 < R, k.shape[3] == 1 < R
+    wanted = -(-4 * torch.get_num_threads() // max(1, B * G * pieces))
+    return min(R, max(1, wanted)) if shared_q or shared_k else R, shared_q, shared_k
+
+
+@matrix_backward.register_fake
+def _(gy, gend, q, k, v, log, f, w, S, kept, steps, exclusive):  # type: ignore[no-untyped-def]
+    B, G, R, n, p = S.shape
+    spans, shared_q, shared_k = _spans(q, k, S, _pieces(S, True))
+    keys = ((n, spans if shared_q else R), (n, spans if shared_k else R))
+    rest = ((p, R), (log.shape[-1] if log is not None else None, R), *(((n if f is not None else None), R),) * 2)
+    return [S.new_empty(0 if m is None else (B, steps, G, r, m)) for m, r in (*keys, *rest)] + [S.new_empty(S.shape)]
+
+
+def matrix_reference(
+    q: Tensor, k: Tensor, v: Tensor, log: Tensor | None, f: Tensor | None, w: Tensor | None, S: Tensor,
+    steps: int, exclusive: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """What `matrix` computes, step by step."""
+
+    def at(x: Tensor, t: int) -> Tensor:
+        return x[:, t if x.shape[1] > 1 else 0].unsqueeze(-1)
+
+    y = []
+    for t in range(steps):
+        before = S
+        S = S if log is None else at(log, t).exp() * S
+        S = S + at(k, t) * at(v, t).mT
+        if f is not None and w is not None:
+            S = S + at(f, t) * (at(w, t) * before).sum(-2, keepdim=True)
+        y.append((at(q, t) * (before if exclusive else S)).sum(-2))
+    return torch.stack(y, 1), S
+
+
+differentiable(matrix, matrix_backward, matrix_reference, 7)
