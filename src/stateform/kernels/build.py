@@ -24,7 +24,8 @@ from typing import Any
 
 import torch
 
-SOURCES = [Path(__file__).with_name(name) for name in ("scan.c", "loops.h", "conv.h", "step.h", "modes.h")]
+NAMES = ("loops.c", "vectors.h", "matrix.h", "channel.h", "conv.h", "step.h", "modes.h")
+SOURCES = [Path(__file__).with_name(name) for name in NAMES]
 FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread", "-ffp-contract=fast"]
 HINTS = [["-march=native", "-mprefer-vector-width=512"], ["-march=native"], ["-mcpu=native"], []]
 """For the processor at hand; the first that the compiler takes."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .build import library
 
 TILE = 32
-"""Steps between the states kept for the gradient, as in scan.c."""
+"""Steps between the states kept for the gradient, as in loops.c."""
 LANES = {torch.float32: 16, torch.float64: 8}
 """Numbers that lie side by side in a vector."""
 

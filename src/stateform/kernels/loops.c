@@ -1,4 +1,4 @@
-// The System recurrence as plain loops, for PRECISION 32 (float) or 64 (double). loops.h has the mathematics.
+// The System recurrence as plain loops, for PRECISION 32 (float) or 64 (double). The headers have the mathematics.
 //
 // Threads: the pool that the process already has, torch's own OpenMP (its GOMP_parallel is handed over by the loader).
 // Without one, or in a child of fork, where that pool is gone, threads live for one call. Nothing is kept between
@@ -127,7 +127,9 @@ typedef struct {
 #define LANES 16
 #define INT int32_t
 #endif
-#include "loops.h"
+#include "vectors.h"
+#include "matrix.h"
+#include "channel.h"
 #include "conv.h"
 #include "step.h"
 #include "modes.h"
