@@ -30,6 +30,13 @@ def test_layer_keeps_the_contract(name: str) -> None:
     assert sum(o.comparisons for o in report.outcomes.values()) > 200
 
 
+@pytest.mark.parametrize("name", quick_unless(set(sf.names()) - {"gla", "mamba", "rg_lru", "s4d"}, sf.names()))
+def test_layer_keeps_the_contract_without_compiled_loops(name: str) -> None:
+    with sf.backend("torch"):
+        report = sf.check(name, d_model=16)
+    assert report.ok, str(report)
+
+
 # The options that change what a layer computes.
 VARIANTS = [
     "hopfield(updates=5, beta=2.0, d_state=3)",
