@@ -380,18 +380,18 @@ class System:
         y = raw if r == 1 else raw[:, at]
         if self.readout == "ridge":
             y = y[..., : self.p]
-        if self.d is not None:
-            v = y.new_ones(1, 1, 1, 1) if self.v is None else upcast(self.v)
-            v = spread_heads(v if r == 1 else v[:, at], self.H)
-            if self.eta == "sum":
-                v = torch.cat([v, torch.ones_like(v[..., :1])], -1)
-            y = y + self.gate("d")[..., None, None] * v.unsqueeze(-2)
         if y.is_complex() and self.q is not None:
             y = y.real
         eta: Tensor | None = None
         if self.eta == "sum":
             y, eta = y[..., :-1], y[..., -1:]
-        elif self.eta is not None:
+        if self.d is not None:
+            v = y.new_ones(1, 1, 1, 1) if self.v is None else upcast(self.v)
+            d = self.gate("d")[..., None, None]
+            direct = d * spread_heads(v if r == 1 else v[:, at], self.H).unsqueeze(-2)
+            y = y + (direct if self.q is None else direct.real)
+            eta = eta if eta is None else eta + d.real
+        if eta is None and self.eta is not None:
             eta = self.gate("eta")[..., None, None]
         if eta is not None:
             if self.eta_floor is not None:

@@ -19,7 +19,8 @@ from .registry import register
 def mixed(u: Tensor, past: Past | None, *shares: Tensor) -> list[Tensor]:
     """Token shift: u_t + (u_{t-1} - u_t) mu for each share mu of the token before (zero before the first)."""
     before = (past or Past()).extend("shift", u, 1)[:, :-1]
-    return [u + (before - u) * mu for mu in shares]
+    wide = u.dtype if not shares else torch.promote_types(u.dtype, shares[0].dtype)  # under autocast shares are wider
+    return [torch.lerp(u.to(wide), before.to(wide), mu.to(wide)) for mu in shares]
 
 
 def first_shares(d_model: int, *powers: float) -> nn.Parameter:
