@@ -100,7 +100,8 @@ def differentiable(op: Any, backward: Callable[..., Any], reference: Callable[..
         ctx.save_for_backward(*inputs[:count], *kept)
 
     def pull(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        given, kept = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        saved = ctx.saved_tensors  # once: activation checkpointing makes them anew at the first look, and only then
+        given, kept = saved[:count], saved[count:]
         grads = grads[: len(grads) - ctx.kept]
         needed = [x is not None and need for x, need in zip(given, ctx.needs_input_grad, strict=False)]
         if torch.is_grad_enabled():
