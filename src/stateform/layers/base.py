@@ -336,7 +336,10 @@ class Layer(nn.Module):
             given = (x, *(state.tensors.values() if state else ()), *(shared or {}).values(), *self.parameters())
             if any(z.requires_grad for z in given):
                 return x.shape[1]
-        return length - length % LEAST if self._finite(x) else x.shape[1]
+        if not self._finite(x):
+            return x.shape[1]
+        parts = -(-x.shape[1] // (length - length % LEAST))
+        return -(-x.shape[1] // (parts * LEAST)) * LEAST  # of about one size: a short rest would be a poor product
 
     def _finite(self, x: Tensor) -> bool:
         """Whether the state has a size of its own, however long the input."""

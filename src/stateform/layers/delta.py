@@ -47,7 +47,7 @@ class DeltaNet(Layer):
         q = heads(self.q_conv(self.q_proj(u), past), self.n_heads)
         k = heads(self.k_conv(self.k_proj(u), past), self.n_heads)
         v = heads(self.v_conv(self.v_proj(u), past), self.n_heads)
-        return unit(q) * self.d_state**-0.5, unit(k), v, torch.sigmoid(self.beta_proj(u)) * self.beta_scale
+        return unit(q, self.d_state**-0.5), unit(k), v, torch.sigmoid(self.beta_proj(u)) * self.beta_scale
 
     def system(self, u: Tensor, past: Past | None = None) -> System:
         q, k, v, beta = self.writes(u, past)
@@ -183,7 +183,7 @@ class DeltaProduct(Layer):
         return x.unflatten(-1, (self.n_h, self.n_heads, -1)).flatten(1, 2)
 
     def system(self, u: Tensor, past: Past | None = None) -> System:
-        q = unit(heads(self.q_conv(self.q_proj(u), past), self.n_heads)) * self.d_state**-0.5
+        q = unit(heads(self.q_conv(self.q_proj(u), past), self.n_heads), self.d_state**-0.5)
         k = unit(self._steps(self.k_conv(self.k_proj(u), past)))
         v = self._steps(self.v_conv(self.v_proj(u), past))
         beta = torch.sigmoid(self._steps(self.beta_proj(u)).squeeze(-1)) * self.beta_scale

@@ -17,10 +17,15 @@ def heads(x: Tensor, n_heads: int) -> Tensor:
     return x.view(*x.shape[:-1], n_heads, x.shape[-1] // n_heads)
 
 
-def unit(x: Tensor) -> Tensor:
-    """x / ||x|| along the last axis; 1e-6 is added under the root, as in the published implementations."""
+def unit(x: Tensor, length: float = 1.0) -> Tensor:
+    """`length` x / ||x|| along the last axis; 1e-6 is added under the root, as in the published implementations."""
     y = precise(x)
-    return (y * torch.rsqrt(y.square().sum(-1, keepdim=True) + 1e-6)).to(x.dtype)
+    return (y * (length * torch.rsqrt(sum_of_squares(y) + 1e-6))).to(x.dtype)
+
+
+def sum_of_squares(x: Tensor) -> Tensor:
+    """Along the last axis, which stays with size 1. A norm is one pass over x, its square would be written first."""
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square()
 
 
 def precise(x: Tensor) -> Tensor:
@@ -88,6 +93,6 @@ class HeadNorm(nn.Module):
         x = precise(y)
         if self.groups > 1:
             x = x.unflatten(-1, (self.groups, -1))
-        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+        x = x * torch.rsqrt(sum_of_squares(x) / x.shape[-1] + self.eps)
         x = (x.flatten(-2) if self.groups > 1 else x).to(y.dtype)
         return x if self.weight is None else x * self.weight

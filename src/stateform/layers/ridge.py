@@ -119,7 +119,7 @@ class KalmaNet(Layer):
         self.out_proj = nn.Linear(d_model, d_model, bias=False)
 
     def system(self, u: Tensor, past: Past | None = None) -> System:
-        q = unit(heads(self.q_conv(self.q_proj(u), past), self.n_heads)) * self.d_state**-0.5
+        q = unit(heads(self.q_conv(self.q_proj(u), past), self.n_heads), self.d_state**-0.5)
         k = unit(heads(self.k_conv(self.k_proj(u), past), self.n_heads))
         v = heads(self.v_conv(self.v_proj(u), past), self.n_heads)
         g = -precise(self.A_log).exp() * F.softplus(precise(self.a_proj(u)) + precise(self.dt_bias))
