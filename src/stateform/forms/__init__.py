@@ -148,7 +148,7 @@ def _linear(system: System, form: str, state: State | None) -> tuple[Tensor, Sta
     raw, S = FORMS[form].compute(core, S)
     raw = raw if raw.shape[2:4] == core.heads else raw.expand(-1, -1, *core.heads, -1, -1)
     y = system.finish(raw.flatten(2, 3))
-    new = {"S": S.flatten(1, 2)}
+    new = {"S": S.flatten(1, 2).contiguous()}
     if log_scale is not None:
         new["log_scale"] = log_scale
     seen = torch.zeros(system.B, dtype=torch.long, device=system.device) if state is None else _seen(state, system.B)
