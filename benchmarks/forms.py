@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -128,48 +127,8 @@ def kernels(run: Callable[[], None]) -> dict[str, float]:
     return {"kernels": len(events), "busy_ms": sum(e.device_time for e in events) / 1e3}
 
 
-def numbers(row: dict[str, Any]) -> float:
-    """How many numbers a form writes out, roughly: on a GPU they take longer than the operations on them."""
-    made = system(row["structure"], row["B"], row["T"], "meta")
-    T, n, p, feedback = made.T, made.n, made.columns, made.f is not None
-    scalar = 2 if made.is_complex else 1
-    heads, states = scalar * made.B * made.H * T, scalar * made.B * made.state_heads * T
-    outputs = n if made.q is None else 1
-    wide = made.decay_kind == "diagonal"
-    match row["form"]:
-        case "chunkwise":
-            c = min(64, T)
-            pairs, parts = (c * outputs + n * p / c) * (1 + 2 * feedback), (4 * n + 2 * p) * (1 + feedback)
-            return heads * (pairs + parts + wide * n * (4 + math.log2(c)) * (1 + 3 * feedback))
-        case "matrix":
-            return heads * (T * outputs + wide * n * (4 + math.log2(T))) * (1 + 3 * feedback)
-        case "scan":
-            return states * n * (p + (n if made.transition is not None else 1))
-        case "convolution":
-            return heads * (2 * n + 4 * p)
-    return 3 * states * n * p
-
-
-def calls(row: dict[str, Any]) -> float:
-    """How many operations a form starts apart from its loops, in units of the simplest structure."""
-    structure = row["structure"]
-    if row["form"] not in ("chunkwise", "matrix"):
-        return 1.0
-    feedback, wide = "feedback" in structure, "diagonal" in structure or "product" in structure
-    return 1 + feedback + 2.5 * wide * (1 + 2 * feedback)
-
-
-MODELS: dict[str, dict[str, Callable[[dict[str, Any]], float]]] = {
-    "of predict": {"call": lambda row: 1.0, "loops": lambda row: row["loops"], "work": lambda row: row["work"]},
-    "with numbers": {
-        "calls": calls, "loops": lambda row: row["loops"], "work": lambda row: row["work"], "numbers": numbers,
-    },
-}  # fmt: skip
-"""Times as sums of these, with one constant each: that of `stateform.forms.predict`, and one for a GPU."""
-
-
 def fitted(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """By model, the constants [seconds] with the least relative errors, and by how much the form chosen by them is
+    """The constants of `stateform.forms.predict` with the least relative errors, and how much the form they choose is
     slower than the fastest; the same for what `auto` took. What it never takes is left out: softmax has ways of its
     own, and the matrix of dense transitions.
     """
@@ -180,27 +139,25 @@ def fitted(rows: list[dict[str, Any]]) -> dict[str, Any]:
         cases.setdefault((row["structure"], row["B"], row["T"], row["gradients"]), {})[row["form"]] = row
     taken = [(found, next(iter(found.values()))["auto"]) for found in cases.values()]
     result: dict[str, Any] = {"auto": lost([(found, auto) for found, auto in taken if auto in found])}
-    for model, terms in MODELS.items():
-        values = {id(row): [float(term(row)) for term in terms.values()] for row in rows}
-        constants: dict[tuple[str, bool], np.ndarray] = {}
-        for key in sorted({(row["form"], row["gradients"]) for row in rows}):
-            mine = [row for row in rows if (row["form"], row["gradients"]) == key]
-            A = np.array([values[id(row)] for row in mine]) / np.array([[row["ms"] / 1e3] for row in mine])
-            scale = A.max(0)
-            scale[scale == 0] = 1.0
-            constants[key] = nnls(A / scale, np.ones(len(mine)))[0] / scale
-        choices = []
-        for found in cases.values():
-            expected = {f: float(constants[f, row["gradients"]] @ values[id(row)]) for f, row in found.items()}
-            choices.append((found, min(expected, key=lambda f: expected[f])))
-        result[model] = lost(choices) | {
-            "terms": list(terms),
-            **{
-                name: {f: [float(f"{c:.3g}") for c in x] for (f, g), x in constants.items() if g == gradients}
-                for name, gradients in (("inference", False), ("training", True))
-            },
+    values = {id(row): features(system(row["structure"], row["B"], row["T"], "meta"), row["form"]) for row in rows}
+    constants: dict[tuple[str, bool], np.ndarray] = {}
+    for key in sorted({(row["form"], row["gradients"]) for row in rows}):
+        mine = [row for row in rows if (row["form"], row["gradients"]) == key]
+        A = np.array([values[id(row)] for row in mine]) / np.array([[row["ms"] / 1e3] for row in mine])
+        scale = A.max(0)
+        scale[scale == 0] = 1.0
+        constants[key] = nnls(A / scale, np.ones(len(mine)))[0] / scale
+    choices = []
+    for found in cases.values():
+        expected = {f: float(constants[f, row["gradients"]] @ values[id(row)]) for f, row in found.items()}
+        choices.append((found, min(expected, key=lambda f: expected[f])))
+    return result | {
+        "fitted": lost(choices)
+        | {
+            name: {f: [float(f"{c:.3g}") for c in x] for (f, g), x in constants.items() if g == gradients}
+            for name, gradients in (("inference", False), ("training", True))
         }
-    return result
+    }
 
 
 def lost(choices: list[tuple[dict[str, dict[str, Any]], str]]) -> dict[str, Any]:
@@ -253,11 +210,10 @@ def measure(options: argparse.Namespace, save: Callable[[list[dict[str, Any]]], 
                     predicted[form, gradients] = numbers["ms"] * (16 if form == "matrix" else 4)
                     if cuda and numbers["ms"] < 100 and options.profiled == T:
                         numbers |= kernels(jobs[form, gradients])
-                    loops, flops = features(made, form)
                     auto = choose(made.map(lambda _, x, g=gradients: x.detach().requires_grad_(g)))
                     rows.append({
                         "structure": structure, "B": B, "T": T, "form": form, "gradients": gradients, **numbers,
-                        "loops": loops, "work": flops, "auto": auto,
+                        "auto": auto,
                     })  # fmt: skip
                 del made, jobs
                 gc.collect()
@@ -285,7 +241,7 @@ def main() -> None:
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
     head: dict[str, Any] = {
-        "runs": [{"command": x["command"], "date": x["date"]} for x in earlier] + [own] * bool(options.structures),
+        "runs": [run for x in earlier for run in x["runs"]] + [own] * bool(options.structures),
         "machine": earlier[0]["machine"] if earlier else machine(options.device), "dtype": "float32", "sizes": SIZES,
     }  # fmt: skip
     before = [row for x in earlier for row in x["rows"]]

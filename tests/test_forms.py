@@ -229,13 +229,13 @@ def test_gradients_by_finite_differences() -> None:
         assert torch.autograd.gradcheck(compute, inputs)
 
 
-EQUAL = {way: (1.0, 0.0, 0.0) for way in ("recurrent", "chunkwise", "scan", "matrix", "convolution", "compiled")}
+EQUAL = {way: (1.0, 0.0, 0.0, 0.0) for way in ("recurrent", "chunkwise", "scan", "matrix", "convolution", "compiled")}
 
 
 def test_auto_takes_what_is_predicted_fastest_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     system = CASES["scalar"]()
     for way in ("recurrent", "chunkwise", "matrix"):
-        table = EQUAL | {way: (0.5, 0.0, 0.0)}
+        table = EQUAL | {way: (0.5, 0.0, 0.0, 0.0)}
         monkeypatch.setattr(predict, "constants", lambda *_, table=table: (table, "a test"))
         with sf.backend("torch"):
             y, choice = sf.run(system, explain=True)
@@ -246,8 +246,8 @@ def test_auto_takes_what_is_predicted_fastest_and_says_why(monkeypatch: pytest.M
 
 
 def test_auto_leaves_out_what_needs_too_much_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(predict, "constants", lambda *_: (EQUAL | {"matrix": (0.5, 0.0, 0.0)}, "a test"))
-    monkeypatch.setattr(predict, "ROOM", 1.0)
+    monkeypatch.setattr(predict, "constants", lambda *_: (EQUAL | {"matrix": (0.5, 0.0, 0.0, 0.0)}, "a test"))
+    monkeypatch.setattr(predict, "ROOM", {"cpu": 1.0})
     q = torch.zeros(1, 4000, 1, 2)
     assert choose(sf.System(q, q, q)) != "matrix"
 
@@ -255,7 +255,7 @@ def test_auto_leaves_out_what_needs_too_much_memory(monkeypatch: pytest.MonkeyPa
 def test_gradients_have_constants_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
 
-    def constants(device: str, training: bool) -> tuple[dict[str, tuple[float, float, float]], str]:
+    def constants(device: str, training: bool) -> tuple[dict[str, predict.Constants], str]:
         asked.append(training)
         return EQUAL, ""
 

@@ -112,9 +112,8 @@ def measure(device: str, on_progress: Callable[[str, int, int], None] | None = N
                     taken = seconds(job(system, way, training))
                     if taken > LONG:
                         slow.add((name, way, training))
-                    loops, flops = features(system, way)
                     rows.append({"system": name, "T": T, "way": way, "training": training, "seconds": taken,
-                                 "loops": loops, "work": flops})  # fmt: skip
+                                 "features": features(system, way)})  # fmt: skip
     return rows
 
 
@@ -129,7 +128,7 @@ def fit(rows: list[dict[str, Any]], device: str) -> dict[str, dict[str, list[flo
             mine = [row for row in rows if row["way"] == way and row["training"] == training]
             if not mine:
                 continue
-            A = np.array([[1.0, row["loops"], row["work"]] for row in mine])
+            A = np.array([row["features"] for row in mine], dtype=float)
             t = np.array([row["seconds"] for row in mine])
             scale = A.max(0)
             scale[scale == 0] = 1.0

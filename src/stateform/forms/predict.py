@@ -2,11 +2,12 @@
 
 A way is a form, or the compiled loops (the form `recurrent`, see stateform.kernels). Its time is predicted as
 
-    call + loops * loop + work * work_unit        [seconds]
+    calls c_1 + loops c_2 + work c_3 + numbers c_4        [seconds]
 
-with the loops counted from the structure (steps of the recurrence, chunks, levels of the scan), the work from
-`forms.work`, and three constants a way, for inference and for training each. They were measured: by `calibrate` on the
-machine at hand where that was run, else on the one that BUILT_IN names.
+with the calls (operations started once, in units of the simplest structure), the loops (steps of the recurrence,
+chunks, levels of the scan) and the numbers written out counted from the structure, the work from `forms.work`, and four
+constants a way, for inference and for training each. They were measured: by `calibrate` on the machine at hand where
+that was run, else on those that BUILT_IN names.
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ from . import _compiled, scan
 from .constants import BUILT_IN
 from .work import work
 
-ROOM = 2e9
+ROOM = {"cpu": 2e9}
+ROOM_ELSEWHERE = 16e9
 """Bytes: a way that needs more memory than this, and more than twice what another needs, is not taken."""
 SHORT = 4
 """Steps up to which the recurrence is taken without asking: what decides is the call."""
 TURN = 60
 """What one unit exp(i phase) costs in float64, in operations."""
-Constants = tuple[float, float, float]
+Constants = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,8 @@ def _by_time(system: System, compiled: bool) -> Choice:
         return _by_structure(system, compiled)
     ways = [way for way in ways_of(system, compiled) if way in table]
     needs = {way: work(system, "recurrent" if way == "compiled" else way)[1] for way in ways}
-    least = min(needs.values())
-    seconds = {way: predict(system, way, table[way]) for way in ways if needs[way] <= max(ROOM, 2 * least)}
+    least, room = min(needs.values()), ROOM.get(system.device.type, ROOM_ELSEWHERE)
+    seconds = {way: predict(system, way, table[way]) for way in ways if needs[way] <= max(room, 2 * least)}
     best = min(seconds, key=lambda way: seconds[way])
     goal = "forward and backward" if training else "forward"
     reason = (
@@ -116,29 +118,63 @@ def ways_of(system: System, compiled: bool) -> list[str]:
     return [*found, "compiled"] if compiled else found
 
 
-def features(system: System, way: str) -> tuple[float, float]:
-    """Loops and work of a way."""
+def features(system: System, way: str) -> tuple[float, float, float, float]:
+    """Calls, loops, work and numbers of a way."""
     T = system.T * system.micro
     flops, _ = work(system, "recurrent" if way == "compiled" else way)
     modes = way == "compiled" and system.time_invariant and system.p == 1 and system.q is not None
     if system.phase is not None and way in ("compiled", "chunkwise") and not modes:
         steps = 1 if system.is_constant("phase") else max(1, system.phase.shape[1])
         flops += TURN * T * system.phase.numel() / steps
-    if way == "recurrent":
-        return T, flops
-    if way == "chunkwise":
-        return math.ceil(T / 64), flops
-    if way == "scan":
-        per_step = system.B * system.state_heads * system.n * system.columns
-        tiles = math.ceil(T / max(64, scan.room(system.device) // max(1, per_step)))
-        return tiles * math.log2(T + 1), flops
-    return 0.0, flops
+    return _calls(system, way), _loops(system, way, T), flops, _numbers(system, way, T)
+
+
+def _calls(system: System, way: str) -> float:
+    if way not in ("chunkwise", "matrix"):
+        return 1.0
+    feedback, wide = system.f is not None, system.decay_kind == "diagonal"
+    return 1 + feedback + 2.5 * wide * (1 + 2 * feedback)
+
+
+def _loops(system: System, way: str, T: int) -> float:
+    match way:
+        case "recurrent":
+            return T
+        case "chunkwise":
+            return math.ceil(T / 64)
+        case "scan":
+            per_step = system.B * system.state_heads * system.n * system.columns
+            tiles = math.ceil(T / max(64, scan.room(system.device) // max(1, per_step)))
+            return tiles * math.log2(T + 1)
+    return 0.0
+
+
+def _numbers(system: System, way: str, T: int) -> float:
+    """What is written out, roughly: on a GPU that takes longer than the operations on it."""
+    n, p, feedback = system.n, system.columns, system.f is not None
+    scalar = 2 if system.is_complex else 1
+    heads, states = scalar * system.B * system.H * T, scalar * system.B * system.state_heads * T
+    outputs = n if system.q is None else 1
+    wide = system.decay_kind == "diagonal"
+    match way:
+        case "chunkwise":
+            c = min(64, T)
+            pairs, parts = (c * outputs + n * p / c) * (1 + 2 * feedback), (4 * n + 2 * p) * (1 + feedback)
+            return heads * (pairs + parts + wide * n * (4 + math.log2(c)) * (1 + 3 * feedback))
+        case "matrix":
+            return heads * (T * outputs + wide * n * (4 + math.log2(T))) * (1 + 3 * feedback)
+        case "scan":
+            return states * n * (p + (n if system.transition is not None else 1))
+        case "convolution":
+            return heads * (2 * n + 4 * p)
+        case "recurrent":
+            return 3 * states * n * p
+    return heads * (2 * n + 2 * p)
 
 
 def predict(system: System, way: str, by: Constants) -> float:
     """Seconds."""
-    loops, flops = features(system, way)
-    return by[0] + loops * by[1] + flops * by[2]
+    return sum(c * x for c, x in zip(by, features(system, way), strict=True))
 
 
 @functools.cache
@@ -162,4 +198,4 @@ def constants(device: str, training: bool) -> tuple[dict[str, Constants], str]:
     mine = _stored()
     if key in mine.get("constants", {}):
         return {way: tuple(c) for way, c in mine["constants"][key].items()}, f"this machine, {mine['date']}"
-    return BUILT_IN["constants"].get(key, {}), str(BUILT_IN["machine"])
+    return BUILT_IN["constants"].get(key, {}), BUILT_IN["machines"].get(device, "")
