@@ -124,6 +124,11 @@ def test_what_does_not_go_together(spec: str, message: str) -> None:
 IMAGES = np.zeros((24, 28, 28))
 
 
+def zipped(content: bytes) -> bytes:
+    """The same bytes at any time: the tests are named by them, and two processes must name them alike."""
+    return gzip.compress(content, mtime=0)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -133,15 +138,15 @@ IMAGES = np.zeros((24, 28, 28))
             "there is no .*train-images-idx3-ubyte.gz, nor without .gz; expected MNIST's",
         ),
         ("train-images-idx3-ubyte.gz", b"no gzip", "cannot read .*images-idx3-ubyte.gz: .* fetch it again"),
-        ("train-images-idx3-ubyte.gz", gzip.compress(idx(IMAGES))[:-30], "cannot read .*fetch it again"),
-        ("train-images-idx3-ubyte.gz", gzip.compress(b""), "starts with nothing; an IDX file starts with 00 00 08 03"),
-        ("train-images-idx3-ubyte.gz", gzip.compress(idx(IMAGES[0])), "starts with 00 00 08 02; an IDX file"),
-        ("train-images-idx3-ubyte.gz", gzip.compress(idx(IMAGES)[:9]), "ends within its header"),
-        ("train-images-idx3-ubyte.gz", gzip.compress(idx(IMAGES)[:-1]), "has 18831 bytes; its header says 18832"),
-        ("train-images-idx3-ubyte.gz", gzip.compress(idx(IMAGES) + b"0"), "has 18833 bytes; its header says 18832"),
-        ("train-images-idx3-ubyte.gz", gzip.compress(idx(IMAGES[:, :27])), r"are \(27, 28\); expected 28 by 28"),
-        ("train-labels-idx1-ubyte.gz", gzip.compress(idx(np.zeros(23))), "has 24 images and 23 labels"),
-        ("train-labels-idx1-ubyte.gz", gzip.compress(idx(np.full(24, 10))), "has the label 10; expected 0 to 9"),
+        ("train-images-idx3-ubyte.gz", zipped(idx(IMAGES))[:-30], "cannot read .*fetch it again"),
+        ("train-images-idx3-ubyte.gz", zipped(b""), "starts with nothing; an IDX file starts with 00 00 08 03"),
+        ("train-images-idx3-ubyte.gz", zipped(idx(IMAGES[0])), "starts with 00 00 08 02; an IDX file"),
+        ("train-images-idx3-ubyte.gz", zipped(idx(IMAGES)[:9]), "ends within its header"),
+        ("train-images-idx3-ubyte.gz", zipped(idx(IMAGES)[:-1]), "has 18831 bytes; its header says 18832"),
+        ("train-images-idx3-ubyte.gz", zipped(idx(IMAGES) + b"0"), "has 18833 bytes; its header says 18832"),
+        ("train-images-idx3-ubyte.gz", zipped(idx(IMAGES[:, :27])), r"are \(27, 28\); expected 28 by 28"),
+        ("train-labels-idx1-ubyte.gz", zipped(idx(np.zeros(23))), "has 24 images and 23 labels"),
+        ("train-labels-idx1-ubyte.gz", zipped(idx(np.full(24, 10))), "has the label 10; expected 0 to 9"),
     ],
 )
 def test_images_of_another_format(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
