@@ -135,6 +135,17 @@ def test_every_system_is_the_same_compiled_or_not(name: str) -> None:
 
 
 @needed
+def test_the_whole_state_behind_feedback_is_read_in_torch() -> None:
+    torch.manual_seed(0)
+    k, w = torch.randn(1, 20, 2, 3, dtype=torch.float64), torch.randn(1, 20, 2, 3, dtype=torch.float64)
+    system = sf.System(None, k, None, f=-0.2 * w, w=w)
+    assert _compiled.refused(system) == "several reads of one state"
+    with sf.backend("torch"):
+        want = sf.run(system, "recurrent")
+    assert error(sf.run(system), want) < tolerance(torch.float64, 20)
+
+
+@needed
 def test_a_hard_reset_forgets_everything() -> None:
     log = torch.zeros(1, 40, 1, 1, 1)
     log[:, 20] = -torch.inf

@@ -759,9 +759,9 @@ def test_a_loss_that_is_not_finite(
     plain = scores.score
     step = 0
 
-    def spoilt(model: Any, task: Task, batch: Batch) -> scores.Score:
+    def spoilt(model: Any, task: Task, batch: Batch, *rest: Any) -> scores.Score:
         nonlocal step
-        found = plain(model, task, batch)
+        found = plain(model, task, batch, *rest)
         if not model.training:
             return found
         step += 1

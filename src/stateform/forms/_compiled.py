@@ -36,7 +36,7 @@ def refused(x: Core | System) -> str | None:
         return "a dense transition is a matrix product a step"
     if (x.v is not None and x.v.is_complex()) or (turned and "f" in parts):
         return "complex values, or complex feedback"
-    if (reads > 1 and not whole) or (whole and x.p > 1):
+    if (reads > 1 and not whole) or (whole and (x.p > 1 or ("f" in parts and x.n > 1))):
         return "several reads of one state"
     if transformed():
         return "under torch.func and forward-mode differentiation the torch forms are used"

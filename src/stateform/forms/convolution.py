@@ -73,7 +73,8 @@ class Convolution:
 
 def _orbit(A: Tensor, x: Tensor, T: int) -> Tensor:
     """A^0 x, ..., A^{T-1} x for A [b,1,G,R,n,n] and x [b,1,G,R,n,c], as [b,T,G,R,n,c], by doubling."""
-    out = x.to(torch.promote_types(A.dtype, x.dtype))
+    front = torch.broadcast_shapes(A.shape[:-2], x.shape[:-2])  # heads may share either
+    out = x.to(torch.promote_types(A.dtype, x.dtype)).expand(*front, *x.shape[-2:])
     while out.shape[1] < T:
         out = torch.cat([out, contract("bsgrmn,btgrnc->btgrmc", A, out)], 1)
         A = A @ A
