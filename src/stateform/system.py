@@ -387,9 +387,11 @@ class System:
             y, eta = y[..., :-1], y[..., -1:]
         if self.d is not None:
             v = y.new_ones(1, 1, 1, 1) if self.v is None else upcast(self.v)
-            d = self.gate("d")[..., None, None]
-            direct = d * spread_heads(v if r == 1 else v[:, at], self.H).unsqueeze(-2)
-            y = y + (direct if self.q is None else direct.real)
+            v, d = spread_heads(v if r == 1 else v[:, at], self.H).unsqueeze(-2), self.gate("d")[..., None, None]
+            if y.dtype == v.dtype == d.dtype and not y.is_complex():
+                y = torch.addcmul(y, d, v)  # one pass
+            else:
+                y = y + (d * v if self.q is None else (d * v).real)
             eta = eta if eta is None else eta + d.real
         if eta is None and self.eta is not None:
             eta = self.gate("eta")[..., None, None]
