@@ -387,7 +387,10 @@ class System:
             y, eta = y[..., :-1], y[..., -1:]
         if self.d is not None:
             v = y.new_ones(1, 1, 1, 1) if self.v is None else upcast(self.v)
-            v, d = spread_heads(v if r == 1 else v[:, at], self.H).unsqueeze(-2), self.gate("d")[..., None, None]
+            v, d = (
+                spread_heads(v if r == 1 or self.v is None else v[:, at], self.H).unsqueeze(-2),
+                self.gate("d")[..., None, None],
+            )
             if y.dtype == v.dtype == d.dtype and not y.is_complex():
                 y = torch.addcmul(y, d, v)  # one pass
             else:

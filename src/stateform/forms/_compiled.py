@@ -59,6 +59,8 @@ def worthwhile(core: Core) -> bool:
 
 def compute(core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
     """The reads [B,T,G,R,o,p] and the final state, from the state S [B,G,R,n,p]."""
+    if core.real and core.q.is_complex() and not core.dtype.is_complex:  # Re(q^T S) of a real S
+        core = core.rewritten(q=core.q.real.contiguous())
     if _constant_modes(core):
         y, S = _modes(core, S.expand(-1, *core.heads, -1, -1))
         return y, S[:, : core.state_heads[0], : core.state_heads[1]]

@@ -21,7 +21,7 @@ from .._machine import machine
 from ..kernels.backend import backend
 from ..system import System
 from . import _compiled
-from .predict import _stored, features, path, ways_of
+from .predict import _stored, features, path, stored, ways_of
 from .work import work
 
 LENGTHS = (16, 128, 1024)
@@ -154,7 +154,7 @@ def calibrate(device: str = "cpu", *, on_progress: Callable[[str, int, int], Non
     require(device == "cpu" or torch.cuda.is_available(), "device is cuda, and torch sees none; use cpu")
     rows = measure(device, on_progress)
     target = path()
-    kept = _stored().get("constants", {})
+    kept = stored().get("constants", {})
     content = {"machine": machine(device), "date": datetime.now(UTC).strftime("%Y-%m-%d"),
                "constants": {**kept, **fit(rows, device)}, "rows": rows}  # fmt: skip
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -98,6 +98,8 @@ def _by_time(system: System, compiled: bool) -> Choice:
     if not table:
         return _by_structure(system, compiled)
     ways = [way for way in ways_of(system, compiled) if way in table]
+    if not ways:
+        return _by_structure(system, compiled)
     needs = {way: work(system, "recurrent" if way == "compiled" else way)[1] for way in ways}
     least, room = min(needs.values()), ROOM.get(system.device.type, ROOM_ELSEWHERE)
     seconds = {way: predict(system, way, table[way]) for way in ways if needs[way] <= max(room, 2 * least)}
@@ -177,12 +179,22 @@ def predict(system: System, way: str, by: Constants) -> float:
     return sum(c * x for c, x in zip(by, features(system, way), strict=True))
 
 
+VERSION = 4
+"""Of the file of constants: how many a way has."""
+
+
+def stored() -> dict[str, Any]:
+    """What `calibrate` kept for this machine and number of threads, or nothing."""
+    return _stored(path())
+
+
 @functools.cache
-def _stored() -> dict[str, Any]:
+def _stored(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path().read_text())
-        assert isinstance(found["constants"], dict)
-    except (OSError, ValueError, KeyError, TypeError, AssertionError):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        rows = [row for table in found["constants"].values() for row in table.values()]
+        assert all(len(row) == VERSION and min(row) >= 0 for row in rows) and isinstance(found["date"], str)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError):
         return {}
     return dict(found)
 
@@ -195,7 +207,7 @@ def path() -> Path:
 def constants(device: str, training: bool) -> tuple[dict[str, Constants], str]:
     """The constants of all ways on a device (none where none were measured), and where they were measured."""
     key = f"{device}, {'training' if training else 'inference'}"
-    mine = _stored()
+    mine = stored()
     if key in mine.get("constants", {}):
         return {way: tuple(c) for way, c in mine["constants"][key].items()}, f"this machine, {mine['date']}"
     return BUILT_IN["constants"].get(key, {}), BUILT_IN["machines"].get(device, "")

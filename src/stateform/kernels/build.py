@@ -15,6 +15,7 @@ import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -36,7 +37,6 @@ class UnavailableError(Exception):
     """Why there are no compiled loops here."""
 
 
-@functools.cache
 def library(precision: int) -> ctypes.CDLL:
     """The loops for float32 (32) or float64 (64).
 
@@ -44,21 +44,40 @@ def library(precision: int) -> ctypes.CDLL:
         UnavailableError: no compiler, or it failed; once asked, the answer stays.
     """
     with _building:
-        return _library(precision)
+        found = _library(precision)
+    if isinstance(found, UnavailableError):
+        raise found
+    return found
 
 
 @functools.cache
-def _library(precision: int) -> ctypes.CDLL:
+def _library(precision: int) -> ctypes.CDLL | UnavailableError:
     if sys.platform == "win32":
-        raise UnavailableError("the compiled loops need POSIX threads; on Windows the torch forms are used")
-    compiler = find_compiler()
-    name = f"loops{precision}-{_key(compiler, precision)}.so"
-    for folder in (cache_folder(), Path(tempfile.gettempdir()) / f"stateform-{os.getuid()}"):
-        try:
-            return _load(_made(folder, name, compiler, precision))
-        except OSError as error:
-            failure = error
-    raise UnavailableError(f"the library of compiled loops could not be written or loaded ({failure})")
+        return UnavailableError("the compiled loops need POSIX threads; on Windows the torch forms are used")
+    try:
+        compiler = find_compiler()
+        name = f"loops{precision}-{_key(compiler, precision)}.so"
+        for folder in (cache_folder(), _own_temporary_folder()):
+            try:
+                return _load(_made(folder, name, compiler, precision))
+            except OSError as error:
+                failure = error
+    except UnavailableError as error:
+        return error
+    return UnavailableError(f"the library of compiled loops could not be written or loaded ({failure})")
+
+
+def _own_temporary_folder() -> Path:
+    """A folder among the temporary files in which no one else can have put a library."""
+    folder = Path(tempfile.gettempdir()) / f"stateform-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022:
+            return folder
+    except OSError:
+        pass
+    return Path(tempfile.mkdtemp(prefix="stateform-"))
 
 
 def find_compiler() -> list[str]:
@@ -85,9 +104,14 @@ def cache_folder() -> Path:
     """Where the library is kept."""
     given = os.environ.get("STATEFORM_CACHE")
     if given:
-        return Path(given)
-    base = Path.home() / "Library" / "Caches" if sys.platform == "darwin" else Path.home() / ".cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or base) / "stateform"
+        return Path(given).resolve()
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]).resolve() / "stateform"
+    try:
+        home = Path.home()
+    except RuntimeError:  # a user without a home
+        return _own_temporary_folder()
+    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "stateform"
 
 
 def _key(compiler: list[str], precision: int) -> str:

@@ -89,7 +89,7 @@ def matrix_backward(
     S: Tensor, kept: Tensor, steps: int, exclusive: bool,
 ) -> list[Tensor]:  # fmt: skip
     """The gradients of q, k, v, log, f, w (nothing where there was none) and S, in their full shapes; those of q and k
-    that the R heads share as sums over some of the heads, [B,T,G,.,n].
+    that the R heads share summed over them, [B,T,G,1,n].
     """
     S, gend = S.contiguous(), gend.contiguous()  # held here: a job has only their addresses
     job = _matrix_job(q, k, v, log, f, w, S, steps, exclusive, many=True)
@@ -113,6 +113,8 @@ def matrix_backward(
     job.dv, job.dS, job.kept = strided(dv, "btgrn"), _state(dS), strided(kept, "n")
     call_loops(job, "matrix_backward", S.dtype)
     found = {name: x[0] if job.pieces == 1 else x.sum(0) for name, x in keyed.items()} | {"dv": dv, "dS": dS}
+    for name, shared in (("dq", job.shared_q), ("dk", job.shared_k)):
+        found[name] = found[name].sum(3, keepdim=True) if shared else found[name]
     return [found.get(name, S.new_empty(0)) for name in ("dq", "dk", "dv", "dlog", "df", "dw", "dS")]
 
 
@@ -127,8 +129,7 @@ def _spans(q: Tensor, k: Tensor, S: Tensor, pieces: int) -> tuple[int, int, int]
 @matrix_backward.register_fake
 def _(gy, gend, q, k, v, log, f, w, S, kept, steps, exclusive):  # type: ignore[no-untyped-def]
     B, G, R, n, p = S.shape
-    spans, shared_q, shared_k = _spans(q, k, S, _pieces(S, True))
-    keys = ((n, spans if shared_q else R), (n, spans if shared_k else R))
+    keys = ((n, 1 if q.shape[3] == 1 else R), (n, 1 if k.shape[3] == 1 else R))
     rest = ((p, R), (log.shape[-1] if log is not None else None, R), *(((n if f is not None else None), R),) * 2)
     return [S.new_empty(0 if m is None else (B, steps, G, r, m)) for m, r in (*keys, *rest)] + [S.new_empty(S.shape)]
 

@@ -62,7 +62,8 @@ def _alone(args: tuple[Any, ...]) -> bool:
         return False
     gradients = torch.is_grad_enabled()
     tensors = [x for x in args if isinstance(x, Tensor)]
-    return all(type(x) in (Tensor, nn.Parameter) and not (gradients and x.requires_grad) for x in tensors)
+    plain = all(type(x) in (Tensor, nn.Parameter) and not x.is_neg() for x in tensors)  # a lazy sign is not in memory
+    return plain and not (gradients and any(x.requires_grad for x in tensors))
 
 
 def call_loops(job: ctypes.Structure, name: str, dtype: torch.dtype) -> None:

@@ -117,7 +117,7 @@ static void channel_step_item(const void *job, int64_t item, void *scratch) {
 static void conv_step_item(const void *job, int64_t item, void *scratch) {
     const conv_job *j = job;
     REAL *weight = j->weight.at;
-    if (j->weight.n != 1) {
+    if (j->weight.n != 1 || j->weight.t != j->L) {
         weight = scratch;
         for (int64_t i = 0; i < j->taps; i++)
             for (int64_t l = 0; l < j->L; l++) weight[i * j->L + l] = ((REAL *)j->weight.at)[i * j->weight.t + l * j->weight.n];

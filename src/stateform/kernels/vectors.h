@@ -26,18 +26,18 @@ INLINE vec most(vec a, vec b) {
     return (vec)(((ints)a & more) | ((ints)b & ~more));
 }
 
-// e^x to the last digit or two: x = m ln 2 + r with |r| <= ln(2)/2, and the Taylor series of e^r. Below the least normal
-// number the result is 0, so that a hard reset (-inf) is one. NaN stays NaN.
+// e^x to the last digit or two: x = m ln 2 + r with |r| <= ln(2)/2, and the Taylor series of e^r. Near the least normal
+// number and below the result is 0, so that a hard reset (-inf) is one. NaN stays NaN.
 INLINE vec vexp(vec x) {
 #if PRECISION == 64
     const REAL shift = 6755399441055744.0, high = 0x1.62e42fefa0000p-1, low = 0x1.cf79abc9e3b3ap-40, least = -708.0,
-               top = 709.7;
+               top = 710.0;
     const int mantissa = 52;
     const INT bias = 1023;
     static const REAL series[] = {1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880,
                                   1.0 / 40320, 1.0 / 5040, 1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5, 1, 1};
 #else
-    const REAL shift = 12582912.0f, high = 0x1.62e4p-1f, low = 0x1.7f7d1cp-20f, least = -87.3f, top = 88.7f;
+    const REAL shift = 12582912.0f, high = 0x1.62e4p-1f, low = 0x1.7f7d1cp-20f, least = -86.99f, top = 89.0f;
     const int mantissa = 23;
     const INT bias = 127;
     static const REAL series[] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1, 1};

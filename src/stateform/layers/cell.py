@@ -179,9 +179,9 @@ class Cell(Layer):
         if (
             u.device.type != "cpu"
             or u.shape[1] == 1
-            or current_backend() == "torch"
-            or torch.compiler.is_compiling()
+            or torch.compiler.is_compiling()  # before the backend, which cannot be asked in a traced graph
             or transformed()
+            or current_backend() == "torch"
         ):
             return None
         u = precise(u)
