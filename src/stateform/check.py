@@ -409,24 +409,15 @@ def _split_gradient(b: _Bench, layer: nn.Module, x: Tensor) -> None:
     b.report.expect(b.part, want[0] is not None and bool(want[0].abs().max() > 0), "the gradient of x is zero")
 
 
-def _amplified(b: _Bench, layer: nn.Module, x: Tensor) -> float:
-    """How much larger the relative change of y is than that of x: a norm behind a read that nearly cancels, say."""
-    small = 2.0**-30
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(x)
-    y, near = (b.oracle(layer, z)[0] for z in (x, x * (1 + small * noise)))
-    return float(relative_error(near, y).max()) / small
-
-
 def _steps(b: _Bench) -> None:
     """Token by token from init_state, and continuing by steps after a prefix; the given state stays as it was."""
     if not (b.offers("step") and b.offers("init_state")):
         return
     for dtype in (torch.float64, torch.float32):
-        exact, T = b.drawn(), 24
-        layer, x = copy.deepcopy(exact).to(dtype), b.input(2, T, dtype)
+        layer, T = b.drawn().to(dtype), 24
+        x = b.input(2, T, dtype)
+        allowed = tolerance(dtype, T)
         with torch.no_grad():
-            # a product may round otherwise for one token than for all, as if the inputs differed a little
-            allowed = max(tolerance(dtype, T), 4 * _amplified(b, exact, wide(x)) * UNIT[dtype])
             want, end = b.oracle(layer, x)
             for begin in (0, 9):
                 state: State = layer.init_state(2) if begin == 0 else b.call(layer, x[:, :begin])[1]  # type: ignore[operator]

@@ -8,7 +8,6 @@ STATEFORM_CACHE, else in that of the user's caches, one file for each source, co
 from __future__ import annotations
 
 import ctypes
-import functools
 import hashlib
 import importlib.util
 import os
@@ -37,29 +36,34 @@ class UnavailableError(Exception):
     """Why there are no compiled loops here."""
 
 
+_found: dict[int, ctypes.CDLL | UnavailableError] = {}
+
+
 def library(precision: int) -> ctypes.CDLL:
     """The loops for float32 (32) or float64 (64).
 
     Raises:
         UnavailableError: no compiler, or it failed; once asked, the answer stays.
     """
-    with _building:
-        found = _library(precision)
+    if precision not in _found:  # no lock once it is there: a fork might copy one that another thread holds
+        with _building:
+            if precision not in _found:
+                _found[precision] = _library(precision)
+    found = _found[precision]
     if isinstance(found, UnavailableError):
         raise found
     return found
 
 
-@functools.cache
 def _library(precision: int) -> ctypes.CDLL | UnavailableError:
     if sys.platform == "win32":
         return UnavailableError("the compiled loops need POSIX threads; on Windows the torch forms are used")
     try:
         compiler = find_compiler()
         name = f"loops{precision}-{_key(compiler, precision)}.so"
-        for folder in (cache_folder(), _own_temporary_folder()):
+        for folder in (cache_folder, _own_temporary_folder):
             try:
-                return _load(_made(folder, name, compiler, precision))
+                return _load(_made(folder(), name, compiler, precision))
             except OSError as error:
                 failure = error
     except UnavailableError as error:
