@@ -270,6 +270,79 @@ def test_a_rival_that_cannot_be_made_is_told(monkeypatch: pytest.MonkeyPatch) ->
     assert "no such option" in str(found.result["pairs"][0]["parties"][1]["notes"])
 
 
+@pytest.mark.parametrize("error", [ModuleNotFoundError("no module of that model"), KeyError("scale")])
+def test_whatever_a_rival_fails_with_costs_no_other_measurement(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(x: Tensor) -> Tensor:
+        raise error
+
+    monkeypatch.setitem(PAIRS, "linear", fake(lambda layer: Party(run, layer, ours(layer).begin)))
+    found = bench(["linear"], rivals=["torch"], modes=["forward", "decode"], **SMALL, clock=Ticks())
+    (pair,) = found.result["pairs"]
+    assert pair["parties"][1]["timed"] == ["decode"]
+    assert f"forward fails: {type(error).__name__}" in str(pair["parties"][1]["notes"])
+    assert found.complete
+    assert not found.failed
+    assert OURS in pair["cases"][0]["found"]
+    assert "other" in pair["cases"][-1]["found"]
+
+
+def test_a_pair_that_fails_costs_no_other_pair(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(pair: Any, plan: Any, row: dict[str, Any], step: Any) -> None:
+        if pair.name == "gla":
+            raise RuntimeError("out of memory")
+        row["cases"].append({"mode": "forward", "rows": 1, "tokens": 8, "found": {}, "left_out": {}})
+
+    monkeypatch.setattr(import_module("stateform.bench.run"), "measure", measured)
+    kept: list[int] = []
+    found = bench(["gla", "hgrn2"], **SMALL, keep=lambda found: kept.append(len(found.result["pairs"])))
+    assert found.complete
+    assert kept == [1, 2]
+    assert found.failed == {"gla": "RuntimeError: out of memory"}
+    assert "gla failed: RuntimeError: out of memory" in " ".join(str(found).split())
+    assert found.result["pairs"][1]["cases"]
+
+
+def test_without_drawing_packages_the_numbers_are_printed_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "plotly" or "stateform.report" in name]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    numbers, page = tmp_path / "out.json", tmp_path / "out.html"
+    words = ["--layers", "gru", "--rivals", "torch", "--modes", "forward,memory", "--d-model", "16"]
+    words += ["--lengths", "4", "--repeats", "1", "--json", str(numbers), "--html", str(page)]
+    monkeypatch.setattr(sys, "argv", ["stateform", "bench", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1  # the page was asked for, and is not there
+    assert not page.exists()
+    written = json.loads(numbers.read_text())
+    assert written["complete"]
+    assert written["command"].startswith("stateform bench --layers gru")
+    said = capsys.readouterr()
+    assert "forward, 1 x 4, nn.GRU: " in said.out
+    assert "MB, x" in said.out
+    assert "No report: No module named 'plotly" in said.err
+
+
+def test_a_killed_benchmark_has_written_the_pairs_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(pair: Any, plan: Any, row: dict[str, Any], step: Any) -> None:
+        if pair.name == "hgrn2":
+            raise SystemExit(137)
+
+    monkeypatch.setattr(import_module("stateform.bench.run"), "measure", killed)
+    numbers = tmp_path / "out.json"
+    monkeypatch.setattr(sys, "argv", ["stateform", "bench", "--layers", "gla,hgrn2", "--json", str(numbers)])
+    with pytest.raises(SystemExit):
+        cli.main()
+    written = json.loads(numbers.read_text())
+    assert [pair["name"] for pair in written["pairs"]] == ["gla"]
+    assert not written["complete"]
+    assert written["command"].startswith("stateform bench --layers gla,hgrn2")
+
+
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PAIRS, "linear", fake(off_by(1.0), "mambapy"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

@@ -31,6 +31,14 @@ EQUAL = 1e-5
 """The largest relative difference, in float32, of what counts as the same function."""
 
 
+def version_of(distribution: str) -> str | None:
+    """The version that is installed, if one is."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
 @dataclass(frozen=True)
 class Rival:
     """What one could take instead of a layer or an operation of ours.
@@ -42,6 +50,7 @@ class Rival:
         allowed: relative difference in float32 up to which it is the same function; more than `EQUAL` where its
             kernels round more, and then `why` says so.
         why: see there.
+        on_gpu: as `allowed`, where its kernels round more on a GPU alone.
     """
 
     name: str
@@ -49,6 +58,7 @@ class Rival:
     make: Callable[[Any], Party]
     allowed: float = EQUAL
     why: str = ""
+    on_gpu: float = 0.0
 
     def missing(self) -> str | None:
         """What to do for its package to be there, or None."""
@@ -60,10 +70,7 @@ class Rival:
     @property
     def version(self) -> str:
         """The version of its package that is installed."""
-        try:
-            return version(DISTRIBUTIONS.get(self.package, self.package))
-        except PackageNotFoundError:
-            return "unknown"
+        return version_of(DISTRIBUTIONS.get(self.package, self.package)) or "unknown"
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
-from .._errors import StateformError
-
 Job = Callable[[], Callable[[], Any]]
 """What prepares a measurement, untimed, and gives what is timed."""
 Clock = Callable[[], float]
@@ -22,8 +20,10 @@ MOST = 64
 """How often at most."""
 SLOW, FEW = 5.0, 3
 """A job of more than so many seconds has so many rounds at most."""
-RECOVERABLE = (RuntimeError, MemoryError, NotImplementedError, TypeError, AssertionError, StateformError)
-"""What a party may fail with (out of memory, no such kernel) without ending the others."""
+RECOVERABLE = (Exception,)
+"""What a party may fail with without ending the others: out of memory, no such kernel, a module that a package of
+another version lacks, an error of a kernel's own compiler.
+"""
 
 
 def take_turns(

@@ -23,8 +23,9 @@ from ..analysis import peak_bytes
 from ..layers import REGISTRY
 from ..state import write_atomically
 from ..tolerances import GRADIENT, HALF, PROJECTED
-from .pair import MODES, Operation, Pair, Rival, Setting, like
+from .pair import EQUAL, MODES, Operation, Pair, Rival, Setting, like, version_of
 from .party import Inputs, Party, copying
+from .plain import lines
 from .rounds import RECOVERABLE, Clock, Job, one_line, spread, take_turns
 from .table import PACKAGES, PAIRS
 
@@ -36,6 +37,8 @@ ROWS = (1, 4)
 """Sequences in a batch for which training is timed."""
 CHECKED = (2, 300)
 """Rows and tokens on which the parties are compared: more than one chunk of every rival, and a remainder."""
+COMPILERS = ("triton", "tilelang")
+"""Of kernels for a GPU: their versions decide which of them there are."""
 PROMPT, STEPS = 10, 4
 """Tokens before decoding, and tokens decoded for the comparison."""
 
@@ -50,6 +53,11 @@ class Bench(Printed):
     def complete(self) -> bool:
         """False if it was interrupted: then it holds what was measured by then."""
         return bool(self.result["complete"])
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """By pair whose own layer failed: why."""
+        return {pair["name"]: pair["failed"] for pair in self.result["pairs"] if "failed" in pair}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts."""
@@ -70,8 +78,11 @@ class Bench(Printed):
         write_atomically(Path(path), (json.dumps(self.result, indent=1) + "\n").encode())
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
-        from ..report.bench import bench_tables
-
+        try:
+            from ..report.bench import bench_tables
+        except ImportError as error:  # of a drawing library, which is no reason to lose the numbers
+            yield from lines(self.result, f"Plain, as the tables cannot be made: {error}.")
+            return
         yield from bench_tables(self.result)
 
 
@@ -79,7 +90,8 @@ def bench(
     layers: Sequence[str] = (), *, rivals: Sequence[str] = (), modes: Sequence[str] = MODES,
     lengths: Sequence[int] = (512, 2048), positions: Sequence[int] = (10, 100_000), d_model: int = 768,
     repeats: int = 7, device: str = "cpu", dtype: str = "float32", seed: int = 0, memory_limit_gb: float = 4.0,
-    on_progress: Progress | None = None, clock: Clock = time.perf_counter,
+    on_progress: Progress | None = None, keep: Callable[[Bench], None] | None = None,
+    clock: Clock = time.perf_counter,
 ) -> Bench:  # fmt: skip
     """Time layers beside what one would take instead of them, with the same weights.
 
@@ -102,10 +114,12 @@ def bench(
         seed: of weights and inputs.
         memory_limit_gb: decoding from a growing cache is left out where it would need more.
         on_progress: called as the work goes on.
+        keep: called with what is found so far, after each pair.
         clock: seconds; for tests.
 
     Returns:
-        A Bench. After Ctrl-C it holds what was measured, and says that it is not complete.
+        A Bench. After Ctrl-C it holds what was measured, and says that it is not complete. A pair whose own layer fails
+        says why, and the others are measured.
 
     Raises:
         StateformError: before any work: an unknown name, a package that is not installed, sizes that do not fit.
@@ -128,6 +142,8 @@ def bench(
         device, DTYPES[dtype], seed, memory_limit_gb, clock,
     )  # fmt: skip
     packages = {rival.package: rival.version for pair in wanted for rival in pair.rivals if not rival.missing()}
+    if device.startswith("cuda"):
+        packages |= {name: number for name in COMPILERS if (number := version_of(name)) is not None}
     result: dict[str, Any] = {
         "stateform": stateform_version(), "created": datetime.now().isoformat(timespec="seconds"),
         "machine": machine(device), "versions": packages,
@@ -150,8 +166,13 @@ def bench(
         for pair in wanted:
             row: dict[str, Any] = {"name": pair.name, "layer": pair.layer, "sizes": "", "parties": [], "cases": []}
             result["pairs"].append(row)
-            with quiet():
-                measure(pair, plan, row, step)
+            try:
+                with quiet():
+                    measure(pair, plan, row, step)
+            except RECOVERABLE as error:
+                row["failed"] = one_line(error)
+            if keep is not None:
+                keep(Bench(result))
         result["complete"] = True
     except KeyboardInterrupt:
         pass
@@ -394,9 +415,12 @@ class Reference:
         if missing:
             about["notes"].append(missing)
             return about, None
-        allowed = max(rival.allowed, PROJECTED * HALF.get(self.dtype, 0.0))
-        if rival.allowed < allowed or rival.why:
-            about["notes"].append(rival.why or f"compared in {str(self.dtype).removeprefix('torch.')}")
+        own = max(rival.allowed, rival.on_gpu if self.inputs[0].is_cuda else 0.0)
+        allowed = max(own, PROJECTED * HALF.get(self.dtype, 0.0))
+        if own > EQUAL and rival.why:
+            about["notes"].append(rival.why)
+        elif own < allowed:
+            about["notes"].append(f"compared in {str(self.dtype).removeprefix('torch.')}")
         about["allowed"] = allowed
         try:
             party = rival.make(self.setting.source)

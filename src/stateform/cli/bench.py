@@ -13,7 +13,7 @@ import typer
 
 from .._errors import StateformError
 from .._printed import show_wide
-from ..bench import MODES, bench
+from ..bench import MODES, Bench, bench
 from ..forms.calibrate import calibrate as measure_forms
 from .app import Bar, app, check_writable
 
@@ -64,6 +64,13 @@ def bench_command(
         return
     usual = QUICK if quick else FULL
     check_writable(html, json)
+    command = shlex.join(["stateform", *sys.argv[1:]])
+
+    def keep(found: Bench) -> None:
+        found.result["command"] = command
+        if json is not None:  # after every pair: a process that is killed has written what it measured
+            found.save_json(json)
+
     with Bar() as bar:
         found = bench(
             words(layers), rivals=words(rivals), modes=words(modes) or MODES,
@@ -71,19 +78,30 @@ def bench_command(
             positions=numbers("--positions", positions, usual.positions),
             d_model=usual.d_model if d_model is None else d_model,
             repeats=usual.repeats if repeats is None else repeats,
-            device=device, dtype=dtype, seed=seed, memory_limit_gb=memory_limit, on_progress=bar,
+            device=device, dtype=dtype, seed=seed, memory_limit_gb=memory_limit, on_progress=bar, keep=keep,
         )  # fmt: skip
-    found.result["command"] = shlex.join(["stateform", *sys.argv[1:]])
+    keep(found)
     show_wide(found)
-    if html is not None:
-        found.save_html(html)
-        typer.echo(f"Report: {html.resolve()}")
     if json is not None:
-        found.save_json(json)
         typer.echo(f"Numbers: {json.resolve()}")
+    page = html is None or _page(found, html)
+    for name, why in found.failed.items():
+        typer.echo(f"{name} failed: {why}", err=True)
     if not found.complete:
         typer.echo("Interrupted: this is what was measured.", err=True)
         raise typer.Exit(130)
+    if found.failed or not page:
+        raise typer.Exit(1)
+
+
+def _page(found: Bench, html: Path) -> bool:
+    try:
+        found.save_html(html)
+    except ImportError as error:
+        typer.echo(f"No report: {error}.", err=True)
+        return False
+    typer.echo(f"Report: {html.resolve()}")
+    return True
 
 
 def words(given: list[str] | None) -> list[str]:

@@ -56,10 +56,11 @@ def subject(result: Mapping[str, Any]) -> str:
 
 
 def interrupted(result: Mapping[str, Any]) -> str | None:
-    """What to say on top when the benchmark was stopped before its end."""
-    if result.get("complete", True):
-        return None
-    return "This benchmark was stopped before its end: it shows what was measured by then."
+    """What to say on top when the benchmark was stopped before its end, or could not measure a layer of ours."""
+    said = [visible(f"{pair['name']} failed: {pair['failed']}.") for pair in pairs(result) if "failed" in pair]
+    if not result.get("complete", True):
+        said.append("This benchmark was stopped before its end: it shows what was measured by then.")
+    return " ".join(said) or None
 
 
 def grids(result: Mapping[str, Any]) -> list[Grid]:
