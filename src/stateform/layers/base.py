@@ -10,7 +10,7 @@ import functools
 import inspect
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -103,12 +103,20 @@ class ShortConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
 
     def forward(self, x: Tensor, past: Past | None) -> Tensor:
-        window = (past or Past()).window(self.name, x, self.width - 1)
-        weight, activate = self.weight.squeeze(1).mT, self.activation == "silu"
-        fits = x.dtype == weight.dtype and self.width <= MOST_TAPS  # under autocast weights are wider than x
-        if fits and compiled_for(x):
-            return call(short_conv, x, window, weight, self.bias, activate)
-        return short_conv_reference(x, window, weight, self.bias, activate).to(x.dtype)
+        return convolve(x, past, self.name, self.weight, self.bias, self.activation == "silu")
+
+
+def convolve(
+    x: Tensor, past: Past | None, name: str, weight: Tensor, bias: Tensor | None = None, activate: bool = False
+) -> Tensor:
+    """x [B,T,c] convolved with the taps [c,1,width], and the activation silu; `name` is that of the window."""
+    width = weight.shape[-1]
+    window = (past or Past()).window(name, x, width - 1)
+    taps = weight.squeeze(1).mT
+    fits = x.dtype == taps.dtype and width <= MOST_TAPS  # under autocast weights are wider than x
+    if fits and compiled_for(x):
+        return call(short_conv, x, window, taps, bias, activate)
+    return short_conv_reference(x, window, taps, bias, activate).to(x.dtype)
 
 
 class Layer(nn.Module):
@@ -274,7 +282,8 @@ class Layer(nn.Module):
     def init_state(self, batch: int = 1) -> State:
         """The state before anything was seen, `batch` rows."""
         require(isinstance(batch, int) and batch >= 0, f"batch is {batch!r}; expected a number of rows, 0 or more")
-        weight = next(self.parameters(), torch.empty(0))
+        weight = self._weight()
+        weight = torch.empty(0) if weight is None else weight
         past = Past()
         with torch.no_grad():
             system = self.system(torch.zeros(1, 1, self.d_model, dtype=weight.dtype, device=weight.device), past)
@@ -359,9 +368,17 @@ class Layer(nn.Module):
             raise StateformError(f"{type(self).__name__}.system gave a {type(system).__name__}; expected a System")
         if self.contractive:
             self._check_contraction(system)
-        y, new = compute(system, form, state)
+        y, new = self._computed(system, form, state)
         y = self._checked_output(self.output(y, x, system, past), x)
-        return y, unchecked({**new.tensors, **past.kept}, self.fingerprint)
+        return y, unchecked({**new, **past.kept}, self.fingerprint)
+
+    def _computed(self, system: System, form: str, state: State | None) -> tuple[Tensor, Mapping[str, Tensor]]:
+        if state is not None and form in ("auto", "recurrent"):
+            found = system.token(state.get("S"))
+            if found is not None:
+                return found[0], {"S": found[1], "position": state["position"] + 1}
+        y, new = compute(system, form, state)
+        return y, new.tensors
 
     def _checked_output(self, y: Tensor, x: Tensor) -> Tensor:
         if y.shape != x.shape:
@@ -384,13 +401,17 @@ class Layer(nn.Module):
             raise StateformError(
                 f"x has dtype {x.dtype}; expected real numbers: give x.real, or both parts side by side"
             )
-        weight = _first_parameter(self)
+        weight = self._weight()
         if weight is None:
             return
         if x.device != weight.device:
             raise StateformError(f"x is on {x.device}, the layer on {weight.device}; move one with .to(device)")
         if x.dtype != weight.dtype and not autocast_on(x.device):
             raise StateformError(f"x has dtype {x.dtype}, the layer {weight.dtype}; cast one with .to(dtype)")
+
+    def _weight(self) -> Tensor | None:
+        """A weight whose dtype and device the input must have; as next(self.parameters(), None), but found at once."""
+        return _first_parameter(self)
 
     def _check_state(self, state: State | None, x: Tensor, rows: int) -> State | None:
         if state is None:

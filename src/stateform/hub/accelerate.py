@@ -1,0 +1,103 @@
+"""accelerate: run the mixers of a pretrained model in our forms, in place, with the weights and caches it has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .._errors import require
+from .._printed import Printed
+from .adapter import ADAPTERS, Lifted
+from .supported import mixers, require_supported
+
+_KEY = "_stateform_layer"
+"""Under this name a module holds its Lifted, outside its parameters and submodules."""
+
+
+class _Accelerated:
+    """Mixed into the class of a module, so that copies of a model are copies of it all."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        layer: Lifted = self.__dict__[_KEY]
+        call = layer.arguments(layer.module, args, kwargs)
+        if not layer.takes(call):
+            return super().forward(*args, **kwargs)  # type: ignore[misc]
+        state = None if call.cache is None else layer.read(call.cache)
+        y, state = layer(
+            call.u, initial_state=state, return_state=True, attention_mask=call.mask, cu_seqlens=call.cu_seqlens
+        )
+        if call.cache is not None:
+            layer.write(call.cache, state)
+        return layer.result(y)
+
+
+_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _accelerated(cls: type[nn.Module]) -> type[nn.Module]:
+    if cls not in _CLASSES:
+        _CLASSES[cls] = type(cls.__name__, (_Accelerated, cls), {"__module__": cls.__module__, "original": cls})
+    return _CLASSES[cls]
+
+
+@dataclass(frozen=True)
+class Acceleration(Printed):
+    """What `accelerate` did."""
+
+    replaced: dict[str, str]
+    """Names of modules, with their classes."""
+    left: dict[str, str]
+    """Names of modules that run as before, with the reason."""
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        for name, kind in self.replaced.items():
+            yield f"{name} ({kind}): in our forms"
+        for name, why in self.left.items():
+            yield f"{name}: as before, {why}"
+
+
+def accelerate(model: nn.Module) -> Acceleration:
+    """Let the mixers with a finite state compute in our forms, in place: same weights, outputs, caches and gradients.
+
+    `generate()`, training, saving, copies and `undo` go on working. Softmax attention is left as it is: it runs in
+    torch's fused kernels already. A second call changes nothing.
+
+    Args:
+        model: a model of a supported type (`stateform.hub.FAMILIES`).
+
+    Returns:
+        What was replaced, and what was left and why; print it.
+
+    Raises:
+        StateformError: a model of another type; options that no System expresses (before anything is changed).
+    """
+    require_supported(model)
+    found = mixers(model)
+    require(found, f"no sequence mixer that is known was found in this {type(model).__name__}")
+    made: dict[str, Lifted] = {}
+    left: dict[str, str] = {}
+    for name, module in found.items():
+        cls = ADAPTERS[type(module).__name__]
+        if cls.finite:
+            made[name] = module.__dict__[_KEY] if _KEY in module.__dict__ else cls(module)
+        else:
+            left[name] = "softmax attention has torch's fused kernels"
+    for name, layer in made.items():
+        module = found[name]
+        if _KEY not in module.__dict__:
+            module.__dict__[_KEY] = layer
+            module.__class__ = _accelerated(type(module))
+    return Acceleration({name: type(layer.module).__name__ for name, layer in made.items()}, left)
+
+
+def undo(model: nn.Module) -> int:
+    """Let every module compute as before `accelerate`; returns how many were changed back."""
+    count = 0
+    for module in model.modules():
+        if module.__dict__.pop(_KEY, None) is not None:
+            module.__class__ = type(module).original  # type: ignore[attr-defined]
+            count += 1
+    return count

@@ -1,0 +1,198 @@
+"""Lifted: a mixer of another library as a Layer, which computes with that module's own weights.
+
+An adapter says what a Layer says, `system` and (if need be) `output`, in terms of `self.module`; and, where the module
+has a finite state, how that lies in the caches of transformers. All else follows: forms, splits, padding, the analysis.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .._errors import require
+from ..layers import Layer
+from ..layers.base import Past, convolve
+from ..state import State, unchecked
+
+ADAPTERS: dict[str, type[Lifted]] = {}
+"""By the name of the module's class."""
+
+L = TypeVar("L", bound="type[Lifted]")
+
+
+def adapts(*classes: str) -> Callable[[L], L]:
+    """Register an adapter for the modules of these classes (their names: nothing is imported)."""
+
+    def keep(cls: L) -> L:
+        ADAPTERS.update(dict.fromkeys(classes, cls))
+        return cls
+
+    return keep
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a module was called with."""
+
+    u: Tensor
+    """The input [B,T,d_model]."""
+    cache: Any = None
+    """The model's cache, whichever of its names it came by."""
+    mask: Tensor | None = None
+    """[B,T], where some tokens are padding."""
+    cu_seqlens: Tensor | None = None
+    """The ends of packed sequences, [N+1]."""
+    rest: dict[str, Any] = field(default_factory=dict)
+    """The other arguments, by name."""
+
+
+CACHES = ("past_key_values", "cache_params", "past_key_value")
+
+
+class Lifted(Layer):
+    """A module as a Layer. Subclasses are registered with `adapts`.
+
+    Args:
+        module: the mixer; its weights stay its own, and are used as they are at each call.
+    """
+
+    finite: ClassVar[bool] = True
+    """The state does not grow with the sequence, so that the module can be run in our forms (see `accelerate`)."""
+    windows: ClassVar[tuple[str, ...]] = ("conv",)
+    """Names of the short convolutions, in the order of the cache's states."""
+    wraps: ClassVar[bool] = False
+    """The module gives a tuple, the output first."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(self.width(module))
+        self.module = module
+        self.index: int = getattr(module, "layer_idx", 0)
+        self.check(module)
+
+    @staticmethod
+    def width(module: Any) -> int:
+        """d_model."""
+        size = getattr(module, "hidden_size", None)
+        return int(module.config.hidden_size if size is None else size)
+
+    def check(self, module: Any) -> None:
+        """Raise a StateformError for options that no System expresses."""
+
+    def weight(self, module: Any) -> Tensor | None:
+        """A weight with the dtype of the input."""
+        linear = next((m for m in module.modules() if isinstance(m, nn.Linear)), None)
+        return next(module.parameters(), None) if linear is None else linear.weight
+
+    def _weight(self) -> Tensor | None:
+        return self.weight(self.module)
+
+    # -- calls ---------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        """What a call of a module means."""
+        given = {**dict(zip(_parameters(type(module)), args, strict=False)), **kwargs}
+        u = given.pop("hidden_states")
+        cache = next((c for name in CACHES if (c := given.pop(name, None)) is not None), None)
+        mask = given.get("attention_mask")
+        mask = mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        return Call(u, cache, None if mask is None else _padding(mask, u), _packing(given, u), given)
+
+    def takes(self, call: Call) -> bool:
+        """Whether a call is for our forms; the others go to the module as it was."""
+        recording = getattr(call.cache, "is_recording_past", None)
+        return recording is None or not recording(self.index)
+
+    def result(self, y: Tensor) -> Any:
+        """The output as the module gives it."""
+        return (y, None) if self.wraps else y
+
+    # -- the caches of transformers ------------------------------------------------------------------------------
+
+    def ours(self, kept: Tensor) -> Tensor:
+        """The module's recurrent state as S [B,H,n,p]."""
+        return kept
+
+    def theirs(self, S: Tensor) -> Tensor:
+        """S as the module keeps it."""
+        return S
+
+    def read(self, cache: Any) -> State | None:
+        """The state that a cache holds for this module; None at the start."""
+        window = cache.get_conv_state(self.index) if self.windows else None
+        S = cache.get_recurrent_state(self.index)
+        if window is None and S is None:
+            return None
+        some: Tensor = S if S is not None else window  # type: ignore[assignment]
+        kept = {} if S is None else {"S": self.ours(S)}
+        for i, name in enumerate(self.windows):
+            kept[name] = cache.get_conv_state(self.index, i)[..., 1:].mT
+        position = torch.zeros(some.shape[0], dtype=torch.long, device=some.device)
+        return unchecked({**kept, "position": position}, self.fingerprint)
+
+    def write(self, cache: Any, state: State) -> None:
+        """Put the state into a cache, in place where it holds one already."""
+        layer = cache.layers[self.index]
+        for i, name in enumerate(self.windows):
+            window = state[name].mT
+            if layer.has_previous_state[i]:
+                layer.conv_states[i][..., 1:].copy_(window)
+            else:  # theirs is one longer: the oldest is not read
+                cache.update_conv_state(F.pad(window, (1, 0)), self.index, i)
+        if "S" in state and state["S"].numel():
+            cache.update_recurrent_state(self.theirs(state["S"]), self.index)
+            for i in layer.has_previous_state:
+                layer.has_previous_state[i] = True
+
+
+def _parameters(cls: Any) -> tuple[str, ...]:
+    """The names of the arguments of a module's own forward."""
+    found = _SIGNATURES.get(cls)
+    if found is None:
+        forward = getattr(cls, "original", cls).forward
+        found = _SIGNATURES[cls] = tuple(inspect.signature(inspect.unwrap(forward)).parameters)[1:]
+    return found
+
+
+_SIGNATURES: dict[type[nn.Module], tuple[str, ...]] = {}
+
+
+def _padding(mask: Tensor, u: Tensor) -> Tensor | None:
+    """The mask of these tokens, of a mask of all so far; None where no token is padding."""
+    mask = mask[:, -u.shape[1] :]
+    return None if mask.shape[1] != u.shape[1] or bool(mask.all()) else mask
+
+
+def _packing(given: dict[str, Any], u: Tensor) -> Tensor | None:
+    """The ends of packed sequences, from the arguments that say so."""
+    ends, index = given.get("cu_seq_lens_q"), given.get("seq_idx")
+    if ends is None and index is not None:
+        require(index.shape[0] == 1, f"seq_idx has {index.shape[0]} rows; packed sequences lie in one")
+        new = (index[0, 1:] != index[0, :-1]).nonzero().flatten() + 1
+        ends = torch.cat([new.new_zeros(1), new, new.new_full((1,), u.shape[1])])
+    return ends
+
+
+def part(linear: nn.Module, u: Tensor, start: int, stop: int | None, step: int = 1) -> Tensor:
+    """linear(u)[..., start:stop:step], computing no more than that of a plain nn.Linear."""
+    at = slice(start, stop, step)
+    if type(linear) is not nn.Linear:
+        return linear(u)[..., at]
+    return F.linear(u, linear.weight[at], None if linear.bias is None else linear.bias[at])
+
+
+def short_conv(conv: nn.Conv1d, x: Tensor, past: Past | None, name: str = "conv", activate: bool = True) -> Tensor:
+    """A causal depthwise nn.Conv1d over time [B,T,c], and silu."""
+    return convolve(x, past, name, conv.weight, conv.bias, activate)
+
+
+def require_silu(module: Any) -> None:
+    """Raise unless the activation of a module is silu."""
+    name = getattr(module, "activation", "silu")
+    require(name in ("silu", "swish"), f"the activation of {type(module).__name__} is {name!r}; expected 'silu'")

@@ -1,0 +1,155 @@
+"""Softmax attention, of every model whose attention goes through the attention functions of transformers.
+
+Queries and keys arrive there after their biases, norms and rotations, so that the System is what is left of the
+architecture: alpha_ij = exp(s q_i^T k_j) / sum_j exp(s q_i^T k_j) over the past, or over a window of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..._errors import StateformError, require
+from ...forms import run
+from ...layers.base import Past
+from ...state import State
+from ...system import System
+from ..adapter import Lifted, adapts
+
+NAME = "stateform"
+"""Of our attention function in transformers: `model.set_attn_implementation("stateform")` after `register`."""
+_seen: ContextVar[list[System] | None] = ContextVar("stateform_seen", default=None)
+
+
+class _Seen(Exception):
+    """Raised to leave a module once its System is known."""
+
+
+@adapts(
+    "GPT2Attention", "LlamaAttention", "MistralAttention", "MixtralAttention", "Qwen2Attention", "Qwen3Attention",
+    "SmolLM3Attention", "GemmaAttention", "Gemma2Attention", "Gemma3Attention", "JambaAttention", "ZambaAttention",
+    "Zamba2Attention", "BambaAttention", "GraniteMoeHybridAttention", "FalconH1Attention", "NemotronHAttention",
+    "RecurrentGemmaSdpaAttention", "RecurrentGemmaAttention", "Qwen3NextAttention", "Qwen3_5Attention",
+    "Qwen3_5MoeAttention", "KimiLinearAttention", "KimiLinearMLAttention", "MiniMaxAttention", "Lfm2Attention",
+    "Lfm2MoeAttention", "OlmoHybridAttention", "OlmoAttention", "Olmo2Attention", "Olmo3Attention", "Phi3Attention",
+    "GraniteAttention", "BertSelfAttention", "RobertaSelfAttention", "DistilBertSelfAttention", "ElectraSelfAttention",
+)  # fmt: skip
+class Attention(Lifted):
+    """An attention module, called with `given` (positions, masks) besides its input."""
+
+    finite = False
+    windows = ()
+
+    def __init__(self, module: nn.Module, given: dict[str, Any] | None = None) -> None:
+        super().__init__(module)
+        self.given = given or {}
+
+    @staticmethod
+    def width(module: Any) -> int:
+        config = module.config
+        return int(getattr(config, "hidden_size", None) or config.n_embd)
+
+    def system(self, u: Tensor, past: Past | None = None) -> System:
+        require(past is None or past.state is None, "attention of another library goes on from its own cache")
+        seen: list[System] = []
+        token = _seen.set(seen)
+        try:
+            with attending(self.module):
+                self.module(u, **self.given)
+        except _Seen:
+            pass
+        finally:
+            _seen.reset(token)
+        require(seen, f"{type(self.module).__name__} did not call an attention function of transformers")
+        return seen[0]
+
+    def whole(self, u: Tensor) -> Tensor:
+        """The module's output, the attention in it computed from its System."""
+        with attending(self.module):
+            y = self.module(u, **self.given)
+        return y[0] if isinstance(y, tuple) else y
+
+
+@contextmanager
+def attending(module: Any) -> Iterator[None]:
+    """Let a module (or a model) attend with the function below."""
+    register()
+    config = module.config
+    before = config._attn_implementation
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def register() -> None:
+    """Make our attention function known to transformers, by its `NAME`."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
+    scaling: float | None = None, dropout: float = 0.0, is_causal: bool | None = None,
+    sliding_window: int | None = None, **options: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """An attention function of transformers that runs the System; query [B,H,T,n], key and value [B,H',L+T,.].
+
+    Raises:
+        StateformError: what no System expresses: a soft cap, sinks, a bias of positions, a mask of another shape than
+            the past (or a window of it), dropout in training.
+    """
+    known = {name for name in ("softcap", "s_aux", "position_bias", "cache") if options.get(name) is not None}
+    cap = options.get("softcap")
+    require(
+        not known,
+        f"{type(module).__name__} uses {', '.join(sorted(known))}"
+        + (f" ({cap:g})" if isinstance(cap, float) else "")
+        + ": its weights are not exp(q k) over a sum, so there is no System of it",
+    )
+    require(not dropout, f"{type(module).__name__} drops weights in training; call model.eval() first")
+    causal = is_causal if is_causal is not None else bool(getattr(module, "is_causal", True))
+    T, past = query.shape[2], key.shape[2] - query.shape[2]
+    if attention_mask is not None:
+        sliding_window = _window(attention_mask, T, past, causal, sliding_window)
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    system = System(
+        q * (q.shape[-1] ** -0.5 if scaling is None else scaling), k[:, past:], v[:, past:], readout="exp", eta="sum",
+        window=sliding_window if causal and sliding_window is not None else None, causal=causal,
+    )  # fmt: skip
+    seen = _seen.get()
+    if seen is not None:
+        seen.append(system)
+        raise _Seen
+    state = None
+    if past:
+        position = torch.full((q.shape[0],), past, device=q.device)
+        state = State({"keys": k[:, :past], "values": v[:, :past], "position": position})
+    y = run(system, "auto" if causal else "matrix", initial_state=state)
+    assert isinstance(y, Tensor)
+    return y.contiguous(), None
+
+
+def _window(mask: Tensor, T: int, past: int, causal: bool, window: int | None) -> int | None:
+    """The window that a mask [B,1,T,L+T] shows, which must be that of all rows."""
+    seen = (mask if mask.dtype == torch.bool else mask >= 0)[..., : past + T]
+    behind = torch.arange(past, past + T, device=mask.device)[:, None] - torch.arange(past + T, device=mask.device)
+    if causal and window is None:
+        far = torch.where(seen[:1, :1], behind, 0).amax() + 1
+        window = int(far) if int(far) < past + T else None
+    fits = (behind >= 0) & (behind < (window or past + T)) if causal else torch.ones_like(behind, dtype=torch.bool)
+    if not bool((seen == fits).all()):
+        raise StateformError(
+            "the attention mask is not that of unpadded causal rows; a System has no padding: give rows of one length, "
+            "or run padded batches with another attention function"
+        )
+    return window

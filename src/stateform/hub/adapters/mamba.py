@@ -1,0 +1,78 @@
+"""Mamba: MambaMixer, and its kin with norms on dt, B and C (FalconMamba, Jamba) or with several heads (Zamba)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...layers.base import Past
+from ...layers.parts import heads, precise
+from ...system import System
+from ..adapter import Lifted, adapts, part, require_silu, short_conv
+
+
+@adapts("MambaMixer", "FalconMambaMixer", "JambaMambaMixer")
+class Mamba(Lifted):
+    """h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t, y_t = C_t^T h_t + D x_t, as `stateform.layers.Mamba`."""
+
+    contractive = True
+
+    def check(self, module: Any) -> None:
+        require_silu(module)
+        self.inner, self.n, self.rank = module.intermediate_size, module.ssm_state_size, int(module.time_step_rank)
+
+    def system(self, u: Tensor, past: Past | None = None) -> System:
+        m: Any = self.module
+        x = short_conv(m.conv1d, part(m.in_proj, u, 0, self.inner), past)
+        dt, B, C = m.x_proj(x).split([self.rank, self.n, self.n], -1)
+        if hasattr(m, "b_layernorm"):
+            dt, B, C = m.dt_layernorm(dt), m.b_layernorm(B), m.c_layernorm(C)
+        dt = F.softplus(precise(m.dt_proj(dt)))
+        A = -precise(m.A_log).exp()
+        return System(C.unsqueeze(2), B.unsqueeze(2), x.unsqueeze(-1), log_decay=(dt, A), b=dt, d=m.D)
+
+    def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
+        m: Any = self.module
+        gate = part(m.in_proj, u, self.inner, 2 * self.inner)
+        return m.out_proj(y.flatten(2).to(u.dtype) * F.silu(gate))
+
+    def ours(self, kept: Tensor) -> Tensor:
+        return kept.unsqueeze(-1)
+
+    def theirs(self, S: Tensor) -> Tensor:
+        return S.squeeze(-1)
+
+
+@adapts("ZambaMambaMixer")
+class ZambaMamba(Lifted):
+    """As Mamba, the channels in heads that have maps to dt, B and C of their own."""
+
+    contractive = True
+
+    def check(self, module: Any) -> None:
+        require_silu(module)
+        self.inner, self.n, self.rank = module.intermediate_size, module.ssm_state_size, module.time_step_rank
+        self.n_heads = module.n_mamba_heads
+
+    def system(self, u: Tensor, past: Past | None = None) -> System:
+        m: Any = self.module
+        x = short_conv(m.conv1d, part(m.in_proj, u, 0, None, 2), past)  # channels and gates take turns
+        each = heads(x, self.n_heads)
+        dt, B, C = (each.unsqueeze(-2) @ m.x_proj_weight.mT).squeeze(-2).split([self.rank, self.n, self.n], -1)
+        dt = (dt.unsqueeze(-2) @ m.dt_proj_weight.mT).squeeze(-2)
+        dt = F.softplus(precise(dt) + precise(m.dt_proj_bias)).flatten(2)
+        A = -precise(m.A_log).exp().flatten(0, 1)
+        return System(C, B, x.unsqueeze(-1), log_decay=(dt, A), b=dt, d=m.D.flatten())
+
+    def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
+        m: Any = self.module
+        gate = part(m.in_proj, u, 1, None, 2)
+        return m.out_proj(y.flatten(2).to(u.dtype) * F.silu(gate))
+
+    def ours(self, kept: Tensor) -> Tensor:
+        return kept.flatten(1, 2).unsqueeze(-1)
+
+    def theirs(self, S: Tensor) -> Tensor:
+        return S.squeeze(-1).unflatten(1, (self.n_heads, -1))

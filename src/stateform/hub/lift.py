@@ -1,0 +1,223 @@
+"""lift: a pretrained model as one System a layer, each with the proof that it computes what the layer computes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._errors import StateformError, require, validate
+from .._printed import Printed
+from ..forms import run
+from ..layers.base import Past
+from ..system import System
+from ..tolerances import relative_error, tolerance, wide
+from .adapter import ADAPTERS, CACHES, Lifted
+from .adapters.attention import Attention
+from .supported import mixers, require_supported
+from .widen import widened
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """How far the output of a layer's System is from that of the module itself, on the input it had."""
+
+    layer: str
+    module: str
+    """Its class."""
+    error: float
+    """The largest difference over the largest output."""
+    allowed: float
+    dtype: str
+    refused: str = ""
+    """Why there is no System, where there is none."""
+
+    def __bool__(self) -> bool:
+        return not self.refused and self.error <= self.allowed
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings."""
+        return {**vars(self), "ok": bool(self)}
+
+    def __str__(self) -> str:
+        if self.refused:
+            return f"{self.layer} ({self.module}): {self.refused}"
+        verdict = "the same function" if self else "NOT the same function"
+        return (
+            f"{self.layer} ({self.module}): {verdict}, relative error {self.error:.2g} of {self.allowed:.2g} allowed "
+            f"in {self.dtype}"
+        )
+
+
+@dataclass(frozen=True)
+class _Site:
+    """A mixer, and what it was called with."""
+
+    module: nn.Module
+    u: Tensor
+    given: dict[str, Any]
+    shared: dict[str, Tensor]
+
+
+class Lift(Mapping[str, System], Printed):
+    """The Systems of a model on a text, by the name of the module: each is made when it is asked for, and not kept.
+
+    `print` it for the certificates; `lift.certificate(name)`, `lift.layer(name)`, `dict(lift)`.
+    """
+
+    def __init__(self, sites: dict[str, _Site], dtype: torch.dtype | None) -> None:
+        self._sites, self._dtype = sites, dtype
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sites)
+
+    def __len__(self) -> int:
+        return len(self._sites)
+
+    def __getitem__(self, name: str) -> System:
+        require(name in self._sites, f"there is no layer {name!r}; there are {', '.join(self._sites)}")
+        layer, u, site = self._open(name)
+        with torch.no_grad(), validate(False), widened(u.dtype):
+            return layer.system(u, Past(None, site.shared))
+
+    def layer(self, name: str) -> Lifted:
+        """The module as a Layer, a copy in the dtype asked for."""
+        return self._open(name)[0]
+
+    def input(self, name: str) -> Tensor:
+        """What the layer read, [1,T,d_model]."""
+        return self._sites[name].u
+
+    def certificate(self, name: str, system: System | None = None) -> Certificate:
+        """Compare the module's own output with that of its System (computed again, unless it is given)."""
+        layer, u, site = self._open(name)
+        dtype = str(u.dtype).removeprefix("torch.")
+        kind, allowed = type(site.module).__name__, tolerance(u.dtype, u.shape[1], rounded=8)
+        try:
+            with torch.no_grad(), validate(False), widened(u.dtype):
+                past = Past(None, dict(site.shared))
+                system = layer.system(u, past) if system is None else system
+                if isinstance(layer, Attention):
+                    got = layer.whole(u)
+                else:
+                    y = run(system, "auto" if system.causal else "matrix")
+                    assert isinstance(y, Tensor)
+                    got = layer.output(y, u, system, past)
+                want = layer.module(u, **_arguments(site, u.dtype))
+        except StateformError as error:
+            return Certificate(name, kind, float("nan"), allowed, dtype, str(error))
+        want = want[0] if isinstance(want, tuple) else want
+        return Certificate(name, kind, float(relative_error(wide(got), wide(want)).max()), allowed, dtype)
+
+    def certificates(self, on_progress: Callable[[str, int, int], None] | None = None) -> list[Certificate]:
+        """The certificate of every layer."""
+        found = []
+        for i, name in enumerate(self):
+            if on_progress is not None:
+                on_progress(name, i, len(self))
+            found.append(self.certificate(name))
+        return found
+
+    def _open(self, name: str) -> tuple[Lifted, Tensor, _Site]:
+        site = self._sites[name]
+        module, u = copy.deepcopy(site.module).eval(), site.u
+        if self._dtype is not None:
+            module, u = module.to(self._dtype), u.to(self._dtype)
+        cls = ADAPTERS[type(module).__name__]
+        if issubclass(cls, Attention):
+            return cls(module, _arguments(site, u.dtype)), u, site
+        return cls(module), u, site
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        for certificate in self.certificates():
+            yield str(certificate)
+
+
+def _arguments(site: _Site, dtype: torch.dtype) -> dict[str, Any]:
+    """What a module was called with besides its input, floating tensors in a dtype."""
+
+    def one(x: Any) -> Any:
+        if isinstance(x, Tensor):
+            return x.to(dtype) if x.is_floating_point() else x
+        return type(x)(one(y) for y in x) if isinstance(x, tuple | list) else x
+
+    return {name: one(x) for name, x in site.given.items()}
+
+
+def lift(
+    model: nn.Module, tokens: Tensor, *, dtype: str | torch.dtype | None = None, layers: list[str] | None = None
+) -> Lift:
+    """Every mixer of a model of transformers as a System on these tokens.
+
+    The model runs once, as it is; each mixer's input is kept, and its System is made when it is asked for.
+
+    Args:
+        model: a model of a supported type (`stateform.hub.FAMILIES`).
+        tokens: integers [T] or [1,T], or a batch [B,T] of rows of one length.
+        dtype: in which Systems and certificates are computed: "float64" (casts inside the modules are then to float64
+            too), "float32", ...; default: the model's.
+        layers: of these modules alone.
+
+    Returns:
+        A Lift: a mapping from the names of the modules to Systems, with certificates.
+
+    Raises:
+        StateformError: a model of another type, or without a mixer that is known; tokens outside its vocabulary.
+    """
+    require_supported(model)
+    tokens = check_tokens(model, tokens)
+    wanted = DTYPES.get(dtype, None) if isinstance(dtype, str) else dtype
+    require(wanted is not None or dtype is None, f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    found = mixers(model)
+    require(found, f"no sequence mixer that is known was found in this {type(model).__name__}")
+    if layers is not None:
+        missing = [name for name in layers if name not in found]
+        require(not missing, f"there is no layer {missing[:1]}; there are {', '.join(found)}")
+        found = {name: found[name] for name in layers}
+    sites: dict[str, _Site] = {}
+    hooks = []
+    shared: dict[str, Tensor] = {}
+
+    def recorder(name: str) -> Callable[..., None]:
+        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            call = ADAPTERS[type(module).__name__].arguments(module, args, kwargs)
+            given = {k: v for k, v in call.rest.items() if k not in (*CACHES, "use_cache", "output_attentions")}
+            label = name if name not in sites else f"{name} (use {sum(s.startswith(name) for s in sites) + 1})"
+            sites[label] = _Site(module, call.u.detach(), given, shared)
+
+        return record
+
+    for name, module in found.items():
+        hooks.append(module.register_forward_pre_hook(recorder(name), with_kwargs=True))
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()(tokens)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    return Lift(sites, wanted)
+
+
+def check_tokens(model: Any, tokens: Tensor) -> Tensor:
+    """The tokens as [B,T]; raise unless the model can read them."""
+    whole = isinstance(tokens, Tensor) and not (tokens.is_floating_point() or tokens.dtype == torch.bool)
+    require(
+        whole and tokens.ndim in (1, 2) and tokens.numel() > 0,
+        f"the tokens are {f'{tokens.dtype} of shape {list(tokens.shape)}' if isinstance(tokens, Tensor) else tokens!r};"
+        " expected integers [T] or [B,T], one or more",
+    )
+    tokens = tokens[None] if tokens.ndim == 1 else tokens
+    size = int(getattr(model.config.get_text_config(), "vocab_size", 0))
+    require(
+        not size or (int(tokens.min()) >= 0 and int(tokens.max()) < size),
+        f"the tokens reach from {int(tokens.min())} to {int(tokens.max())}; the vocabulary is 0..{size - 1}",
+    )
+    return tokens.to(next(model.parameters()).device)
