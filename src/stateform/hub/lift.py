@@ -172,7 +172,7 @@ def lift(
     """
     require_supported(model)
     tokens = check_tokens(model, tokens)
-    wanted = DTYPES.get(dtype, None) if isinstance(dtype, str) else dtype
+    wanted = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     require(wanted is not None or dtype is None, f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
     found = mixers(model)
     require(found, f"no sequence mixer that is known was found in this {type(model).__name__}")

@@ -74,7 +74,8 @@ def require_supported(model: Any) -> None:
     own = any(type(m).__name__ in ADAPTERS and type(m).__name__ not in known for m in model.modules())
     require(
         kind in FAMILIES or own,
-        f"models of type {kind!r} have no adapter: {nearest(str(kind), FAMILIES)} All types: {', '.join(FAMILIES)}; {HOW}",
+        f"models of type {kind!r} have no adapter: {nearest(str(kind), FAMILIES)} "
+        f"All types: {', '.join(FAMILIES)}; {HOW}",
     )
 
 

@@ -26,7 +26,7 @@ NAME = "stateform"
 _seen: ContextVar[list[System] | None] = ContextVar("stateform_seen", default=None)
 
 
-class _Seen(Exception):
+class _SeenError(Exception):
     """Raised to leave a module once its System is known."""
 
 
@@ -61,7 +61,7 @@ class Attention(Lifted):
         try:
             with attending(self.module):
                 self.module(u, **self.given)
-        except _Seen:
+        except _SeenError:
             pass
         finally:
             _seen.reset(token)
@@ -129,7 +129,7 @@ def attend(
     seen = _seen.get()
     if seen is not None:
         seen.append(system)
-        raise _Seen
+        raise _SeenError
     state = None
     if past:
         position = torch.full((q.shape[0],), past, device=q.device)
