@@ -91,6 +91,46 @@ def test_a_token_of_every_system_is_the_same_compiled_or_not(name: str) -> None:
     assert error(new.S, end.S) < tolerance(torch.float64, system.T)
 
 
+def shared_heads(dtype: torch.dtype, n: int, p: int) -> dict[str, Tensor]:
+    """Parts of a token whose head axes are 1, 3 or 6, some of them constant, some not contiguous."""
+    names = {"q": (2, 1, 1, n), "k": (2, 1, 3, n), "v": (2, 1, 6, p), "f": (2, 1, 6, n), "w": (6, n), "b": (2, 1, 3),
+             "d": (1,)}  # fmt: skip
+    parts = {name: rows(dtype, *shape) for name, shape in names.items()}
+    return parts | {"q": rows(dtype, 2, 1, n, 1).mT, "b": rows(dtype, 2, 3, 1).mT}
+
+
+@needed
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("exclusive", [False, True])
+@pytest.mark.parametrize(("n", "p"), [(5, 7), (16, 64), (33, 150), (1, 20), (20, 1), (1, 1)])
+def test_a_token_straight_from_its_parts(n: int, p: int, exclusive: bool, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    parts = shared_heads(dtype, n, p)
+    S, each, wide, one = rows(dtype, 2, 6, n, p), rows(dtype, 2, 1, 6), rows(dtype, 2, 1, 3, n), rows(dtype, 1)
+    for decay in (
+        None,
+        -each.abs(),
+        -wide.abs(),
+        -one.abs(),
+        (each.abs(), -wide[0, 0].abs()),
+        (each.abs(), -one.abs()),
+    ):
+        for left_out in ((), ("f", "w"), ("f", "w", "b"), ("d",)):
+            given = {name: x for name, x in parts.items() if name not in left_out}
+            system = sf.System(**given, log_decay=decay, exclusive=exclusive)  # type: ignore[arg-type]
+            before = S.clone()
+            got = system.token(S)
+            assert got is not None and torch.equal(S, before)
+            with sf.backend("torch"):
+                assert system.token(S) is None
+                y, end = sf.run(system, "recurrent", initial_state=S, return_state=True)  # type: ignore[misc]
+            assert got[0].shape == y.shape
+            assert max(error(got[0], y), error(got[1], end.S)) < 4 * tolerance(dtype, 1)
+    scaled = system.v.clone().requires_grad_()  # type: ignore[union-attr]
+    assert sf.System(system.q, system.k, scaled).token(S) is None
+    assert sf.System(system.q, system.k, scaled.detach()).token(S[:, :3]) is None
+
+
 LAYERS = ("mamba", "mamba2", "gated_deltanet", "kda", "rg_lru", "rwkv4", "rwkv7", "mlstm", "lightning", "lstm", "slstm")
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .ops import LANES, TILE, Strided, call_loops, differentiable, operator, rows, strided, whole
+from .token import token
 
 CHUNK = 4096
 """Numbers of the states of the channels that one thread takes at a time: they stay in its first cache."""
@@ -37,15 +38,33 @@ def channel(
     Returns:
         y [B,T,L], the last state, and the state before every TILE steps [B,tiles,n,L] (or nothing).
     """
-    step = v.shape[1] == 1 and not keep
-    S, (q, k, v, log), rate = S.contiguous(), rows(q, k, v, log), rate if step and S.shape[2] > 1 else whole(rate)
+    if v.shape[1] == 1 and not keep:
+        return _one_token(q, k, v, log, rate, S, exclusive)
+    S, (q, k, v, log), rate = S.contiguous(), rows(q, k, v, log), whole(rate)
     y, end, kept = _channel_results(S, v, keep)
     job = _channel_job(q, k, v, log, rate, S, exclusive)
     job.y, job.end = strided(y, "btn"), strided(end, "bgn")
     if keep:
         job.kept = strided(kept, "n")
-    call_loops(job, "channel_step_run" if step else "channel_forward_run", S.dtype)
+    call_loops(job, "channel_forward_run", S.dtype)
     return y, end, kept
+
+
+def _one_token(
+    q: Tensor | None, k: Tensor | None, v: Tensor, log: Tensor | None, rate: Tensor | None, S: Tensor, exclusive: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    q, k = (v.new_ones(1, 1, 1) if x is None else x for x in (q, k))
+    q, k = rows(q, k)
+    parts, axes = {"q": q, "k": k, "v": v}, {"q": "BTn", "k": "BTn", "v": "BTH"}
+    if log is not None:
+        parts["log_decay"], axes["log_decay"] = log, "BTH"
+    if rate is not None:
+        name = "log_decay" if log is None else "rate"
+        parts[name], axes[name] = rate.mT.contiguous(), "Hn"
+    found = token(parts, axes, S.contiguous().unsqueeze(-1), exclusive)
+    assert found is not None
+    y, end = found
+    return y.squeeze(-1), end.squeeze(-1), S.new_empty(0)
 
 
 def _channel_results(S: Tensor, v: Tensor, keep: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -54,16 +54,22 @@ def call(op: Any, *args: Any) -> Any:
     """An operator's results; without torch's dispatch, which takes longer than a step of the loops, where nothing but
     the results is wanted: no gradient, no graph, no mode that looks on.
     """
-    return op.loops(*args) if _alone(args) else op(*args)
+    return op.loops(*args) if alone(args) else op(*args)
 
 
-def _alone(args: tuple[Any, ...]) -> bool:
+def alone(args: Iterable[Any]) -> bool:
+    """Whether of tensors (and what else a call has) nothing but the numbers in their memory is wanted."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state():
         return False
     gradients = torch.is_grad_enabled()
-    tensors = [x for x in args if isinstance(x, Tensor)]
-    plain = all(type(x) in (Tensor, nn.Parameter) and not x.is_neg() for x in tensors)  # a lazy sign is not in memory
-    return plain and not (gradients and any(x.requires_grad for x in tensors))
+    for x in args:
+        if isinstance(x, Tensor) and (
+            type(x) not in (Tensor, nn.Parameter)
+            or x.is_neg()  # a lazy sign is not in memory
+            or (gradients and x.requires_grad)
+        ):
+            return False
+    return True
 
 
 def call_loops(job: ctypes.Structure, name: str, dtype: torch.dtype) -> None:

@@ -24,26 +24,17 @@ INLINE void step_columns(const tile *x, const REAL *S, REAL *to, int64_t n, int6
     for (int c = 0; c < NV; c++) store_some(y + c * LANES, read[c], here - c * LANES);
 }
 
-static void matrix_step_item(const void *job, int64_t item, void *scratch) {
-    const matrix_job *j = job;
-    const place o = find(j, item, j->R);
-    tile x;
-    REAL *unused;
-    matrix_scratch(j, &x, &unused, scratch, 0);
-    x.steps = 1;
-    pack_keys(j, &x, o.b, o.g, o.r, 0);
-    const REAL *S = element(&j->S, o.b, 0, o.g, o.r);
-    REAL *to = element(&j->end, o.b, 0, o.g, o.r), *y = element(&j->y, o.b, 0, o.g, o.r);
-    for (int64_t c = o.first; c < o.last;) {
-        const int NV = o.last - c >= 4 * LANES ? 4 : 1;
-        const int64_t here = NV == 4 ? 4 * LANES : o.last - c < LANES ? o.last - c : LANES;
-        REAL v[4 * LANES];
-        pack(v, here, &j->v, o.b, 0, 1, o.g, o.r, c, o.last);
-#define STEP(nv, w, d, f, e) step_columns(&x, S + c, to + c, j->n, j->p, v, y + c, w, nv, d, f, e)
-#define READ(nv, w, d, f) (j->exclusive ? STEP(nv, w, d, f, 1) : STEP(nv, w, d, f, 0))
-#define FED(nv, w, d) (j->f.at ? READ(nv, w, d, 1) : READ(nv, w, d, 0))
+// A block of at most 4 LANES columns of a head.
+static void step_block(const tile *x, const REAL *S, REAL *to, int64_t n, int64_t p, const REAL *v, REAL *y, int64_t columns,
+                       int decay, int feedback, int exclusive) {
+    for (int64_t c = 0; c < columns;) {
+        const int NV = columns - c >= 4 * LANES ? 4 : 1;
+        const int64_t here = NV == 4 ? 4 * LANES : columns - c < LANES ? columns - c : LANES;
+#define STEP(nv, w, d, f, e) step_columns(x, S + c, to + c, n, p, v + c, y + c, w, nv, d, f, e)
+#define READ(nv, w, d, f) (exclusive ? STEP(nv, w, d, f, 1) : STEP(nv, w, d, f, 0))
+#define FED(nv, w, d) (feedback ? READ(nv, w, d, 1) : READ(nv, w, d, 0))
 #define WIDE(d) (NV == 4 ? FED(4, 4 * LANES, d) : here == LANES ? FED(1, LANES, d) : FED(1, here, d))
-        switch (decay_of(j)) {
+        switch (decay) {
             case DIAGONAL_DECAY: WIDE(DIAGONAL_DECAY); break;
             case SCALAR_DECAY: WIDE(SCALAR_DECAY); break;
             default: WIDE(NO_DECAY);
@@ -56,62 +47,124 @@ static void matrix_step_item(const void *job, int64_t item, void *scratch) {
     }
 }
 
-// The channels of an item, LANES at a time. With n = 1 they lie in the lanes; else the n numbers of a channel do.
-INLINE void step_channels(const channel_job *j, const strip *s, int decay, int shared) {
-    const REAL *v = row(&j->v, s->b, 0), *log = j->log.at ? row(&j->log, s->b, 0) : v, *rates = j->rate.at;
-    const REAL *k = shared ? row(&j->k, s->b, 0) : 0, *q = shared ? row(&j->q, s->b, 0) : 0;
-    const REAL *S = (REAL *)j->S.at + s->b * j->S.b;
-    REAL *to = (REAL *)j->end.at + s->b * j->end.b, *y = row(&j->y, s->b, 0);
-    const int64_t n = j->n, last = s->first + s->lanes;
-    for (int64_t at = s->first; at < last; at += LANES) {
-        const int64_t here = last - at < LANES ? last - at : LANES;
-        if (n == 1) {
-            const vec h = load_some(S + at, here), read = shared ? all(q[0]) : all(1);
-            vec write = load_some(v + at, here), a = all(1), rate = all(1);
-            if (shared) write *= all(k[0]);
-            if (decay == PRODUCT || decay == CONSTANT)
-                rate = j->rate.n == 1 ? load_some(rates + at, here) : all(rates[0]);
-            if (decay == VARYING || decay == PRODUCT) a = vexp(load_some(log + at, here) * rate);
-            if (decay == CONSTANT) a = vexp(rate);
-            const vec new = a * h + write;
-            store_some(to + at, new, here);
-            store_some(y + at, read * (j->exclusive ? h : new), here);
-            continue;
-        }
-        vec reads[LANES];
-        for (int64_t c = 0; c < LANES; c++) reads[c] = all(0);
-        for (int64_t c = 0; c < here; c++) {
-            const int64_t l = at + c;
-            vec a = decay == VARYING ? vexp(all(log[l])) : all(1);
-            for (int64_t i = 0; i < n; i += LANES) {
-                const vec h = load_some(S + l * n + i, n - i);
-                if (decay == PRODUCT || decay == CONSTANT) {
-                    const REAL *from = rates + i * j->rate.g + l * j->rate.n;
-                    vec rate = all(0);
-                    if (j->rate.g == 1)
-                        rate = load_some(from, n - i);
-                    else
-                        for (int64_t m = 0; m < LANES && i + m < n; m++) rate[m] = from[m * j->rate.g];
-                    a = vexp(decay == PRODUCT ? all(log[l]) * rate : rate);
-                }
-                const vec new = a * h + load_some(k + i, n - i) * all(v[l]);
-                store_some(to + l * n + i, new, n - i);
-                reads[c] += load_some(q + i, n - i) * (j->exclusive ? h : new);
-            }
-        }
-        store_some(y + at, sums(reads), here);
+static void matrix_step_item(const void *job, int64_t item, void *scratch) {
+    const matrix_job *j = job;
+    const place o = find(j, item, j->R);
+    tile x;
+    REAL *unused;
+    matrix_scratch(j, &x, &unused, scratch, 0);
+    x.steps = 1;
+    pack_keys(j, &x, o.b, o.g, o.r, 0);
+    const REAL *S = element(&j->S, o.b, 0, o.g, o.r);
+    REAL *to = element(&j->end, o.b, 0, o.g, o.r), *y = element(&j->y, o.b, 0, o.g, o.r);
+    for (int64_t c = o.first; c < o.last; c += 4 * LANES) {
+        const int64_t here = o.last - c < 4 * LANES ? o.last - c : 4 * LANES;
+        REAL v[4 * LANES];
+        pack(v, here, &j->v, o.b, 0, 1, o.g, o.r, c, o.last);
+        step_block(&x, S + c, to + c, j->n, j->p, v, y + c, here, decay_of(j), j->f.at != 0, j->exclusive);
     }
 }
 
-static void channel_step_item(const void *job, int64_t item, void *scratch) {
-    const channel_job *j = job;
-    (void)scratch;
-    int64_t chunk;
-    const strip s = strip_of(j, item, &chunk);
-    const int decay = channel_decay(j);
-#define ONE(d) (j->k.at ? step_channels(j, &s, d, 1) : step_channels(j, &s, d, 0))
-    EACH_DECAY(ONE);
-#undef ONE
+// One token of a system from its parts as they lie, [B,H,...] each: a part that is not there counts as 1 (d: as 0).
+//
+//     S' = exp(log rate) S + f (w^T S) + b k v^T           y = q^T S' + d v   (exclusive: q^T S + d v)
+
+enum { Q, K, V, LOG, RATE, WRITE, DIRECT, F, W, OLD, NEW, READS, PARTS };
+
+typedef struct { int64_t b, h, n, share; } steps;  // to the next row, head and number; how many heads share one
+
+typedef struct {
+    void *at[PARTS];
+    int64_t B, H, n, p, threads, exclusive;
+    steps by[PARTS];
+} token_job;
+
+INLINE REAL *part(const token_job *j, int which, int64_t b, int64_t h) {
+    const steps *by = &j->by[which];
+    return (REAL *)j->at[which] + b * by->b + (by->share > 1 ? h / by->share : h) * by->h;
+}
+
+// A number a head, of LANES heads.
+INLINE vec of_heads(const token_job *j, int which, int64_t b, int64_t h, int64_t here) {
+    if (j->by[which].h == 1 && j->by[which].share == 1) return load_some(part(j, which, b, h), here);
+    vec x = all(0);
+    for (int64_t c = 0; c < LANES && c < here; c++) x[c] = *part(j, which, b, h + c);
+    return x;
+}
+
+INLINE vec of_keys(const token_job *j, int which, const REAL *x, int64_t i, int64_t here) {
+    return j->by[which].n ? load_some(x + i, here) : all(*x);
+}
+
+INLINE vec decay_of_keys(const token_job *j, const REAL *log, const REAL *rate, int64_t i, int64_t here) {
+    if (!j->at[LOG]) return all(1);
+    const vec x = of_keys(j, LOG, log, i, here);
+    return vexp(j->at[RATE] ? x * of_keys(j, RATE, rate, i, here) : x);
+}
+
+// Heads of one value each, no feedback: their keys lie in the lanes, with n = 1 they do themselves.
+static void token_channels(const token_job *j, int64_t b, int64_t h, int64_t here) {
+    const int64_t n = j->n;
+    const vec v = of_heads(j, V, b, h, here), write = j->at[WRITE] ? v * of_heads(j, WRITE, b, h, here) : v;
+    const REAL *S = part(j, OLD, b, h);
+    REAL *to = part(j, NEW, b, h);
+    vec y;
+    if (n == 1) {
+        vec a = all(1), before = load_some(S, here);
+        if (j->at[LOG]) a = of_heads(j, LOG, b, h, here);
+        if (j->at[RATE]) a *= of_heads(j, RATE, b, h, here);
+        if (j->at[LOG]) a = vexp(a);
+        const vec after = a * before + of_heads(j, K, b, h, here) * write;
+        store_some(to, after, here);
+        y = of_heads(j, Q, b, h, here) * (j->exclusive ? before : after);
+    } else {
+        vec reads[LANES];
+        for (int64_t c = 0; c < LANES; c++) {
+            reads[c] = all(0);
+            if (c >= here) continue;
+            const REAL *k = part(j, K, b, h + c), *q = part(j, Q, b, h + c);
+            const REAL *log = part(j, LOG, b, h + c), *rate = part(j, RATE, b, h + c);
+            for (int64_t i = 0; i < n; i += LANES) {
+                const vec before = load_some(S + c * n + i, n - i);
+                const vec after = decay_of_keys(j, log, rate, i, n - i) * before + load_some(k + i, n - i) * all(write[c]);
+                store_some(to + c * n + i, after, n - i);
+                reads[c] += load_some(q + i, n - i) * (j->exclusive ? before : after);
+            }
+        }
+        y = sums(reads);
+    }
+    if (j->at[DIRECT]) y += of_heads(j, DIRECT, b, h, here) * v;
+    store_some(part(j, READS, b, h), y, here);
+}
+
+// A head of several values: they lie in the lanes.
+static void token_head(const token_job *j, int64_t b, int64_t h, REAL *a) {
+    const int64_t n = j->n, p = j->p;
+    const int decay = !j->at[LOG] ? NO_DECAY : n > 1 && (j->by[LOG].n || j->by[RATE].n) ? DIAGONAL_DECAY : SCALAR_DECAY;
+    const REAL *log = part(j, LOG, b, h), *rate = part(j, RATE, b, h), *v = part(j, V, b, h), *S = part(j, OLD, b, h);
+    const REAL strength = j->at[WRITE] ? *part(j, WRITE, b, h) : 1, direct = j->at[DIRECT] ? *part(j, DIRECT, b, h) : 0;
+    for (int64_t i = 0; i < (decay == DIAGONAL_DECAY ? n : 1); i += LANES) store(a + i, decay_of_keys(j, log, rate, i, n - i));
+    const tile x = {1, n, part(j, Q, b, h), part(j, K, b, h), a, part(j, F, b, h), part(j, W, b, h)};
+    REAL *to = part(j, NEW, b, h), *y = part(j, READS, b, h);
+    for (int64_t c = 0; c < p; c += 4 * LANES) {
+        const int64_t here = p - c < 4 * LANES ? p - c : 4 * LANES;
+        REAL write[4 * LANES];
+        for (int64_t i = 0; i < here; i++) write[i] = strength * v[c + i];
+        step_block(&x, S + c, to + c, n, p, write, y + c, here, decay, j->at[F] != 0, j->exclusive);
+        if (j->at[DIRECT])
+            for (int64_t i = 0; i < here; i++) y[c + i] += direct * v[c + i];
+    }
+}
+
+static int64_t heads_at_once(const token_job *j) { return j->p == 1 && !j->at[F] ? LANES : 1; }
+
+static void token_item(const void *job, int64_t item, void *scratch) {
+    const token_job *j = job;
+    const int64_t many = heads_at_once(j), groups = (j->H + many - 1) / many, b = item / groups, h = item % groups * many;
+    if (many > 1)
+        token_channels(j, b, h, j->H - h);
+    else
+        token_head(j, b, h, scratch);
 }
 
 static void conv_step_item(const void *job, int64_t item, void *scratch) {
@@ -138,8 +191,9 @@ int matrix_step(const matrix_job *j) {
                      matrix_scratch(j, &x, &S, 0, 0) * sizeof(REAL), j->threads);
 }
 
-int channel_step_run(const channel_job *j) {
-    return share_out(channel_step_item, j, j->B * ((j->L + j->chunk - 1) / j->chunk), 64, j->threads);
+int token(const token_job *j) {
+    const int64_t many = heads_at_once(j);
+    return share_out(token_item, j, j->B * ((j->H + many - 1) / many), (j->n + LANES) * sizeof(REAL), j->threads);
 }
 
 int conv_step(const conv_job *j) {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import math
 import zlib
 from collections.abc import Callable, Mapping
@@ -435,10 +436,9 @@ class Layer(nn.Module):
         log, rate = decay if isinstance(decay, tuple) else (decay, None)
         if log is None or not values_checked(log) or not log.numel():
             return
-        log = log.detach()
-        if rate is not None:  # a product is largest where both factors are at an end
-            log = torch.stack(log.aminmax()).unsqueeze(1) * torch.stack(rate.detach().aminmax())
-        top = float(log.amax())
+        ends = [[x.item() for x in part.detach().aminmax()] for part in (log, rate) if part is not None]
+        tops = [math.prod(factors) for factors in itertools.product(*ends)]  # largest where each is at an end
+        top = next((x for x in tops if math.isnan(x)), max(tops))
         name = type(self).__name__
         require(not math.isnan(top), f"a decay of {name} is not a number; look for NaN in its parameters or its state")
         if top > 1e-6:
