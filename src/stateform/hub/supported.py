@@ -49,7 +49,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 """Type of a model (`config.model_type`) to the classes of its mixers."""
 
 _FILES = (
-    "attention", "mamba",
+    "attention", "mamba", "mamba2",
 )  # fmt: skip
 HOW = "see `Your model in Stateform` in the documentation for how to write an adapter (about 40 lines)"
 

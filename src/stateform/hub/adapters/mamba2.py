@@ -1,0 +1,85 @@
+"""Mamba-2 and its kin: Mamba2Mixer, and those of Bamba, Granite, Nemotron-H, Zamba2 and Falcon-H1."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..._errors import require
+from ...layers.base import Past
+from ...layers.parts import heads, precise, split_size
+from ...system import System
+from ..adapter import Lifted, adapts, part, short_conv
+
+
+@adapts("Mamba2Mixer", "BambaMixer", "GraniteMoeHybridMambaLayer", "NemotronHMamba2Mixer", "Zamba2MambaMixer")
+class Mamba2(Lifted):
+    """S_t = exp(dt_t A) S_{t-1} + dt_t B_t x_t^T, y_t = C_t^T S_t + D x_t, as `stateform.layers.Mamba2`; dt has limits.
+
+    One map gives the gate, then x, B and C, which share a convolution, then dt.
+    """
+
+    contractive = True
+
+    def check(self, module: Any) -> None:
+        self.inner, self.n_heads, self.n_groups = module.intermediate_size, module.num_heads, module.n_groups
+        self.keys = module.n_groups * module.ssm_state_size
+        kind = type(module).__name__
+        require(
+            self.inner == self.n_heads * module.head_dim,
+            f"{kind} has {self.n_heads} heads of {module.head_dim} for {self.inner} channels; expected their product",
+        )
+        split_size(self.n_heads, self.n_groups, f"the number of heads of {kind}", "n_groups")
+        self.low, self.high = low, high = (float(x) for x in module.time_step_limit)
+        require(0 <= low <= high, f"the time_step_limit of {kind} is [{low}, {high}]; expected 0 <= least <= most")
+        self.silu = module.activation in ("silu", "swish")
+
+    def project(self, u: Tensor, start: int, stop: int | None) -> Tensor:
+        """What the input becomes, in part."""
+        m: Any = self.module
+        return part(m.in_proj, u, start, stop)
+
+    def system(self, u: Tensor, past: Past | None = None) -> System:
+        m: Any = self.module
+        x, dt = self.project(u, self.inner, None).split([self.inner + 2 * self.keys, self.n_heads], -1)
+        x = short_conv(m.conv1d, x, past, activate=self.silu)
+        x, B, C = (x if self.silu else m.act(x)).split([self.inner, self.keys, self.keys], -1)
+        dt = F.softplus(precise(dt) + precise(m.dt_bias))
+        if self.low > 0 or self.high < math.inf:
+            dt = torch.clamp(dt, self.low, self.high)
+        g = -precise(m.A_log).exp() * dt
+        return System(
+            heads(C, self.n_groups), heads(B, self.n_groups), heads(x, self.n_heads), log_decay=g, b=dt, d=m.D
+        )
+
+    def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
+        m: Any = self.module
+        return m.out_proj(self.gated(y.flatten(2), self.project(u, 0, self.inner)).to(u.dtype))
+
+    def gated(self, y: Tensor, gate: Tensor) -> Tensor:
+        """The gate, and the norm of the groups."""
+        m: Any = self.module
+        return m.norm(y, gate)
+
+    def ours(self, kept: Tensor) -> Tensor:
+        return kept.mT
+
+    def theirs(self, S: Tensor) -> Tensor:
+        return S.mT
+
+
+@adapts("FalconH1Mixer")
+class FalconH1(Mamba2):
+    """As Mamba2, with multipliers of the input and of what it becomes, and a norm before or after the gate, or none."""
+
+    def project(self, u: Tensor, start: int, stop: int | None) -> Tensor:
+        m: Any = self.module
+        return part(m.in_proj, u * m.ssm_in_multiplier, start, stop) * m.mup_vector[..., start:stop]
+
+    def gated(self, y: Tensor, gate: Tensor) -> Tensor:
+        m: Any = self.module
+        return m.norm(y, gate) if m.mamba_rms_norm else y * F.silu(gate)
