@@ -34,7 +34,7 @@ class Mamba2(Lifted):
             f"{kind} has {self.n_heads} heads of {module.head_dim} for {self.inner} channels; expected their product",
         )
         split_size(self.n_heads, self.n_groups, f"the number of heads of {kind}", "n_groups")
-        self.low, self.high = low, high = (float(x) for x in module.time_step_limit)
+        self.low, self.high = low, high = tuple(float(x) for x in module.time_step_limit)
         require(0 <= low <= high, f"the time_step_limit of {kind} is [{low}, {high}]; expected 0 <= least <= most")
         self.silu = module.activation in ("silu", "swish")
 
