@@ -11,7 +11,7 @@ import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,113 +20,13 @@ from torch import Tensor, nn
 from ._errors import StateformError, require, validate
 from .draw import REGIMES, drawn, in_regime, sensitivity
 from .forms import backend, exists, run
+from .hub.contract import check_model, is_language_model
 from .layers import Layer, build
+from .outcome import Outcome as Outcome
+from .outcome import Report as Report
 from .state import State
 from .system import System
-from .tolerances import GRADIENT, HALF, PROJECTED, UNIT, first_difference, relative_error, tolerance, wide
-
-
-@dataclass
-class Outcome:
-    """What one part of the contract came to."""
-
-    part: str
-    comparisons: int = 0
-    worst: float = 0.0
-    """Largest error over its tolerance: at most 1 if the part holds."""
-    failures: list[str] = field(default_factory=list)
-
-
-@dataclass
-class Report:
-    """Whether a layer keeps the contract. `print` it; `bool(report)` and `report.ok` say yes or no."""
-
-    name: str
-    outcomes: dict[str, Outcome] = field(default_factory=dict)
-    not_offered: list[str] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """True if nothing failed."""
-        return not self.failures
-
-    @property
-    def failures(self) -> list[str]:
-        """Every failure, first ones first."""
-        return [f"{o.part}: {text}" for o in self.outcomes.values() for text in o.failures]
-
-    def __bool__(self) -> bool:
-        return self.ok
-
-    def __str__(self) -> str:
-        total = sum(o.comparisons for o in self.outcomes.values())
-        lines = [f"{self.name}: {'the contract holds' if self.ok else 'the contract is BROKEN'} ({total} comparisons)"]
-        for o in self.outcomes.values():
-            mark = "ok  " if not o.failures else "FAIL"
-            lines.append(
-                f"  {mark} {o.part:<12} {o.comparisons:>4} comparisons, worst error {o.worst:.2g} of its tolerance"
-            )
-            lines += [f"       {text}" for text in o.failures[:3]]
-            if len(o.failures) > 3:
-                lines.append(f"       ... and {len(o.failures) - 3} more")
-        if self.not_offered:
-            lines.append(f"  not offered by this module: {', '.join(self.not_offered)}")
-        return "\n".join(lines)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, for JSON."""
-        parts = {
-            o.part: {"comparisons": o.comparisons, "worst": o.worst, "failures": o.failures}
-            for o in self.outcomes.values()
-        }
-        return {"name": self.name, "ok": self.ok, "parts": parts, "not_offered": self.not_offered}
-
-    # -- filling it ----------------------------------------------------------------------------------------------
-
-    def outcome(self, part: str) -> Outcome:
-        """The outcome of a part, made on first use."""
-        return self.outcomes.setdefault(part, Outcome(part))
-
-    def compare(
-        self,
-        part: str,
-        where: str,
-        got: Tensor,
-        want: Tensor,
-        allowed: float,
-        *,
-        heads: bool = False,
-        floor: float = 0.0,
-    ) -> None:
-        """Compare two tensors; time is axis 1 (and heads axis 2 if `heads`, each measured on its own scale, but on none
-        below `floor`).
-        """
-        outcome = self.outcome(part)
-        outcome.comparisons += 1
-        if got.shape != want.shape:
-            outcome.failures.append(f"{where}: shape {list(got.shape)}, expected {list(want.shape)}")
-            outcome.worst = math.inf
-            return
-        if want.numel() == 0:
-            return
-        got, want = (wide(x.detach()) for x in (got, want))
-        error = relative_error(got, want, heads=heads, floor=floor)
-        bad = ~(error <= allowed)
-        top = float(error.nan_to_num(math.inf, math.inf).max())
-        outcome.worst = max(outcome.worst, top / allowed)
-        if bool(bad.any()):
-            outcome.failures.append(
-                f"{where}: {first_difference(bad, error)} (largest {top:.2g}, allowed {allowed:.2g})"
-            )
-
-    def expect(self, part: str, condition: bool, text: str) -> None:
-        """Count one yes-or-no finding."""
-        outcome = self.outcome(part)
-        outcome.comparisons += 1
-        if not condition:
-            outcome.failures.append(text)
-            outcome.worst = math.inf
-
+from .tolerances import GRADIENT, HALF, PROJECTED, UNIT, tolerance, wide
 
 # -- the parts of the contract ------------------------------------------------------------------------------------
 
@@ -135,12 +35,15 @@ def check(
     thing: str | type[nn.Module] | nn.Module, *, seed: int = 0, exhaustive: bool = False,
     on_progress: Callable[[str], None] | None = None, **options: Any,
 ) -> Report:  # fmt: skip
-    """Check the contract on a layer.
+    """Check the contract on a layer, or on a causal language model of the package transformers.
+
+    A layer is compared with its recurrence in float64; a model with its own forward over each text alone, without
+    cache, padding and packing.
 
     Args:
         thing: a registered name, a file `path/file.py:Class`, a class, or a module y = layer(x) that takes
             `initial_state` and `return_state` (and, where offered, `attention_mask`, `cu_seqlens`, `form`, `step`,
-            `init_state`, `system`). A module is copied, not changed.
+            `init_state`, `system`); or a causal language model of transformers. A module is copied, not changed.
         seed: of all random draws.
         exhaustive: more shapes and longer sequences (up to 1000 tokens).
         on_progress: called with the name of each part before it runs.
@@ -150,8 +53,11 @@ def check(
         A Report; print it.
 
     Raises:
-        StateformError: if `thing` is no layer.
+        StateformError: if `thing` is neither.
     """
+    if is_language_model(thing):
+        require(not options, f"a model is checked as it is; leave out {', '.join(options)}")
+        return check_model(thing, seed=seed, exhaustive=exhaustive, on_progress=on_progress)
     if not isinstance(thing, nn.Module):
         options.setdefault("d_model", 32)
         torch.manual_seed(seed)

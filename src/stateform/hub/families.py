@@ -74,12 +74,11 @@ _FAMILIES: dict[str, dict[str, Any]] = {
     # hybrids
     "jamba": {
         "num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2,
-        "num_experts": 4, "mamba_d_state": 8, "mamba_dt_rank": 4, "use_mamba_kernels": False,
+        "num_experts": 4, "mamba_d_state": 8, "mamba_dt_rank": 4,
     },
     "zamba": {
         "num_hidden_layers": 6, "num_key_value_heads": 4, "attn_layer_period": 2, "attn_layer_offset": 1,
         "attention_head_dim": 16, "attention_hidden_size": 64, "mamba_d_state": 8, "mamba_dt_rank": 4,
-        "use_mamba_kernels": False,
     },
     "zamba2": {
         "num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
@@ -96,7 +95,7 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "layers_block_type": ["linear_attention", "moe", "full_attention", "mlp", "linear_attention"],
         "head_dim": 8, "ssm_state_size": 8, "mamba_num_heads": 4, "mamba_head_dim": 16, "n_groups": 2,
         "chunk_size": 8, "n_routed_experts": 4, "moe_intermediate_size": 16,
-        "moe_shared_expert_intermediate_size": 16, "use_mamba_kernels": False,
+        "moe_shared_expert_intermediate_size": 16,
     },
     "qwen3_next": {**_SHARED, **_DELTA, **_MIXED, "num_hidden_layers": 3},
     "qwen3_5_text": {**_DELTA, **_MIXED, "num_hidden_layers": 3},
