@@ -28,11 +28,11 @@ from stateform.analysis import (
     spectrum,
     state_need,
 )  # fmt: skip
-from stateform.analyze import _systems
 from stateform.compare import embed
 from stateform.questions import QUESTIONS, Finding, Question, findings
 from stateform.questions.question import layers_of
 from stateform.report import analysis_tables, depth, render_analysis, units
+from stateform.subject import _layers
 
 TEXT = b"A system is what it remembers; a layer is what it does with that.\n" * 3
 T = 160
@@ -105,7 +105,7 @@ def test_every_layer_is_looked_at_on_the_input_that_it_has_in_the_model(
 def test_a_layer_is_given_what_the_layers_before_it_hand_on(model: sf.LanguageModel) -> None:
     ids = torch.tensor([list(TEXT[:T])])
     with torch.no_grad():
-        found = [system for _, system in _systems(copy.deepcopy(model).double(), ids, 0)]
+        found = [look.system for look in _layers(copy.deepcopy(model).double(), ids)]
     for system, want in zip(found, systems(model), strict=True):  # rwkv7's values are mixed with those of layer 0
         for name, x in want.tensors().items():
             torch.testing.assert_close(system.tensors()[name], x)

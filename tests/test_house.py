@@ -39,7 +39,11 @@ HOUSE = [
     ("timing", "timing", f"{BASE} forms analysis layers"),
     ("questions", "questions", f"{BASE} forms analysis layers"),
     ("compare", "compare", f"{BASE} tolerances report forms analysis layers models convert questions {CHECKS}"),
-    ("analyze", "analyze", f"{BASE} report forms analysis layers models experiments questions compare timing"),
+    (
+        "analyze",
+        "analyze subject",
+        f"{BASE} report forms analysis layers models hub experiments questions compare timing",
+    ),
     ("bench", "bench", f"{BASE} tolerances report forms analysis layers draw"),
     ("zoo", "zoo card", f"{BASE} tolerances forms analysis layers draw"),
     (

@@ -11,6 +11,7 @@ from .compare import Comparison, compare
 from .equivalence import Equivalence, equivalent
 from .forms import backend, run
 from .forms.newton import Newton, Trajectory
+from .hub import Lift, accelerate, lift, open_model, undo
 from .layers import Cell, Layer, Past, ShortConv, build, names, register
 from .models import Classifier, LanguageModel, ModelConfig
 from .state import State
@@ -20,7 +21,7 @@ from .zoo import Zoo, zoo
 __version__ = "0.1.0"
 __all__ = [
     "Analysis", "Bench", "Card", "Cell", "Classifier", "Comparison", "Equivalence", "LanguageModel", "Layer",
-    "ModelConfig", "Newton", "Past", "Report", "ShortConv", "Solver", "State", "StateformError", "System",
-    "Trajectory", "Zoo", "analyze", "backend", "bench", "build", "check", "compare", "convert", "equivalent", "names",
-    "register", "run", "show", "stabilise", "validate", "zoo",
+    "Lift", "ModelConfig", "Newton", "Past", "Report", "ShortConv", "Solver", "State", "StateformError", "System",
+    "Trajectory", "Zoo", "accelerate", "analyze", "backend", "bench", "build", "check", "compare", "convert",
+    "equivalent", "lift", "names", "open_model", "register", "run", "show", "stabilise", "undo", "validate", "zoo",
 ]  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -17,16 +16,11 @@ from torch import Tensor, nn
 from ._errors import StateformError, nearest, require, validate
 from ._machine import machine, stateform_version
 from ._printed import Printed
-from ._text import read_text
-from .compare import DTYPES, Progress, embed, printable
-from .experiments import Experiment
-from .experiments.train import EXPERIMENT, read_json
-from .layers import REGISTRY, Past, accepted, build, resolve
-from .models import SequenceModel, open_folder
+from .compare import DTYPES, Progress
+from .hub import Opened
 from .questions import QUESTIONS, Question, Site, about, findings
 from .state import write_atomically
-from .system import System
-from .timing import system_of
+from .subject import subject_of
 
 
 @dataclass
@@ -75,7 +69,7 @@ class Analysis(Printed):
 
 
 def analyze(
-    thing: str | Path | type[nn.Module] | nn.Module, text: str | Path | Tensor | None = None, *,
+    thing: str | Path | type[nn.Module] | nn.Module | Opened, text: str | Path | Tensor | None = None, *,
     only: Sequence[str] | str | None = None, d_model: int = 64, n_heads: int | None = None,
     d_state: int | None = None, max_length: int = 1024, dtype: str = "float64", seed: int = 0,
     on_progress: Progress | None = None,
@@ -87,7 +81,9 @@ def analyze(
 
     Args:
         thing: a registered name, with options ("mamba2(d_state=16)"), a file "path/file.py:Class", a class, a layer, a
-            LanguageModel or Classifier, or the folder of one that `save_pretrained` or a training wrote.
+            LanguageModel or Classifier, or the folder of one that `save_pretrained` or a training wrote; or a model of
+            transformers (with token ids), or what `hub.open_model` opened: each of its mixers then comes with the
+            certificate that its System computes what the module computes.
         text: a file whose bytes are the tokens (default: an example of its task for a folder that a training wrote,
             else Python's own documentation), or token ids [T] or [1,T] for a model with another tokenizer.
         only: names of questions (`stateform.questions.QUESTIONS`); default: all.
@@ -109,37 +105,28 @@ def analyze(
     questions = _questions(only)
     require(dtype in DTYPES, f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
     require(max_length >= 2, f"max_length is {max_length}; expected 2 tokens or more")
-    example = _example(thing) if text is None else None
-    text = text if example is None else example[1]
-    source, ids = _tokens(text, max_length)
-    source = source if example is None else example[0]
-    name, subject = _subject(thing, d_model, n_heads, d_state, seed)
-    subject = copy.deepcopy(subject).to(DTYPES[dtype]).eval()
-    model = subject if isinstance(subject, SequenceModel) else None
-    if model is not None:
-        ids = _fits(model, ids, isinstance(text, Tensor))
-    else:
-        require(not isinstance(text, Tensor), "token ids are for a model; give a layer a text, whose bytes it reads")
+    subject = subject_of(
+        thing, text, d_model=d_model, n_heads=n_heads, d_state=d_state, max_length=max_length, dtype=dtype, seed=seed
+    )
+    if subject.whole is None:
         alone = [q for q in questions if q.layer is not None]
         require(not only or len(alone) == len(questions),
                 f"{', '.join(q.name for q in questions if q.layer is None)}: about the layers of a model together; "
-                "give a model, or leave it out")  # fmt: skip
+                "give a model of stateform, or leave it out")  # fmt: skip
         questions = alone
-    shown = [printable(int(i)) if not isinstance(text, Tensor) else str(int(i)) for i in ids[0, :256]]
-    kinds = [name] if model is None else [str(block.spec).partition("(")[0] for block in model.blocks]
+    name, many, whole, ids = subject.name, len(subject.kinds), subject.whole, subject.ids
     result: dict[str, Any] = {
         "stateform": stateform_version(), "created": datetime.now().isoformat(timespec="seconds"), "machine": machine(),
-        "text": {"source": source, "tokens": ids.shape[1], "excerpt": "" if isinstance(text, Tensor) else
-                 bytes(int(i) for i in ids[0, :240]).decode(errors="replace")},
-        "settings": {"d_model": getattr(subject, "d_model", None) if model is None else model.config.d_model,
-                     "batch": 1, "dtype": dtype, "seed": None if model is not None else seed},
-        "subject": {"name": name, "kind": "layer" if model is None else "model", "layers": len(kinds),
-                    "parameters": sum(p.numel() for p in subject.parameters())},
+        "text": {"source": subject.source, "tokens": ids.shape[1], "excerpt": subject.excerpt},
+        "settings": {"d_model": subject.d_model, "batch": 1, "dtype": dtype,
+                     "seed": None if subject.is_model else seed},
+        "subject": {"name": name, "kind": "model" if subject.is_model else "layer", "layers": many,
+                    "parameters": sum(p.numel() for p in subject.module.parameters())},
         "questions": {q.name: {x: getattr(q, x) for x in ("title", "heads", "depth", "reading", "through")}
                       for q in questions},
         "complete": False, "layers": [], "model": {}, "refused": {}, "findings": [],
     }  # fmt: skip
-    total = 1 + sum(len(kinds) * (q.layer is not None) + (q.model is not None and model is not None) for q in questions)
+    total = 1 + sum(many * (q.layer is not None) + (q.model is not None and whole is not None) for q in questions)
     done = 0
     report = on_progress or (lambda what, done, total: None)
 
@@ -151,19 +138,19 @@ def analyze(
     try:
         with torch.no_grad(), validate(False):
             step(f"{name} reads {ids.shape[1]} tokens")
-            for i, (layer, system) in enumerate(_systems(subject, ids, seed)):
-                label = name if model is None else f"{i}: {kinds[i]}"
-                row = {"name": label, "kind": kinds[i], **about(layer, system), "answers": {}, "refused": {}}
+            for look, label, kind in zip(subject.looks(), subject.labels, subject.kinds, strict=True):
+                about_it = about(look.layer, look.system)
+                row = {"name": label, "kind": kind, **about_it, **look.known, "answers": {}, "refused": {}}
                 result["layers"].append(row)
-                site = Site(label, layer, system, shown, len(kinds))
+                site = Site(label, look.layer, look.system, subject.tokens, many)
                 for q in questions:
                     if q.layer is not None:
                         step(f"{label}: {q.name}")
                         _answer(q.name, row["answers"], row["refused"], lambda q=q, site=site: q.layer(site))
             for q in questions:
-                if q.model is not None and model is not None:
+                if q.model is not None and whole is not None:
                     step(f"{name}: {q.name}")
-                    _answer(q.name, result["model"], result["refused"], lambda q=q: q.model(model, ids))
+                    _answer(q.name, result["model"], result["refused"], lambda q=q: q.model(whole, ids))
         result["complete"] = True
     except KeyboardInterrupt:
         pass
@@ -188,100 +175,8 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-# -- before any work ----------------------------------------------------------------------------------------------
-
-
 def _questions(only: Sequence[str] | str | None) -> list[Question]:
     names = list(QUESTIONS) if not only else [only] if isinstance(only, str) else list(only)
     for name in names:
         require(name in QUESTIONS, f"unknown question {name!r}: {nearest(name, QUESTIONS)}")
     return [q for q in QUESTIONS.values() if q.name in names]
-
-
-def _tokens(text: str | Path | Tensor | None, most: int) -> tuple[str, Tensor]:
-    """Where the tokens come from, and at most so many of them, [1,T]."""
-    if isinstance(text, Tensor):
-        whole = not (text.is_floating_point() or text.is_complex() or text.dtype == torch.bool)
-        require(whole and (text.ndim == 1 or (text.ndim == 2 and text.shape[0] == 1)),
-                f"the tokens are {text.dtype} of shape {list(text.shape)}; expected integers [T] or [1,T]")  # fmt: skip
-        source, ids = "token ids", text.reshape(1, -1).long()
-    else:
-        source, data = read_text(text)
-        ids = torch.frombuffer(bytearray(data[:most]), dtype=torch.uint8).long().unsqueeze(0)
-    require(ids.shape[1] >= 2, f"{source} has {ids.shape[1]} token; expected at least 2")
-    return source, ids[:, :most]
-
-
-def _subject(
-    thing: str | Path | type[nn.Module] | nn.Module, d_model: int, n_heads: int | None, d_state: int | None, seed: int
-) -> tuple[str, nn.Module]:
-    """The layer or the model, and what it is called."""
-    if isinstance(thing, nn.Module):
-        fits = isinstance(thing, SequenceModel) or hasattr(thing, "system")
-        require(fits, f"{type(thing).__name__} has no method system(u); give a layer that has, or a model of them")
-        return type(thing).__name__, thing
-    spec = str(thing) if isinstance(thing, Path) else thing
-    if isinstance(spec, str) and _is_folder(spec):
-        return spec, open_folder(spec)
-    name = spec if isinstance(spec, str) else spec.__name__
-    cls = resolve(spec)[0] if isinstance(spec, str) else spec
-    known = accepted(cls)
-    options = {"d_model": d_model, "n_heads": n_heads, "d_state": d_state}
-    torch.manual_seed(seed)
-    layer: nn.Module = build(spec, **{k: v for k, v in options.items() if k in known and v is not None})
-    require(hasattr(layer, "system"), f"{name} has no method system(u): analyze needs layers that give a System")
-    return name, layer
-
-
-def _example(thing: Any) -> tuple[str, Tensor] | None:
-    """An example of the task that the model in a folder was trained on, and its name; None for models of bytes."""
-    if not (isinstance(thing, str | Path) and _is_folder(str(thing)) and (Path(thing) / EXPERIMENT).is_file()):
-        return None
-    task = Experiment.from_dict(read_json(Path(thing) / EXPERIMENT)).task
-    require(task.vocab_size is not None, f"the model in {thing} reads numbers; analyze reads token ids")
-    return None if task.tokenizer == "bytes" else (f"an example of {task.spec}", task.sample(1, split="test").inputs)
-
-
-def _is_folder(spec: str) -> bool:
-    """Whether a name is meant as the folder of a model; `./name` is one even where a layer has that name."""
-    head = spec.partition("(")[0]
-    return head not in REGISTRY and ".py" not in head and ("/" in head or Path(spec).is_dir())
-
-
-def _fits(model: SequenceModel, ids: Tensor, given: bool) -> Tensor:
-    """The tokens that the model can read."""
-    kind, size = model.config.tokenizer, model.config.vocab_size or 0
-    require(model.embedding is not None, "the model reads numbers; analyze reads token ids")
-    require(given or kind == "bytes",
-            f"the model's tokenizer is {kind!r}; a text is read as bytes: give ids, analyze(model, ids)")  # fmt: skip
-    require(int(ids.max()) < size and int(ids.min()) >= 0,
-            f"the tokens reach {int(ids.max())}; the model's vocabulary is 0..{size - 1}")  # fmt: skip
-    return ids[:, : model.config.max_positions]
-
-
-# -- the layers, one after the other ------------------------------------------------------------------------------
-
-
-def _systems(subject: nn.Module, ids: Tensor, seed: int) -> Iterator[tuple[nn.Module, System]]:
-    """Each layer with its System on its own input; a model's inputs are recorded in one run of it."""
-    if not isinstance(subject, SequenceModel):
-        weight = next(subject.parameters(), torch.empty(0))
-        x = embed(bytes(ids[0].tolist()), subject.d_model, seed).to(weight.dtype)  # type: ignore[arg-type]
-        yield subject, system_of(subject, x)
-        return
-    seen: list[tuple[Tensor, dict[str, Tensor]]] = []
-
-    def keep(_: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        seen.append((args[0], dict(options.get("shared") or {})))
-
-    mixers: list[Any] = [block.mixer for block in subject.blocks]
-    hooks = [mixer.register_forward_pre_hook(keep, with_kwargs=True) for mixer in mixers]
-    try:
-        subject(ids)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for i, mixer in enumerate(mixers):
-        u, shared = seen[i]
-        seen[i] = (torch.empty(0), {})
-        yield mixer, mixer.system(u, Past(None, shared)) if shared else system_of(mixer, u)

@@ -1,4 +1,4 @@
-"""Commands that look at layers and models: compare, analyze, check, zoo, show, names, generate."""
+"""Commands that look at layers and models: compare, analyze, open, check, zoo, show, names, generate."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ..analyze import analyze
 from ..card import show
 from ..check import Report, check
 from ..compare import compare, writable
+from ..hub import open_model
 from ..layers import build, names
 from ..models import LanguageModel, continue_text
 from ..questions import QUESTIONS
@@ -82,6 +83,45 @@ def analyze_command(
             dtype=dtype, seed=seed, on_progress=bar,
         )  # fmt: skip
     give(found, html, json)
+
+
+@app.command("open")
+def open_command(
+    model: Annotated[str, typer.Argument(help="A folder, or a repository of the Hugging Face hub.")],
+    text: Annotated[
+        Path | None, typer.Option(help="A file that the model reads. Default: Python's documentation.")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help=f"One question alone (may be repeated): {', '.join(QUESTIONS)}.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report here.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the numbers here.")] = None,
+    max_length: Annotated[int, typer.Option(help="Tokens of the text that are read.")] = 512,
+    dtype: Annotated[str, typer.Option(help="Of Systems and certificates: float64, float32 or bfloat16.")] = "float64",
+    weights: Annotated[
+        str, typer.Option(help="Dtype in which the model is loaded and run: auto (as saved), float32, bfloat16.")
+    ] = "auto",
+    tokenizer: Annotated[
+        str | None, typer.Option(help="`bytes`, or the folder or name of another than the model's own.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Of the repository.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the code that comes with the model.")
+    ] = False,
+) -> None:
+    """Open a pretrained model: each layer as a System, the proof that it is the same function, and what it does."""
+    check_writable(html, json)
+    wanted = [name for names in only or [] for name in names.split(",") if name]
+    read_text(text)  # before any work
+    with Bar() as bar:
+        bar(f"opening {model}", 0, 1)
+        opened = open_model(
+            model, dtype=weights, tokenizer=tokenizer, revision=revision, trust_remote_code=trust_remote_code
+        )
+        found = analyze(opened, text, only=wanted, max_length=max_length, dtype=dtype, on_progress=bar)
+    give(found, html, json)
+    if not all(row["certificate"]["ok"] for row in found.to_dict()["layers"]):
+        raise typer.Exit(1)
 
 
 @app.command("check")

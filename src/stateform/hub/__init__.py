@@ -1,1 +1,15 @@
-"""Pretrained models of other packages."""
+"""Pretrained models of other packages: open them, prove what they compute, check them, run them faster.
+
+The package transformers is imported when it is used first; it comes with the extra `[hub]`.
+"""
+
+from .accelerate import Acceleration, accelerate, undo
+from .adapter import Lifted, adapts
+from .lift import Certificate, Lift, lift
+from .load import Opened, open_model
+from .supported import FAMILIES
+
+__all__ = [
+    "FAMILIES", "Acceleration", "Certificate", "Lift", "Lifted", "Opened", "accelerate", "adapts", "lift",
+    "open_model", "undo",
+]  # fmt: skip

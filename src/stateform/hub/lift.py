@@ -16,6 +16,7 @@ from ..forms import run
 from ..layers.base import Past
 from ..system import System
 from ..tolerances import relative_error, tolerance, wide
+from .accelerate import undo
 from .adapter import ADAPTERS, CACHES, Lifted
 from .adapters.attention import Attention
 from .supported import mixers, require_supported
@@ -94,22 +95,26 @@ class Lift(Mapping[str, System], Printed):
         """What the layer read, [1,T,d_model]."""
         return self._sites[name].u
 
-    def certificate(self, name: str, system: System | None = None) -> Certificate:
-        """Compare the module's own output with that of its System (computed again, unless it is given)."""
-        layer, u, site = self._open(name)
+    def certificate(self, name: str, system: System | None = None, *, layer: Lifted | None = None) -> Certificate:
+        """Compare the module's own output with that of its System.
+
+        Args:
+            name: of the module.
+            system: to compare with instead of the layer's, which is computed again.
+            layer: to compare with instead of `lift.layer(name)`: one that was changed, say.
+        """
+        own, u, site = self._open(name)
+        layer = own if layer is None else layer
         dtype = str(u.dtype).removeprefix("torch.")
         kind, allowed = type(site.module).__name__, tolerance(u.dtype, u.shape[1], rounded=8)
         try:
             with torch.no_grad(), validate(False), widened(u.dtype):
                 past = Past(None, dict(site.shared))
                 system = layer.system(u, past) if system is None else system
-                if isinstance(layer, Attention):
-                    got = layer.whole(u)
-                else:
-                    y = run(system, "auto" if system.causal else "matrix")
-                    assert isinstance(y, Tensor)
-                    got = layer.output(y, u, system, past)
-                want = layer.module(u, **_arguments(site, u.dtype))
+                y = run(system, "auto" if system.causal else "matrix")
+                assert isinstance(y, Tensor)
+                got = layer.output(y, u, system, past)
+                want = own.module(u, **_arguments(site, u.dtype))
         except StateformError as error:
             return Certificate(name, kind, float("nan"), allowed, dtype, str(error))
         want = want[0] if isinstance(want, tuple) else want
@@ -127,6 +132,7 @@ class Lift(Mapping[str, System], Printed):
     def _open(self, name: str) -> tuple[Lifted, Tensor, _Site]:
         site = self._sites[name]
         module, u = copy.deepcopy(site.module).eval(), site.u
+        undo(module)  # of an accelerated model too, the module's own output is what a System is compared with
         if self._dtype is not None:
             module, u = module.to(self._dtype), u.to(self._dtype)
         cls = ADAPTERS[type(module).__name__]
@@ -183,12 +189,14 @@ def lift(
     sites: dict[str, _Site] = {}
     hooks = []
     shared: dict[str, Tensor] = {}
+    uses: dict[str, int] = {}
 
     def recorder(name: str) -> Callable[..., None]:
         def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             call = ADAPTERS[type(module).__name__].arguments(module, args, kwargs)
             given = {k: v for k, v in call.rest.items() if k not in (*CACHES, "use_cache", "output_attentions")}
-            label = name if name not in sites else f"{name} (use {sum(s.startswith(name) for s in sites) + 1})"
+            uses[name] = uses.get(name, 0) + 1
+            label = name if uses[name] == 1 else f"{name} (use {uses[name]})"
             sites[label] = _Site(module, call.u.detach(), given, shared)
 
         return record

@@ -43,6 +43,32 @@ def interrupted(result: Mapping[str, Any]) -> str | None:
     )
 
 
+def certified(result: Mapping[str, Any]) -> str | None:
+    """Whether the Systems of a pretrained model compute what its modules compute; None where nothing was certified."""
+    found = [(layer, c) for layer in layers(result) if (c := layer.get("certificate"))]
+    if not found:
+        return None
+    refused = [(layer, c) for layer, c in found if c.get("refused")]
+    known = [(layer, c) for layer, c in found if not c.get("refused")]
+    off = [(layer, c) for layer, c in known if not c.get("ok")]
+    parts = []
+    if known and not off:
+        worst, allowed = (max(float(c[name]) for _, c in known) for name in ("error", "allowed"))
+        many = len(known)
+        these = f"All {many} layers compute" if many > 1 else "The layer computes"
+        parts.append(
+            f"{these} what {'their Systems compute' if many > 1 else 'its System computes'}: largest relative error "
+            f"{worst:.1e}, {allowed:.1e} allowed ({known[0][1]['dtype']})."
+        )
+    for layer, c in off:
+        parts.append(
+            f"{name_of(layer)} does NOT compute what its System computes: relative error {float(c['error']):.1e}, "
+            f"{float(c['allowed']):.1e} allowed ({c['dtype']})."
+        )
+    parts += [f"No System of {name_of(layer)}: {visible(str(c['refused']))}" for layer, c in refused]
+    return " ".join(parts)
+
+
 def findings(result: Mapping[str, Any], question: str | None = None, least: float = 0.0) -> list[str]:
     """The sentences, most remarkable first; those of one question alone where it is named, or from a weight on."""
     said = [f for f in result.get("findings") or [] if float(f.get("weight") or 0.0) >= least]
@@ -92,6 +118,7 @@ def overview(result: Mapping[str, Any], most: int | None = _ROWS) -> Grid | None
         return None
     asked = set(result.get("questions") or {})
     columns = [Column("Layer"), Column("State", numeric=True)]
+    proven = any(layer.get("certificate") for layer in every)
     short: list[tuple[str, Any]] = []
     for name, heading, cell in (
         ("memory", "Tokens back", lambda one: _span(one.get("heads"), _whole)),
@@ -104,6 +131,8 @@ def overview(result: Mapping[str, Any], most: int | None = _ROWS) -> Grid | None
         if name in asked:
             columns.append(Column(heading, numeric=name in ("memory", "state", "spectrum")))
             short.append((name, cell))
+    if proven:
+        columns.append(Column("Error", numeric=True))
     shown = list(range(len(every))) if most is None else thinned(range(len(every)), most)
     rows = []
     for i in shown:
@@ -111,10 +140,18 @@ def overview(result: Mapping[str, Any], most: int | None = _ROWS) -> Grid | None
         grows = layer.get("state_growth")
         size = f"+{units.count(grows)}" if grows else units.count(layer.get("state_size"))
         cells = [cell(one) if (one := at(layer, "answers", name)) else MISSING for name, cell in short]
+        cells += [_error(layer.get("certificate"))] if proven else []
         rows.append(Row((name_of(layer), size, *cells), None))
     notes = ["State: numbers carried (+: more with each token)."]
     if {"memory", "state"} & asked:
         notes[0] += " With dots: least · median · most of the heads."
+    if proven:
+        notes.append("Error: of the System's output against the module's own, over the largest output.")
     if len(shown) < len(every):
         notes.append(f"{len(shown)} of the {len(every)} layers; all are in the report.")
     return Grid("layers", "Layer by layer", tuple(columns), tuple(rows), tuple(notes))
+
+
+def _error(certificate: Mapping[str, Any] | None) -> str:
+    known = certificate and not certificate.get("refused")
+    return f"{float(certificate['error']):.0e}" if certificate and known else MISSING

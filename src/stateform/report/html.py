@@ -62,6 +62,7 @@ def render_analysis(result: Mapping[str, Any]) -> str:
         title=analysis.title(result),
         subject=analysis.subject(result),
         interrupted=analysis.interrupted(result),
+        certified=analysis.certified(result),
         findings=analysis.findings(result, least=analysis.REMARKABLE) or analysis.findings(result),
         sections=[section for section in sections if section["said"] or section["figures"] or section["notes"]],
         grids={grid.key: grid} if grid else {},

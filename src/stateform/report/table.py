@@ -58,6 +58,8 @@ def analysis_tables(result: Mapping[str, Any]) -> list[RenderableType]:
     stopped = analysis.interrupted(result)
     if stopped:
         parts.append(Text(stopped, style="bold yellow"))
+    if (proof := analysis.certified(result)) is not None:
+        parts += [Text(), Text(proof, style="bold red" if "NOT" in proof or "No System" in proof else "green")]
     said = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
     said.add_column(justify="right", style="dim", no_wrap=True)
     said.add_column(overflow="fold")

@@ -23,7 +23,10 @@ from ..adapter import Lifted, adapts
 
 NAME = "stateform"
 """Of our attention function in transformers: `model.set_attn_implementation("stateform")` after `register`."""
+STEADY = 1e-3
+"""Angles in a table of float32 or less that grow evenly up to this are those of rotary positions."""
 _seen: ContextVar[list[System] | None] = ContextVar("stateform_seen", default=None)
+_given: ContextVar[Tensor | None] = ContextVar("stateform_given", default=None)
 
 
 class _SeenError(Exception):
@@ -35,7 +38,7 @@ class _SeenError(Exception):
     "SmolLM3Attention", "GemmaAttention", "Gemma2Attention", "Gemma3Attention", "JambaAttention", "ZambaAttention",
     "Zamba2Attention", "BambaAttention", "GraniteMoeHybridAttention", "FalconH1Attention", "NemotronHAttention",
     "RecurrentGemmaSdpaAttention", "RecurrentGemmaAttention", "Qwen3NextAttention", "Qwen3_5Attention",
-    "Qwen3_5MoeAttention", "KimiLinearAttention", "KimiLinearMLAttention", "MiniMaxAttention", "Lfm2Attention",
+    "Qwen3_5MoeAttention", "KimiLinearAttention", "BailingHybridAttention", "MiniMaxAttention", "Lfm2Attention",
     "Lfm2MoeAttention", "OlmoHybridAttention", "OlmoAttention", "Olmo2Attention", "Olmo3Attention", "Phi3Attention",
     "GraniteAttention", "BertSelfAttention", "RobertaSelfAttention", "DistilBertSelfAttention", "ElectraSelfAttention",
 )  # fmt: skip
@@ -66,13 +69,50 @@ class Attention(Lifted):
         finally:
             _seen.reset(token)
         require(seen, f"{type(self.module).__name__} did not call an attention function of transformers")
+        turned = self.given.get("position_embeddings")
+        if isinstance(turned, tuple) and getattr(self.module, "use_rope", True):
+            return _with_phase(seen[0], *turned)
         return seen[0]
 
-    def whole(self, u: Tensor) -> Tensor:
-        """The module's output, the attention in it computed from its System."""
-        with attending(self.module):
-            y = self.module(u, **self.given)
-        return y[0] if isinstance(y, tuple) else y
+    def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
+        """The module's output, with y in the place of what its attention function gives."""
+        token = _given.set(y)
+        try:
+            with attending(self.module):
+                out = self.module(u, **self.given)
+        finally:
+            _given.reset(token)
+        return out[0] if isinstance(out, tuple) else out
+
+
+def _with_phase(system: System, cos: Tensor, sin: Tensor) -> System:
+    """The same System, rotary positions (arXiv 2104.09864) taken out of q and k into its phase.
+
+    Entries i and i + r/2 of the first r turn by the angle of entry i, as cos and sin [1,T,r] say; the rest does not.
+    Where these angles do not grow by the same amount each token, the System stays as it is.
+    """
+    q, k, r, n, T = system.q, system.k, cos.shape[-1], system.n, system.T
+    if q is None or T < 2 or r > n or n % 2 or r % 2:
+        return system
+    angle = torch.atan2(sin.double(), cos.double())[0, :, : r // 2]
+    step = (angle[1] - angle[0] + torch.pi) % (2 * torch.pi) - torch.pi
+    at = torch.arange(T, device=cos.device, dtype=torch.float64)[:, None]
+    grown = angle[0] + at * step
+    if float((torch.polar(torch.ones_like(grown), grown - angle) - 1).abs().max()) > STEADY:
+        return system
+    step = torch.cat([step, step.new_zeros((n - r) // 2)])
+    back = torch.polar(torch.ones(T, n // 2, dtype=torch.float64, device=cos.device), -(at + 1) * step)
+    q, k = ((_paired(x, r).to(torch.complex128) * back[:, None]).to(x.dtype.to_complex()) for x in (q, k))
+    return System(
+        q, k.conj().resolve_conj(), system.v, phase=step[None], readout="exp", eta="sum", window=system.window,
+        causal=system.causal,
+    )  # fmt: skip
+
+
+def _paired(x: Tensor, r: int) -> Tensor:
+    """[...,n] to [...,n/2] complex: the two halves of the first r entries, and those of the rest."""
+    halves = [part.chunk(2, -1) for part in (x[..., :r], x[..., r:])]
+    return torch.complex(*(torch.cat(both, -1) for both in zip(*halves, strict=True)))
 
 
 @contextmanager
@@ -108,6 +148,8 @@ def attend(
         StateformError: what no System expresses: a soft cap, sinks, a bias of positions, a mask of another shape than
             the past (or a window of it), dropout in training.
     """
+    if (y := _given.get()) is not None:
+        return y, None
     known = {name for name in ("softcap", "s_aux", "position_bias", "cache") if options.get(name) is not None}
     cap = options.get("softcap")
     require(

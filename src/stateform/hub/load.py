@@ -1,0 +1,257 @@
+"""Open a pretrained model by its name: what is wrong with it is said before it is loaded; nothing is unpickled."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._errors import StateformError, nearest, require
+from .supported import FAMILIES, HOW
+
+INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+LEFT = 0.9
+"""The share of the memory that is free now that a model may take."""
+_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A pretrained model with its tokenizer."""
+
+    name: str
+    model: nn.Module
+    tokenizer: Any
+    """Of transformers; "bytes" for the bytes of a text; None if there is none."""
+
+    def tokens(self, text: bytes, most: int | None = None) -> Tensor:
+        """The first tokens of a text, [1,T].
+
+        Raises:
+            StateformError: there is no tokenizer; the text gives no token.
+        """
+        require(
+            self.tokenizer is not None,
+            f"{self.name} has no tokenizer; give one (tokenizer='bytes' reads the bytes of the text, where the "
+            "vocabulary has 256 entries or more; or the name or folder of another)",
+        )
+        if self.tokenizer == "bytes":
+            size = int(getattr(_config(self.model), "vocab_size", 0))
+            require(size >= 256, f"the vocabulary of {self.name} has {size} entries; bytes need 256")
+            ids = list(text if most is None else text[:most])
+        else:
+            part = text if most is None else text[: 16 * most]  # a token has few bytes
+            ids = self.tokenizer(part.decode("utf-8", "replace"), add_special_tokens=True)["input_ids"][:most]
+        require(len(ids) > 0, "the text gives no token; give more of it")
+        return torch.tensor([ids])
+
+    def decode(self, ids: Tensor) -> list[str]:
+        """Each token as text."""
+        if self.tokenizer is None or self.tokenizer == "bytes":
+            return [chr(i) if self.tokenizer and 32 <= i < 127 else str(i) for i in ids.flatten().tolist()]
+        return [self.tokenizer.decode([i]) for i in ids.flatten().tolist()]
+
+
+def open_model(
+    name: str | os.PathLike[str], *, dtype: str = "auto", tokenizer: str | None = None, revision: str | None = None,
+    trust_remote_code: bool = False, memory_limit_gb: float | None = None,
+) -> Opened:  # fmt: skip
+    """A pretrained model, from a folder or from the Hugging Face hub, with its tokenizer.
+
+    Args:
+        name: a folder, or the name of a repository ("state-spaces/mamba-130m-hf").
+        dtype: of the weights: "auto" (as saved), "float32", "bfloat16", "float64".
+        tokenizer: "bytes", or the folder or name of another than the model's own.
+        revision: of the repository.
+        trust_remote_code: run the code that comes with the model, where it needs that.
+        memory_limit_gb: refuse larger models (default: nine tenths of the memory that is free).
+
+    Returns:
+        The model in eval mode, with the tokenizer, or None in its place.
+
+    Raises:
+        StateformError: before any weights are read: no such model; a type without adapter; a configuration that needs
+            code of its own; weights that are pickled, missing or cut off; more weights than memory. Then: weights that
+            do not fit.
+    """
+    require(dtype in ("auto", *_BYTES), f"dtype is {dtype!r}; expected auto, {', '.join(_BYTES)}")
+    hf = transformers()
+    where = os.fspath(name)
+    require(where.strip() != "", "the name of the model is empty; give a folder or the name of a repository")
+    folder = Path(where)
+    if folder.is_dir():
+        require((folder / "config.json").is_file(), f"{where} has no config.json; expected the folder of a model")
+    elif folder.is_absolute() or where.startswith((".", "~")) or where.count("/") > 1:
+        raise StateformError(f"there is no folder {where}")
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    config = _configuration(hf, where, options)
+    if folder.is_dir():
+        check_weights(folder)
+    maker = _class(hf, config)
+    _check_memory(maker, config, dtype, memory_limit_gb, trust_remote_code)
+    try:
+        with _quiet(hf):
+            model, info = maker.from_pretrained(
+                where, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+            )
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise StateformError(f"cannot load {where}: {_first(error)}") from None
+    missing = sorted(info.get("missing_keys") or [])
+    require(
+        not missing,
+        f"the weights of {where} lack {', '.join(missing[:3])}{' and more' if len(missing) > 3 else ''}: they are "
+        "those of another model, or were saved in part",
+    )
+    return Opened(where, model.eval(), _tokenizer(hf, where, tokenizer, options))
+
+
+def transformers() -> Any:
+    """The package transformers, or an error that names the extra."""
+    try:
+        return importlib.import_module("transformers")
+    except ImportError:
+        raise StateformError("opening pretrained models needs transformers: pip install 'stateform[hub]'") from None
+
+
+def _configuration(hf: Any, where: str, options: dict[str, Any]) -> Any:
+    try:
+        values, _ = hf.PreTrainedConfig.get_config_dict(where, revision=options["revision"])
+    except (OSError, ValueError) as error:
+        raise StateformError(f"cannot read the configuration of {where}: {_first(error)}") from None
+    kind = values.get("model_type")
+    own = "auto_map" in values
+    require(
+        options["trust_remote_code"] or not (own and kind not in FAMILIES),
+        f"{where} (type {kind!r}) comes with code of its own, which is not run unless you ask for it by name: read it, "
+        "then give trust_remote_code=True (on the command line --trust-remote-code)",
+    )
+    require(
+        kind in FAMILIES or options["trust_remote_code"],
+        f"models of type {kind!r} have no adapter: {nearest(str(kind), FAMILIES)} "
+        f"All types: {', '.join(FAMILIES)}; {HOW}",
+    )
+    try:
+        return hf.AutoConfig.from_pretrained(where, **options)
+    except (OSError, ValueError, TypeError) as error:
+        raise StateformError(f"the configuration of {where} cannot be used: {_first(error)}") from None
+
+
+def _class(hf: Any, config: Any) -> Any:
+    """The class that a model is loaded by: with a head over the vocabulary where there is one."""
+    made = (getattr(config, "architectures", None) or [""])[0]
+    if made.endswith("ForMaskedLM"):
+        return hf.AutoModelForMaskedLM
+    try:
+        known = type(config) in hf.AutoModelForCausalLM._model_mapping
+    except (AttributeError, KeyError):
+        known = True
+    encoder = made.endswith("Model") and not made.endswith("LMHeadModel")
+    return hf.AutoModel if encoder or not known else hf.AutoModelForCausalLM
+
+
+def _check_memory(maker: Any, config: Any, dtype: str, limit: float | None, trusted: bool) -> None:
+    """Raise if the weights, counted on a model without any, are more than fits."""
+    try:
+        with torch.device("meta"):
+            model = maker.from_config(config, trust_remote_code=trusted)
+    except Exception:  # a model that cannot be made without weights is loaded as it is
+        return
+    count = sum(p.numel() for p in model.parameters())
+    saved = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+    size = count * _BYTES.get(saved if dtype == "auto" else dtype, 4)
+    free = LEFT * free_memory() if limit is None else limit * 1e9
+    require(
+        size <= free,
+        f"the model has {count:,} weights, {size / 1e9:.1f} GB in {saved if dtype == 'auto' else dtype}; "
+        f"{free / 1e9:.1f} GB may be used: give dtype='bfloat16', a smaller model, or a higher memory_limit_gb",
+    )
+
+
+def free_memory() -> float:
+    """Bytes of memory that are free now; infinite where the system does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return float(line.split()[1]) * 1024
+        return float(os.sysconf("SC_AVPHYS_PAGES")) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):
+        return float("inf")
+
+
+def check_weights(folder: Path) -> None:
+    """Raise unless a folder holds whole safetensors files."""
+    index = folder / INDEX
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise StateformError(f"cannot read {index}: {_first(error)}") from None
+    elif (folder / WHOLE).is_file():
+        names = [WHOLE]
+    else:
+        pickled = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
+        require(
+            not pickled,
+            f"{folder} holds its weights as {pickled[:1]}, a pickle, which could run any code: convert it where you "
+            "trust it: torch.load(PATH, weights_only=True), then safetensors.torch.save_file(weights, "
+            "'model.safetensors')",
+        )
+        raise StateformError(f"{folder} has no weights; expected {WHOLE} (or {INDEX} and its parts)")
+    missing = [name for name in names if not (folder / name).is_file()]
+    require(not missing, f"{folder} lacks {', '.join(missing[:3])} of its {len(names)} weight files; load it again")
+    safetensors = importlib.import_module("safetensors")
+    for name in names:
+        try:
+            with safetensors.safe_open(folder / name, framework="pt"):
+                pass
+        except (OSError, safetensors.SafetensorError) as error:
+            raise StateformError(f"{folder / name} is not a whole safetensors file: {_first(error)}") from None
+
+
+def _tokenizer(hf: Any, where: str, given: str | None, options: dict[str, Any]) -> Any:
+    if given == "bytes":
+        return "bytes"
+    try:
+        with _quiet(hf):
+            made = hf.AutoTokenizer.from_pretrained(given or where, **options)
+        # Where there are no files of one, transformers may give a tokenizer without words.
+        return made if len(made) > len(made.added_tokens_decoder) else _no_words(given)
+    except StateformError:
+        raise
+    except Exception as error:  # whatever a tokenizer of another library raises
+        require(given is None, f"cannot load the tokenizer {given}: {_first(error)}")
+        return None
+
+
+def _no_words(given: str | None) -> None:
+    require(given is None, f"cannot load the tokenizer {given}: it has no words")
+
+
+@contextmanager
+def _quiet(hf: Any) -> Iterator[None]:
+    """Without the messages of transformers, which the caller's errors say better."""
+    before = hf.logging.get_verbosity()
+    hf.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hf.logging.set_verbosity(before)
+
+
+def _config(model: Any) -> Any:
+    return model.config.get_text_config()
+
+
+def _first(error: BaseException) -> str:
+    """The first lines of an error, in one."""
+    text = " ".join(str(error).split())
+    return text[:300] + (" ..." if len(text) > 300 else "")

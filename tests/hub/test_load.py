@@ -1,0 +1,138 @@
+"""Pretrained models are opened from folders; what is wrong with one is said before it is loaded."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import stateform as sf
+from stateform.hub import open_model
+from stateform.hub.families import small
+
+pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mamba")
+    small("mamba").save_pretrained(folder)
+    return folder
+
+
+def changed(saved: Path, folder: Path, **config: Any) -> Path:
+    """A copy of a saved model, its configuration with these values."""
+    folder.mkdir(exist_ok=True)
+    for file in saved.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    values = json.loads((folder / "config.json").read_text()) | config
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["mamba", "llama", "bert", "qwen3_next"])
+def test_a_model_opens_as_it_was_saved(kind: str, tmp_path: Path) -> None:
+    model = small(kind)
+    model.save_pretrained(tmp_path)
+    opened = open_model(tmp_path)
+    assert type(opened.model) is type(model)
+    assert opened.tokenizer is None
+    assert not opened.model.training
+    kept = dict(opened.model.state_dict())
+    assert all(torch.equal(kept[name], x) for name, x in model.state_dict().items())
+    assert open_model(tmp_path, dtype="float64").model.dtype == torch.float64
+
+
+def test_what_is_no_model(tmp_path: Path) -> None:
+    for name, said in (
+        (tmp_path, "has no config.json"), (tmp_path / "none", "there is no folder"), ("", "is empty"),
+        ("./nothing", "there is no folder"),
+    ):  # fmt: skip
+        with pytest.raises(sf.StateformError, match=said):
+            open_model(name)
+    (tmp_path / "config.json").write_text("{ no json")
+    with pytest.raises(sf.StateformError, match="cannot read the configuration"):
+        open_model(tmp_path)
+
+
+def test_a_type_without_adapter_is_named(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(sf.StateformError, match=r"type 'mambo' have no adapter: did you mean .*mamba"):
+        open_model(changed(saved, tmp_path / "a", model_type="mambo"))
+
+
+def test_remote_code_is_refused_unless_named(saved: Path, tmp_path: Path) -> None:
+    code = {"AutoConfig": "config.Mine", "AutoModelForCausalLM": "model.Mine"}
+    folder = changed(saved, tmp_path / "a", model_type="mine", auto_map=code)
+    (folder / "config.py").write_text("raise SystemExit('this code was run')")
+    with pytest.raises(sf.StateformError, match="code of its own, which is not run unless you ask"):
+        open_model(folder)
+
+
+def test_pickles_are_refused_and_not_read(saved: Path, tmp_path: Path) -> None:
+    folder = changed(saved, tmp_path / "a")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(sf.StateformError, match="has no weights"):
+        open_model(folder)
+
+    class Trap:
+        def __reduce__(self) -> Any:
+            return (Path(tmp_path / "sprung").write_text, ("x",))
+
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(sf.StateformError, match=r"a pickle, which could run any code: .*save_file"):
+        open_model(folder)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_weights_that_are_cut_off_or_missing(saved: Path, tmp_path: Path) -> None:
+    folder = changed(saved, tmp_path / "a")
+    whole = (folder / "model.safetensors").read_bytes()
+    for size in (0, 5, 100, len(whole) - 10):
+        (folder / "model.safetensors").write_bytes(whole[:size])
+        with pytest.raises(sf.StateformError, match="not a whole safetensors file"):
+            open_model(folder)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "1.safetensors"}}))
+    with pytest.raises(sf.StateformError, match=r"lacks 1.safetensors of its 1 weight files"):
+        open_model(folder)
+    (folder / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(sf.StateformError, match="cannot read"):
+        open_model(folder)
+
+
+def test_weights_of_another_model(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(sf.StateformError, match=r"lack backbone\.layers\.2"):
+        open_model(changed(saved, tmp_path / "a", num_hidden_layers=3, layer_types=None))
+
+
+def test_a_model_larger_than_memory_is_refused_before_it_is_made(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(sf.StateformError, match=r"weights, .* GB in float32; .* may be used"):
+        open_model(saved, memory_limit_gb=1e-6)
+    huge = changed(saved, tmp_path / "a", hidden_size=2**16, intermediate_size=2**17, num_hidden_layers=64,
+                   layer_types=None)  # fmt: skip
+    with pytest.raises(sf.StateformError, match="GB in float32"):
+        open_model(huge)
+
+
+def test_a_missing_tokenizer_offers_bytes(saved: Path, tmp_path: Path) -> None:
+    opened = open_model(saved)
+    with pytest.raises(sf.StateformError, match="tokenizer='bytes'"):
+        opened.tokens(b"text")
+    with pytest.raises(sf.StateformError, match="has 64 entries; bytes need 256"):
+        open_model(saved, tokenizer="bytes").tokens(b"text")
+    with pytest.raises(sf.StateformError, match="cannot load the tokenizer"):
+        open_model(saved, tokenizer=str(tmp_path))
+    small("mamba", vocab_size=256).save_pretrained(tmp_path / "b")
+    opened = open_model(tmp_path / "b", tokenizer="bytes")
+    assert opened.tokens(b"text", 3).tolist() == [[116, 101, 120]]
+    assert opened.decode(torch.tensor([[116, 200]])) == ["t", "200"]
+    with pytest.raises(sf.StateformError, match="no token"):
+        opened.tokens(b"")
+
+
+def test_settings_are_checked(saved: Path) -> None:
+    with pytest.raises(sf.StateformError, match="dtype is 'int8'"):
+        open_model(saved, dtype="int8")
