@@ -11,6 +11,7 @@ from .._errors import nearest, require
 from .adapter import ADAPTERS
 
 FAMILIES: dict[str, tuple[str, ...]] = {
+    "bailing_hybrid": ("BailingHybridDeltaAttention", "BailingHybridAttention"),
     "bamba": ("BambaMixer", "BambaAttention"),
     "bert": ("BertSelfAttention",),
     "falcon_h1": ("FalconH1Mixer", "FalconH1Attention"),
@@ -38,6 +39,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "qwen3_5_moe_text": ("Qwen3_5MoeGatedDeltaNet", "Qwen3_5MoeAttention"),
     "qwen3_5_text": ("Qwen3_5GatedDeltaNet", "Qwen3_5Attention"),
     "qwen3_next": ("Qwen3NextGatedDeltaNet", "Qwen3NextAttention"),
+    "qwen4_exp_text": ("Qwen4ExpTextGatedDeltaNet",),
     "recurrent_gemma": ("RecurrentGemmaRecurrentBlock", "RecurrentGemmaSdpaAttention"),
     "roberta": ("RobertaSelfAttention",),
     "rwkv": ("RwkvSelfAttention",),
@@ -49,7 +51,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 """Type of a model (`config.model_type`) to the classes of its mixers."""
 
 _FILES = (
-    "attention", "mamba", "mamba2",
+    "attention", "delta", "mamba", "mamba2",
 )  # fmt: skip
 HOW = "see `Your model in Stateform` in the documentation for how to write an adapter (about 40 lines)"
 

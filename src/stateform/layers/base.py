@@ -58,6 +58,8 @@ class Past:
         """What the layer's new state holds besides that of its System: `system` may add to it, one row a sequence."""
         self.shared: dict[str, Tensor] = {} if shared is None else shared
         """What the layers of one model hand on for this input, [B,T,...] each, by name."""
+        self.made: dict[str, Tensor] = {}
+        """What `system` made of this input and `output` needs too, by name."""
 
     @property
     def position(self) -> Tensor | None:

@@ -13,6 +13,30 @@ from .parts import HeadNorm, heads, inverse_softplus, log_uniform, precise, spli
 from .registry import register
 
 
+def delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor | None = None) -> System:
+    """S_t = (I - beta_t k_t k_t^T) diag(exp(g_t)) S_{t-1} + beta_t k_t v_t^T, read by q.
+
+    Args:
+        q: [B,T,H,n], or shared by groups of the H heads, as k may be.
+        k: [B,T,H,n].
+        v: [B,T,H,p].
+        beta: [B,T,H].
+        g: log decay, none, one a head [B,T,H] or one a key [B,T,H,n].
+    """
+    if g is None:
+        return System(q, k, v, b=beta, f=-spread(beta, k), w=k)
+    if g.ndim == beta.ndim:
+        return System(q, k, v, log_decay=g, b=beta, f=-spread((g.exp() * precise(beta)).to(k.dtype), k), w=k)
+    return System(q, k, v, log_decay=g, b=beta, f=-spread(beta, k), w=(g.exp() * precise(k)).to(k.dtype))
+
+
+def spread(c: Tensor, k: Tensor) -> Tensor:
+    """c [B,T,H] times k [B,T,H',n], of which H/H' heads in a row share one."""
+    if c.shape[2] == k.shape[2]:
+        return c.unsqueeze(-1) * k
+    return (c.unflatten(2, (k.shape[2], -1)).unsqueeze(-1) * k.unsqueeze(3)).flatten(2, 3)
+
+
 @register("deltanet", paper="arXiv 2406.06484")
 class DeltaNet(Layer):
     """DeltaNet: S_t = (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T, y_t = (q_t / sqrt(n))^T S_t (eq. 1 to 3).
@@ -50,8 +74,7 @@ class DeltaNet(Layer):
         return unit(q, self.d_state**-0.5), unit(k), v, torch.sigmoid(self.beta_proj(u)) * self.beta_scale
 
     def system(self, u: Tensor, past: Past | None = None) -> System:
-        q, k, v, beta = self.writes(u, past)
-        return System(q, k, v, b=beta, f=-beta.unsqueeze(-1) * k, w=k)
+        return delta_rule(*self.writes(u, past))
 
     def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
         return self.out_proj(self.norm(y).flatten(2))
@@ -89,8 +112,7 @@ class GatedDeltaNet(DeltaNet):
     def system(self, u: Tensor, past: Past | None = None) -> System:
         q, k, v, beta = self.writes(u, past)
         g = -precise(self.A_log).exp() * F.softplus(precise(self.a_proj(u)) + precise(self.dt_bias))
-        f = -(g.exp() * precise(beta)).to(k.dtype).unsqueeze(-1) * k
-        return System(q, k, v, log_decay=g, b=beta, f=f, w=k)
+        return delta_rule(q, k, v, beta, g)
 
     def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
         return self.out_proj(self.norm(y).flatten(2) * F.silu(self.gate_proj(u)))
@@ -133,7 +155,7 @@ class KDA(DeltaNet):
         q, k, v, beta = self.writes(u, past)
         dt = F.softplus(precise(self.a_proj(u)) + precise(self.dt_bias))
         g = -precise(self.A_log).exp().unsqueeze(-1) * heads(dt, self.n_heads)
-        return System(q, k, v, log_decay=g, b=beta, f=-beta.unsqueeze(-1) * k, w=(g.exp() * precise(k)).to(k.dtype))
+        return delta_rule(q, k, v, beta, g)
 
     def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
         return self.out_proj(self.norm(y).flatten(2) * torch.sigmoid(self.gate_proj(u)))
