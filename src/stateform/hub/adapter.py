@@ -97,7 +97,7 @@ class Lifted(Layer):
     @staticmethod
     def arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         """What a call of a module means."""
-        given = {**dict(zip(_parameters(type(module)), args, strict=False)), **kwargs}
+        given = named(module, args, kwargs)
         u = given.pop("hidden_states")
         cache = next((c for name in CACHES if (c := given.pop(name, None)) is not None), None)
         mask = given.get("attention_mask")
@@ -112,6 +112,10 @@ class Lifted(Layer):
     def result(self, y: Tensor) -> Any:
         """The output as the module gives it."""
         return (y, None) if self.wraps else y
+
+    def returns(self, y: Tensor, call: Call) -> Any:
+        """What the module gives for a call, where that is more than the output."""
+        return self.result(y)
 
     # -- the caches of transformers ------------------------------------------------------------------------------
 
@@ -149,6 +153,11 @@ class Lifted(Layer):
             cache.update_recurrent_state(self.theirs(state["S"]), self.index)
             for i in layer.has_previous_state:
                 layer.has_previous_state[i] = True
+
+
+def named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a module's forward, by name."""
+    return {**dict(zip(_parameters(type(module)), args, strict=False)), **kwargs}
 
 
 def _parameters(cls: Any) -> tuple[str, ...]:

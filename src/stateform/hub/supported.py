@@ -42,7 +42,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "qwen4_exp_text": ("Qwen4ExpTextGatedDeltaNet",),
     "recurrent_gemma": ("RecurrentGemmaRecurrentBlock", "RecurrentGemmaSdpaAttention"),
     "roberta": ("RobertaSelfAttention",),
-    "rwkv": ("RwkvSelfAttention",),
+    "rwkv": ("RwkvSelfAttention", "RwkvFeedForward"),
     "smollm3": ("SmolLM3Attention",),
     "xlstm": ("xLSTMLayer",),
     "zamba": ("ZambaMambaMixer", "ZambaAttention"),
@@ -51,7 +51,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 """Type of a model (`config.model_type`) to the classes of its mixers."""
 
 _FILES = (
-    "attention", "delta", "mamba", "mamba2",
+    "attention", "delta", "mamba", "mamba2", "recurrent_gemma", "rwkv", "xlstm",
 )  # fmt: skip
 HOW = "see `Your model in Stateform` in the documentation for how to write an adapter (about 40 lines)"
 

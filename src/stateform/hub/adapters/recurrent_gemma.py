@@ -1,0 +1,117 @@
+"""RecurrentGemma (Griffin): RecurrentGemmaRecurrentBlock, which keeps its state in itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..._errors import require
+from ...layers.base import Past
+from ...layers.parts import heads, precise
+from ...layers.rnn import elementwise
+from ...state import State, unchecked
+from ...system import System
+from ..adapter import Call, Lifted, adapts, named, short_conv
+
+C = 8.0
+STEEPEST = 1e3
+"""The derivative of sqrt is cut off here, as in the module."""
+
+
+@dataclass
+class _Kept:
+    """The module; which of the rows begin in this call [B]: those with a position 0; whether they are packed."""
+
+    module: Any
+    first: Tensor
+    packed: bool
+
+
+@adapts("RecurrentGemmaRecurrentBlock")
+class RecurrentGemma(Lifted):
+    """As `stateform.layers.RGLRU`: h_t = a_t h_{t-1} + sqrt(1 - a_t^2) i_t x_t, at the first token h = i x."""
+
+    contractive = True
+
+    @staticmethod
+    def arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        given = named(module, args, kwargs)
+        u, at, used = given.pop("input_states"), given["position_ids"], given.pop("use_cache", True)
+        at = at.expand(u.shape[0], -1)
+        ends, mask = None, None
+        if u.shape[1] > 1:
+            mask = _present(given.get("attention_mask"), u)
+            zeros = (at == 0).any(0).nonzero().flatten()
+            if mask is None and u.shape[0] == 1 and len(zeros) > 1 and int(zeros[0]) == 0:
+                ends = torch.cat([zeros, zeros.new_full((1,), u.shape[1])])
+        kept = _Kept(module, (at == 0).any(1), ends is not None) if used else None
+        return Call(u, kept, mask, ends, given)
+
+    def takes(self, call: Call) -> bool:
+        at = call.rest["position_ids"]  # rows of a batch that begin anew on the way are not for us
+        return call.mask is not None or call.cu_seqlens is not None or not bool((at[:, 1:] == 0).any())
+
+    def returns(self, y: Tensor, call: Call) -> Any:
+        return y, None
+
+    def system(self, u: Tensor, past: Past | None = None) -> System:
+        m: Any = self.module
+        lru = m.rg_lru
+        x = short_conv(m.conv_1d, m.linear_x(u), past, activate=False)
+        parts = heads(x, lru.num_attention_heads).unsqueeze(-2)
+        r = ((parts @ lru.recurrent_gate_weight).squeeze(-2) + lru.recurrent_gate_bias).flatten(2)
+        i = ((parts @ lru.input_gate_weight).squeeze(-2) + lru.input_gate_bias).flatten(2)
+        g = -C * F.softplus(precise(lru.recurrent_param)) * torch.sigmoid(precise(r))
+        first = torch.arange(u.shape[1], device=u.device) == 0
+        before = None if past is None else past.position
+        first = first if before is None else first & (before == 0)[:, None]
+        scale = torch.where(first[..., None], 1.0, _root(-torch.expm1(2 * g)))
+        return elementwise(x, log_decay=g, b=scale * torch.sigmoid(precise(i)))
+
+    def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
+        m: Any = self.module
+        return m.linear_out(y.flatten(2).to(u.dtype) * m.act_fn(m.linear_y(u)))
+
+    def read(self, cache: Any) -> State | None:
+        window, S = cache.module.conv1d_state, cache.module.rg_lru.recurrent_states
+        if cache.packed or window is None or S is None or len(window) != len(cache.first) or len(S) != len(cache.first):
+            return None
+        if cache.module.training and bool(cache.first.all()):  # nothing of an earlier graph
+            return None
+        on = ~cache.first
+        return unchecked(
+            {
+                "conv": torch.where(on[:, None, None], window.mT, 0),
+                "S": torch.where(on[:, None], S, 0)[..., None, None],
+                "position": on.long(),
+            },
+            self.fingerprint,
+        )
+
+    def write(self, cache: Any, state: State) -> None:
+        cache.module.conv1d_state = state["conv"].mT
+        cache.module.rg_lru.recurrent_states = state["S"].flatten(1)
+
+
+def _root(x: Tensor) -> Tensor:
+    """sqrt(x) of x >= 0, its derivative at most STEEPEST."""
+    least = 0.25 / STEEPEST**2
+    near = x.detach().sqrt() + STEEPEST * (x - x.detach())
+    return torch.where(x < least, near, x.clamp_min(least).sqrt())
+
+
+def _present(mask: Any, u: Tensor) -> Tensor | None:
+    """Which tokens are no padding, of an attention mask [B,L+T] or [B,1,T,L+T]; None where all are."""
+    if mask is None:
+        return None
+    require(isinstance(mask, Tensor), f"the attention mask is a {type(mask).__name__}; expected a tensor or None")
+    mask = mask[..., -u.shape[1] :]
+    if mask.ndim == 4:  # a token sees itself, unless it is padding
+        mask = mask[:, 0].diagonal(dim1=-2, dim2=-1)
+        mask = mask if mask.dtype == torch.bool else mask >= 0
+    mask = mask.bool().expand(u.shape[0], -1)
+    return None if bool(mask.all()) else mask

@@ -1,0 +1,117 @@
+"""xLSTM: the matrix memory of xLSTM 7B, xLSTMLayer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..._errors import require
+from ...forms import run
+from ...layers.base import Past
+from ...layers.parts import heads, precise
+from ...state import State, unchecked
+from ...system import System, stabilise
+from ..adapter import Call, Lifted, adapts, named, part
+
+
+@dataclass
+class _Kept:
+    """C, n and m, which the module is given and gives back."""
+
+    tensors: tuple[Tensor, Tensor, Tensor] | None
+
+
+@adapts("xLSTMLayer")
+class XLSTM(Lifted):
+    """As `stateform.layers.MLSTM`, with the module's eps.
+
+    Theirs is added to the normaliser in the coordinates of the stabilised state:
+
+        y_t = q_t^T S_t / (max(|q_t^T n_t|, 1) + eps e^{m_t}),  m_t = max(log f_t + m_{t-1}, log i_t),  m_0 = 0
+
+    So with an eps the normaliser is not a sum over the past alone: it is computed here, and n and m are in the State.
+    """
+
+    contractive = True
+    windows = ()
+
+    def check(self, module: Any) -> None:
+        c = module.config
+        self.n_heads, self.eps, self.cap = c.num_heads, float(c.eps), c.gate_soft_cap
+        require(
+            not self.eps or self.cap is not None,
+            f"this xLSTM adds eps = {self.eps:g} in coordinates that gates without a cap (gate_soft_cap) may move "
+            "beyond any float; set config.eps = 0, which is the paper's normaliser",
+        )
+
+    @staticmethod
+    def arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+        given = named(module, args, kwargs)
+        return Call(given.pop("x"), _Kept(given.pop("state", None)), rest=given)
+
+    def returns(self, y: Tensor, call: Call) -> Any:
+        return y, call.cache.tensors
+
+    def _maps(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """q, k, v and the gates i and f before their activations."""
+        m: Any = self.module
+        if m.config.weight_mode == "fused":
+            sizes = [m.qk_dim, m.qk_dim, m.v_dim]
+            q, k, v = part(m.qkv_opreact, u, 0, sum(sizes)).split(sizes, -1)
+            i, f = m.ifgate_preact(u).chunk(2, -1)
+        else:
+            q, k, v, i, f = m.q(u), m.k(u), m.v(u), m.igate_preact(u), m.fgate_preact(u)
+        i, f = (x if self.cap is None else self.cap * torch.tanh(x / self.cap) for x in (precise(i), precise(f)))
+        return *(heads(x, self.n_heads) for x in (q, k, v)), i, f  # type: ignore[return-value]
+
+    def system(self, u: Tensor, past: Past | None = None) -> System:
+        q, k, v, log_b, f = self._maps(u)
+        q, g = q * q.shape[-1] ** -0.5, F.logsigmoid(f)
+        if not self.eps:
+            return System(q, k, v, log_decay=g, log_b=log_b, eta="sum", eta_floor=1.0)
+        ones = System(q, k, v.new_ones(*v.shape[:3], 1), log_decay=g, log_b=log_b)
+        state = None if past is None else past.state
+        start = log_b.new_zeros(u.shape[0], self.n_heads) if state is None else state["m"]
+        _, m = stabilise(replace(ones, eta="sum"), start)
+        if torch.is_grad_enabled():  # m as it is, with its gradient
+            total = g.cumsum(1)
+            again = total + torch.maximum(start.unsqueeze(1), (log_b - total).cummax(1).values)
+            m = again + (m - again).detach()
+        before = None if state is None else State({"S": state["n"].unsqueeze(-1), "position": state["position"]})
+        read, after = run(ones, initial_state=before, return_state=True)
+        if past is not None:
+            past.kept |= {"n": after["S"].squeeze(-1), "m": m[:, -1]}
+        eta = precise(read.squeeze(-1)).abs().clamp_min(1.0) + self.eps * m.exp()
+        return System(q, k, v, log_decay=g, log_b=log_b, eta=eta)
+
+    def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
+        m: Any = self.module
+        gate = part(m.qkv_opreact, u, -m.v_dim, None) if m.config.weight_mode == "fused" else m.ogate_preact(u)
+        return m.out_proj(torch.sigmoid(gate) * m.multihead_norm(y.to(u.dtype)))
+
+    def read(self, cache: Any) -> State | None:
+        if cache.tensors is None:
+            return None
+        C, n, m = (precise(x) for x in cache.tensors)
+        m = m.squeeze(-1)
+        position = torch.zeros(len(C), dtype=torch.long, device=C.device)
+        if not self.eps:
+            S = torch.cat([C, n.unsqueeze(-1)], -1)
+            return unchecked({"S": S, "log_scale": m, "position": position}, self.fingerprint)
+        size = m.exp()[..., None]
+        return unchecked({"S": C * size[..., None], "n": n * size, "m": m, "position": position}, self.fingerprint)
+
+    def write(self, cache: Any, state: State) -> None:
+        S = state["S"]
+        if self.eps:
+            m = state["m"]
+            size = (-m).exp()[..., None]
+            C, n = S * size[..., None], state["n"] * size
+        else:
+            m = state["log_scale"]
+            C, n = S[..., :-1], S[..., -1]
+        cache.tensors = C, n, m.unsqueeze(-1)
