@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from .._errors import require
+from .._errors import require, validate
 from .._printed import Printed
 from .adapter import ADAPTERS, Lifted
 from .supported import mixers, require_supported
@@ -23,15 +25,40 @@ class _Accelerated:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         layer: Lifted = self.__dict__[_KEY]
         call = layer.arguments(layer.module, args, kwargs)
-        if not layer.takes(call):
+        if _holes(call.mask) or not layer.takes(call):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         state = None if call.cache is None else layer.read(call.cache)
-        y, state = layer(
-            call.u, initial_state=state, return_state=True, attention_mask=call.mask, cu_seqlens=call.cu_seqlens
-        )
+        if state is not None and torch.is_grad_enabled():
+            state = state.clone()  # the cache is written to, and gradients may need what was read
+        with _as_given():
+            y, state = layer(
+                call.u, initial_state=state, return_state=True, attention_mask=call.mask, cu_seqlens=call.cu_seqlens
+            )
         if call.cache is not None:
-            layer.write(call.cache, state)
+            layer.write(call.cache, state if call.cu_seqlens is None else state.select([-1]))
         return layer.returns(y, call)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _blank, (type(self).original,), self.__dict__  # type: ignore[attr-defined]
+
+
+def _blank(cls: type[nn.Module]) -> nn.Module:
+    """An accelerated module before its attributes: a class made here has no name that pickle could find."""
+    made = _accelerated(cls)
+    return made.__new__(made)
+
+
+def _as_given() -> AbstractContextManager[Any]:
+    """Values are not looked at: a model may compute what is not finite, as the original would."""
+    return nullcontext() if torch.compiler.is_compiling() else validate(False)
+
+
+def _holes(mask: Tensor | None) -> bool:
+    """Whether a mask [B,T] has padding between tokens, which no layer of ours takes: they are packed by rows' ends."""
+    if mask is None:
+        return False
+    on = mask.bool()
+    return bool(((on[:, 1:] != on[:, :-1]).sum(1) > 1).any())
 
 
 _CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
@@ -81,7 +108,9 @@ def accelerate(model: nn.Module) -> Acceleration:
     left: dict[str, str] = {}
     for name, module in found.items():
         cls = ADAPTERS[type(module).__name__]
-        if cls.finite:
+        if "forward" in module.__dict__:
+            left[name] = "its forward was replaced (by hooks of the package accelerate, say)"
+        elif cls.finite:
             made[name] = module.__dict__[_KEY] if _KEY in module.__dict__ else cls(module)
         else:
             left[name] = "softmax attention has torch's fused kernels"

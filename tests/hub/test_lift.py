@@ -1,0 +1,215 @@
+"""Every mixer of every family as a System: the certificates hold, cover all that mixes over time, and notice errors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+
+pytest.importorskip("transformers")
+
+import torch
+from torch import nn
+
+from stateform import StateformError
+from stateform.hub import FAMILIES, accelerate, lift
+from stateform.hub.adapter import ADAPTERS, Lifted
+from stateform.hub.families import families, small
+from stateform.hub.lift import Lift
+from stateform.hub.supported import load_adapters, mixers
+
+load_adapters()
+OPEN = [name for name in families() if name in FAMILIES]
+UNADAPTED: set[str] = {"minimax", "lfm2", "lfm2_moe"}
+"""Families with a mixer that has no adapter yet: to become empty."""
+BESIDES = {
+    "rwkv": "its feed-forward blocks look at the token before, which no mixer of the model does for them",
+    "qwen4_exp_text": "attention over an index of chosen tokens is no System",
+}
+"""Families that mix over time in other places than the mixers too."""
+NO_EFFECT = ("key.bias", "k_proj.bias")
+"""A bias of keys moves all scores of a query alike, unless positions turn the keys."""
+TEXT = torch.arange(41) * 7 % 60 + 1
+
+
+@cache
+def model(kind: str) -> Any:
+    return small(kind)
+
+
+@cache
+def lifted(kind: str, dtype: str | None = "float64") -> Lift:
+    return lift(model(kind), TEXT, dtype=dtype)
+
+
+def test_the_adapters_are_complete() -> None:
+    assert {kind for kind in OPEN if any(name not in ADAPTERS for name in FAMILIES[kind])} <= UNADAPTED
+
+
+@pytest.mark.parametrize("kind", OPEN)
+@pytest.mark.parametrize(("dtype", "allowed"), [("float64", 1e-10), ("float32", 1e-5)])
+def test_every_mixer_is_its_system(kind: str, dtype: str, allowed: float) -> None:
+    opened = lifted(kind, dtype)
+    assert len(opened) > 0
+    for certificate in opened.certificates():
+        assert certificate, str(certificate)
+        assert certificate.error <= allowed, str(certificate)
+        assert certificate.dtype == dtype
+
+
+@pytest.mark.parametrize("kind", OPEN)
+def test_nothing_else_mixes_over_time(kind: str) -> None:
+    """Without its mixers, a model looks at each token by itself; and each mixer that ran was lifted."""
+    if kind in UNADAPTED | set(BESIDES):
+        pytest.skip(BESIDES.get(kind, "a mixer has no adapter yet"))
+    net, ran = model(kind), set()
+
+    def silence(name: str) -> Any:
+        def hook(_: nn.Module, __: Any, output: Any) -> Any:
+            ran.add(name)
+            if isinstance(output, tuple):
+                return (torch.zeros_like(output[0]), *output[1:])
+            return torch.zeros_like(output)
+
+        return hook
+
+    hooks = [module.register_forward_hook(silence(name)) for name, module in mixers(net).items()]
+    other = TEXT.clone()
+    other[5] = 3 if int(TEXT[5]) != 3 else 4
+    try:
+        with torch.no_grad():
+            one, two = (net(text[None]).logits for text in (TEXT, other))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    differ = (one != two).any(-1)[0]
+    assert bool(differ[5]) and int(differ.sum()) == 1
+    assert ran == {name.split(" (use")[0] for name in lifted(kind)}
+    assert {type(m).__name__ for m in mixers(net).values()} <= set(ADAPTERS)
+
+
+def _first_of_each_class(kind: str) -> list[str]:
+    first: dict[str, str] = {}
+    for name in lifted(kind):
+        first.setdefault(type(lifted(kind).layer(name).module).__name__, name)
+    return list(first.values())
+
+
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", OPEN)
+def test_a_wrong_weight_is_noticed(kind: str, every: bool) -> None:
+    """A layer with any one of its weights a little off is not the same function (two of its weights in short)."""
+    opened = lifted(kind)
+    for name in _first_of_each_class(kind):
+        layer = opened.layer(name)
+        weights = list(layer.module.named_parameters())
+        for weight, p in weights if every else (weights[0], weights[-1]):
+            with torch.no_grad():
+                right, by = p.clone(), torch.Generator().manual_seed(0)
+                p.add_(1e-3 * torch.randn(p.shape, generator=by, dtype=p.dtype))
+            certificate = opened.certificate(name, layer=layer)
+            with torch.no_grad():
+                p.copy_(right)
+            if certificate:
+                assert weight.endswith(NO_EFFECT), f"{name}: {weight} is not noticed"
+        assert opened.certificate(name, layer=layer)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "mamba", "mamba2", "qwen3_next", "rwkv", "xlstm", "recurrent_gemma"])
+def test_another_system_is_not_the_same_function(kind: str) -> None:
+    opened = lifted(kind)
+    for name in _first_of_each_class(kind):
+        system = opened[name]
+        assert opened.certificate(name, system)
+        v = system.v * 1.001 if system.v is not None else None
+        k = system.k if v is not None else system.k * 1.001
+        assert not opened.certificate(name, replace(system, v=v, k=k)), name
+
+
+def test_an_accelerated_model_is_compared_with_the_modules_themselves() -> None:
+    """Or a wrong System would be compared with itself."""
+    net = small("mamba2")
+    accelerate(net)
+    opened = lift(net, TEXT)
+    assert type(opened.layer("backbone.layers.0.mixer").module).__module__.startswith("transformers")
+    assert not hasattr(type(opened.layer("backbone.layers.0.mixer").module), "original")
+    assert all(opened.certificates())
+
+
+def test_some_layers_in_the_dtype_of_the_model_and_a_batch() -> None:
+    net = small("bamba").bfloat16()
+    opened = lift(net, TEXT[:40].reshape(2, 20), layers=["model.layers.0.mamba"])
+    assert list(opened) == ["model.layers.0.mamba"]
+    (certificate,) = opened.certificates()
+    assert certificate and certificate.dtype == "bfloat16" and 1e-4 < certificate.allowed < 0.1
+    assert opened["model.layers.0.mamba"].T == 20
+    assert "same function" in str(opened)
+
+
+def test_a_shared_block_is_lifted_at_each_use() -> None:
+    names = list(lifted("zamba2"))
+    assert any("(use 2)" in name for name in names) or len({n for n in names if "shared" in n}) == 2
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    net = small("mamba2").train()
+    before = {name: p.clone() for name, p in net.named_parameters()}
+    lift(net, TEXT).certificates()
+    assert net.training and not any(m._forward_pre_hooks for m in net.modules())
+    assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"tokens": torch.tensor([1.0])}, "expected integers"), ({"tokens": torch.tensor([64])}, "vocabulary is 0..63"),
+     ({"dtype": "float13"}, "expected one of"), ({"layers": ["x"]}, "there is no layer"),
+     ({"tokens": torch.empty(1, 0, dtype=torch.long)}, "one or more")],
+)  # fmt: skip
+def test_errors_come_before_work(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(StateformError, match=message):
+        lift(model("mamba2"), **{"tokens": TEXT, **options})
+
+
+def test_what_is_no_model_of_transformers() -> None:
+    with pytest.raises(StateformError, match="no model of transformers"):
+        lift(nn.Linear(2, 2), TEXT)
+
+
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("mamba2", {"time_step_limit": (0.1, 0.2)}),
+    ("mamba2", {"hidden_act": "gelu"}),
+    ("mamba2", {"use_bias": True, "use_conv_bias": False, "n_groups": 4, "conv_kernel": 2}),
+    ("mamba2", {"n_groups": 1, "conv_kernel": 7}),
+    ("falcon_h1", {"mamba_rms_norm": True, "mamba_norm_before_gate": True}),
+    ("falcon_h1", {"mamba_rms_norm": True, "mamba_norm_before_gate": False}),
+    ("falcon_h1", {"ssm_multipliers": [1.1, 0.9, 0.8, 1.2, 0.7], "ssm_in_multiplier": 1.3, "mamba_proj_bias": True}),
+    ("nemotron_h", {"time_step_min": 0.15}),
+    ("zamba2", {"time_step_min": 0.15, "add_bias_linear": True}),
+    ("mamba", {"use_bias": True, "use_conv_bias": False}),
+    ("falcon_mamba", {"use_bias": True}),
+    ("jamba", {"mamba_proj_bias": True, "mamba_conv_bias": False}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), VARIANTS)
+def test_options_of_the_state_space_mixers(kind: str, options: dict[str, Any]) -> None:
+    for certificate in lift(small(kind, **options), TEXT, dtype="float64").certificates():
+        assert certificate and certificate.error <= 1e-10, str(certificate)
+
+
+def test_options_that_no_system_expresses() -> None:
+    with pytest.raises(StateformError, match="expected 'silu'"):
+        lift(small("mamba", hidden_act="gelu"), TEXT).certificates()
+
+
+def test_an_adapter_is_a_layer() -> None:
+    layer = lifted("mamba2").layer("backbone.layers.0.mixer")
+    assert isinstance(layer, Lifted)
+    u = lifted("mamba2").input("backbone.layers.0.mixer").double()
+    whole, end = layer(u, return_state=True)
+    first, state = layer(u[:, :17], return_state=True)
+    second, state = layer(u[:, 17:], initial_state=state, return_state=True)
+    torch.testing.assert_close(torch.cat([first, second], 1), whole, rtol=0, atol=1e-12)
+    torch.testing.assert_close(state["S"], end["S"], rtol=0, atol=1e-12)
