@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 
 import pytest
 import torch
@@ -120,7 +121,7 @@ def test_a_token_straight_from_its_parts(n: int, p: int, exclusive: bool, dtype:
             system = sf.System(**given, log_decay=decay, exclusive=exclusive)  # type: ignore[arg-type]
             before = S.clone()
             got = system.token(S)
-            assert got is not None and torch.equal(S, before)
+            assert got is not None and torch.equal(S, before) and not got[2]
             with sf.backend("torch"):
                 assert system.token(S) is None
                 y, end = sf.run(system, "recurrent", initial_state=S, return_state=True)  # type: ignore[misc]
@@ -210,6 +211,29 @@ def test_a_bad_token_is_refused_and_nothing_is_lost(name: str) -> None:
         layer.step(first, other)
     assert all(torch.equal(state[k], kept[k]) for k in kept)
     assert torch.equal(layer.step(first, state)[0], want)
+
+
+@pytest.mark.parametrize("name", ["mamba", "mamba2", "gated_deltanet", "rg_lru", "lightning"])
+@torch.no_grad()
+def test_a_decay_above_one_is_refused_in_a_step_too(name: str) -> None:
+    layer, state, xs = decoder(name)
+    of = type(layer).system
+
+    class Growing(type(layer)):  # type: ignore[misc]
+        def system(self, u: Tensor, past: object = None) -> sf.System:
+            system = of(self, u, past)  # type: ignore[arg-type]
+            log = system.log_decay
+            bad = (log[0], log[1] * self.factor) if isinstance(log, tuple) else log * self.factor  # type: ignore[operator]
+            return replace(system, log_decay=bad)
+
+    layer.__class__ = Growing
+    for layer.factor, match in ((-1.0, "promises a contraction"), (torch.nan, "not a number")):  # type: ignore[assignment]
+        with pytest.raises(sf.StateformError, match=match):
+            layer.step(xs[:, 0], state)
+        with sf.validate(False):
+            layer.step(xs[:, 0], state)
+    layer.factor = 1.0  # type: ignore[assignment]
+    layer.step(xs[:, 0], state)
 
 
 def test_a_system_like_one_that_was_checked_is_no_excuse_for_one_that_is_not() -> None:

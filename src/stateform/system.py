@@ -44,11 +44,11 @@ from .kernels.backend import compiled_for
 from .kernels.conv import peaks
 from .kernels.ops import alone, call
 from .kernels.token import PARTS as TOKEN_PARTS
-from .kernels.token import token
+from .kernels.token import TokenPlan
 from .transition import DOUBLE, associative_scan, complex_dtype, real_dtype, upcast
 
 Decay = Tensor | tuple[Tensor, Tensor]
-_OF_SHAPES = ("_layouts", "_head_counts", "B", "T", "H", "state_heads", "is_complex", "decay_kind", "_plain_token")
+_OF_SHAPES = ("_layouts", "_head_counts", "B", "T", "H", "state_heads", "is_complex", "decay_kind", "_token_plan")
 _KNOWN: dict[Any, dict[str, Any]] = {}
 """What follows from the signatures of systems that were checked."""
 _MOST_KNOWN = 4096
@@ -376,25 +376,29 @@ class System:
         return spread_heads(x if x.ndim == 3 else x.view(1, 1, -1), self.H)
 
     @Lazy
-    def _plain_token(self) -> bool:
-        """Whether this is one token of real numbers, computed from S and the parts that `token` knows, as they are."""
+    def _token_plan(self) -> TokenPlan | None:
+        """How to compute one token of real numbers from S and these parts as they are, where there is such a way."""
         parts, dtype = self._parts, self.k.dtype
-        return (
+        plain = (
             self.readout == "linear" and self.eta is None and self.micro == self.T == 1 and self.B > 0
             and dtype in (torch.float32, torch.float64) and self.state_heads == self.H
             and {"q", "k", "v"} <= parts.keys() <= TOKEN_PARTS and self._layouts["q"] in ("BtHn", "Hn")
             and all(x.dtype == dtype for x in parts.values())
         )  # fmt: skip
+        if not plain:
+            return None
+        shapes = {name: x.shape for name, x in parts.items()}
+        return TokenPlan(self._layouts, shapes, (self.B, self.H, self.n, self.p), self.exclusive)
 
-    def token(self, S: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """y and the next state of a system of one token, by one call of the compiled loops; None where they cannot, or
-        where more than the numbers is wanted (gradients, a graph).
+    def token(self, S: Tensor | None) -> tuple[Tensor, Tensor, bool] | None:
+        """y and the next state of a system of one token, by one call of the compiled loops, and whether a decay exceeds
+        1 (or is not a number); None where they cannot, or where more than numbers is wanted (gradients, a graph).
         """
-        if S is None or not (self._plain_token and compiled_for(S) and alone((S, *self._parts.values()))):
+        plan = self._token_plan
+        if plan is None or S is None or S.shape != plan.state or S.dtype != self.k.dtype or not S.is_contiguous():
             return None
-        if S.shape != (self.B, self.H, self.n, self.p) or S.dtype != self.k.dtype or not S.is_contiguous():
-            return None
-        return token(self._parts, self._layouts, S, self.exclusive)
+        parts = tuple(self._parts.values())
+        return plan(parts, S) if compiled_for(S) and alone((S, *parts)) else None
 
     def finish(self, raw: Tensor) -> Tensor:
         """From the Core's reads [B,T*micro,H,o,p'] to y: direct term, real part, division, output map, dtype."""

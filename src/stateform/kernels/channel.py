@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .ops import LANES, TILE, Strided, call_loops, differentiable, operator, rows, strided, whole
-from .token import token
+from .token import plan
 
 CHUNK = 4096
 """Numbers of the states of the channels that one thread takes at a time: they stay in its first cache."""
@@ -55,15 +55,15 @@ def _one_token(
 ) -> tuple[Tensor, Tensor, Tensor]:
     q, k = (v.new_ones(1, 1, 1) if x is None else x for x in (q, k))
     q, k = rows(q, k)
-    parts, axes = {"q": q, "k": k, "v": v}, {"q": "BTn", "k": "BTn", "v": "BTH"}
+    parts, axes = [q, k, v], [("q", "BTn"), ("k", "BTn"), ("v", "BTH")]
     if log is not None:
-        parts["log_decay"], axes["log_decay"] = log, "BTH"
+        parts, axes = [*parts, log], [*axes, ("log_decay", "BTH")]
     if rate is not None:
-        name = "log_decay" if log is None else "rate"
-        parts[name], axes[name] = rate.mT.contiguous(), "Hn"
-    found = token(parts, axes, S.contiguous().unsqueeze(-1), exclusive)
+        parts, axes = [*parts, rate.mT.contiguous()], [*axes, ("log_decay" if log is None else "rate", "Hn")]
+    of_these = plan(tuple(axes), tuple([x.shape for x in parts]), (*S.shape, 1), exclusive)
+    found = of_these(parts, S.contiguous())
     assert found is not None
-    y, end = found
+    y, end, _ = found
     return y.squeeze(-1), end.squeeze(-1), S.new_empty(0)
 
 

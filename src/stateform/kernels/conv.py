@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +19,7 @@ class _ConvJob(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("B", "T", "L", "taps", "activate", "threads", "chunk")),
         *(
             (name, Strided)
-            for name in ("x", "window", "weight", "bias", "y", "gy", "dx", "dwindow", "dweight", "dbias")
+            for name in ("x", "window", "weight", "bias", "y", "next", "gy", "dx", "dwindow", "dweight", "dbias")
         ),
     ]
 
@@ -50,6 +53,42 @@ def _conv_job(x: Tensor, window: Tensor, weight: Tensor, bias: Tensor | None, ac
     if bias is not None:
         job.bias = strided(bias, "n")
     return job
+
+
+def conv_token(
+    x: Tensor, window: Tensor, weight: Tensor, bias: Tensor | None, activate: bool
+) -> tuple[Tensor, Tensor] | None:
+    """One step of `short_conv` for weights [L,1,W], and the window behind it; for decoding, without gradients.
+
+    None where numbers that should lie side by side do not.
+    """
+    given = (x, window, weight, bias)
+    job = _token_job(tuple([None if z is None else (z.shape, z.stride()) for z in given]), activate)
+    if job is None:
+        return None
+    y, after = x.new_empty(x.shape), x.new_empty(window.shape)
+    job = _ConvJob.from_buffer_copy(job)
+    job.x.at, job.window.at, job.weight.at = x.data_ptr(), window.data_ptr(), weight.data_ptr()
+    job.y.at, job.next.at = y.data_ptr(), after.data_ptr()
+    if bias is not None:
+        job.bias.at = bias.data_ptr()
+    call_loops(job, "conv_step", x.dtype)
+    return y, after
+
+
+@functools.lru_cache(maxsize=4096)
+def _token_job(laid: Sequence[Any], activate: bool) -> Any:
+    """The job without its addresses, or None."""
+    (x, xs), (window, ws), (weight, fs), bias = laid
+    (B, T, L), before = x, weight[2] - 1
+    beside = L == 1 or (xs[2] == ws[2] == 1 and (bias is None or bias[1] == (1,)))
+    if not (beside and T == 1 and window == (B, before, L)):
+        return None
+    job = _ConvJob(B, 1, L, before + 1, activate, 1, L)
+    job.x, job.y = Strided(b=xs[0]), Strided(b=L)
+    job.window, job.next = Strided(b=ws[0], t=ws[1]), Strided(b=before * L, t=L)
+    job.weight = Strided(t=fs[2], n=fs[0])
+    return bytes(job)
 
 
 @short_conv.register_fake

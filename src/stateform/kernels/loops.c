@@ -108,7 +108,7 @@ typedef struct {
 
 typedef struct {
     int64_t B, T, L, taps, activate, threads, chunk;         // chunk: channels that one item takes backwards
-    tensor x, window, weight, bias, y;                       // x, y [B,T,L]; window [B,taps-1,L]; weight [taps,L]
+    tensor x, window, weight, bias, y, next;                 // x, y [B,T,L]; window, next [B,taps-1,L]; weight [taps,L]
     tensor gy, dx, dwindow, dweight, dbias;                  // dweight [B,taps,L], dbias [B,L]
 } conv_job;
 

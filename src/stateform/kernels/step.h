@@ -69,7 +69,7 @@ static void matrix_step_item(const void *job, int64_t item, void *scratch) {
 //
 //     S' = exp(log rate) S + f (w^T S) + b k v^T           y = q^T S' + d v   (exclusive: q^T S + d v)
 
-enum { Q, K, V, LOG, RATE, WRITE, DIRECT, F, W, OLD, NEW, READS, PARTS };
+enum { OLD, Q, K, V, LOG, RATE, WRITE, DIRECT, F, W, NEW, READS, PARTS };
 
 typedef struct { int64_t b, h, n, share; } steps;  // to the next row, head and number; how many heads share one
 
@@ -77,6 +77,7 @@ typedef struct {
     void *at[PARTS];
     int64_t B, H, n, p, threads, exclusive;
     steps by[PARTS];
+    int64_t grows;  // set where a log decay is above 0 by more than roundings, or not a number
 } token_job;
 
 INLINE REAL *part(const token_job *j, int which, int64_t b, int64_t h) {
@@ -96,10 +97,17 @@ INLINE vec of_keys(const token_job *j, int which, const REAL *x, int64_t i, int6
     return j->by[which].n ? load_some(x + i, here) : all(*x);
 }
 
-INLINE vec decay_of_keys(const token_job *j, const REAL *log, const REAL *rate, int64_t i, int64_t here) {
+INLINE vec decay_of_keys(const token_job *j, const REAL *log, const REAL *rate, int64_t i, int64_t here, ints *grows) {
     if (!j->at[LOG]) return all(1);
-    const vec x = of_keys(j, LOG, log, i, here);
-    return vexp(j->at[RATE] ? x * of_keys(j, RATE, rate, i, here) : x);
+    vec x = of_keys(j, LOG, log, i, here);
+    if (j->at[RATE]) x *= of_keys(j, RATE, rate, i, here);
+    *grows |= ~(x <= all((REAL)1e-6));
+    return vexp(x);
+}
+
+static void note_growth(const token_job *j, ints grows) {
+    for (int i = 0; i < LANES; i++)
+        if (grows[i]) __atomic_store_n(&((token_job *)j)->grows, 1, __ATOMIC_RELAXED);
 }
 
 // Heads of one value each, no feedback: their keys lie in the lanes, with n = 1 they do themselves.
@@ -108,12 +116,13 @@ static void token_channels(const token_job *j, int64_t b, int64_t h, int64_t her
     const vec v = of_heads(j, V, b, h, here), write = j->at[WRITE] ? v * of_heads(j, WRITE, b, h, here) : v;
     const REAL *S = part(j, OLD, b, h);
     REAL *to = part(j, NEW, b, h);
+    ints grows = {0};
     vec y;
     if (n == 1) {
         vec a = all(1), before = load_some(S, here);
         if (j->at[LOG]) a = of_heads(j, LOG, b, h, here);
         if (j->at[RATE]) a *= of_heads(j, RATE, b, h, here);
-        if (j->at[LOG]) a = vexp(a);
+        if (j->at[LOG]) grows = ~(a <= all((REAL)1e-6)), a = vexp(a);
         const vec after = a * before + of_heads(j, K, b, h, here) * write;
         store_some(to, after, here);
         y = of_heads(j, Q, b, h, here) * (j->exclusive ? before : after);
@@ -126,7 +135,8 @@ static void token_channels(const token_job *j, int64_t b, int64_t h, int64_t her
             const REAL *log = part(j, LOG, b, h + c), *rate = part(j, RATE, b, h + c);
             for (int64_t i = 0; i < n; i += LANES) {
                 const vec before = load_some(S + c * n + i, n - i);
-                const vec after = decay_of_keys(j, log, rate, i, n - i) * before + load_some(k + i, n - i) * all(write[c]);
+                const vec a = decay_of_keys(j, log, rate, i, n - i, &grows);
+                const vec after = a * before + load_some(k + i, n - i) * all(write[c]);
                 store_some(to + c * n + i, after, n - i);
                 reads[c] += load_some(q + i, n - i) * (j->exclusive ? before : after);
             }
@@ -135,6 +145,7 @@ static void token_channels(const token_job *j, int64_t b, int64_t h, int64_t her
     }
     if (j->at[DIRECT]) y += of_heads(j, DIRECT, b, h, here) * v;
     store_some(part(j, READS, b, h), y, here);
+    note_growth(j, grows);
 }
 
 // A head of several values: they lie in the lanes.
@@ -143,7 +154,10 @@ static void token_head(const token_job *j, int64_t b, int64_t h, REAL *a) {
     const int decay = !j->at[LOG] ? NO_DECAY : n > 1 && (j->by[LOG].n || j->by[RATE].n) ? DIAGONAL_DECAY : SCALAR_DECAY;
     const REAL *log = part(j, LOG, b, h), *rate = part(j, RATE, b, h), *v = part(j, V, b, h), *S = part(j, OLD, b, h);
     const REAL strength = j->at[WRITE] ? *part(j, WRITE, b, h) : 1, direct = j->at[DIRECT] ? *part(j, DIRECT, b, h) : 0;
-    for (int64_t i = 0; i < (decay == DIAGONAL_DECAY ? n : 1); i += LANES) store(a + i, decay_of_keys(j, log, rate, i, n - i));
+    ints grows = {0};
+    for (int64_t i = 0; i < (decay == DIAGONAL_DECAY ? n : 1); i += LANES)
+        store(a + i, decay_of_keys(j, log, rate, i, n - i, &grows));
+    note_growth(j, grows);
     const tile x = {1, n, part(j, Q, b, h), part(j, K, b, h), a, part(j, F, b, h), part(j, W, b, h)};
     REAL *to = part(j, NEW, b, h), *y = part(j, READS, b, h);
     for (int64_t c = 0; c < p; c += 4 * LANES) {
@@ -182,6 +196,9 @@ static void conv_step_item(const void *job, int64_t item, void *scratch) {
         vec z = conv_sum(j, rows, weight, at, j->L - at, j->taps);
         store_some(y + at, j->activate ? z * logistic(z) : z, j->L - at);
     }
+    if (j->next.at)  // the window that the next step has before it
+        for (int64_t i = 1; i < j->taps; i++)
+            memcpy((REAL *)j->next.at + item * j->next.b + (i - 1) * j->next.t, rows[i], j->L * sizeof(REAL));
 }
 
 int matrix_step(const matrix_job *j) {

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from .ops import call_loops
 
-_AT = ("q", "k", "v", "log_decay", "rate", "b", "d", "f", "w", "S", "end", "y")
+_AT = ("S", "q", "k", "v", "log_decay", "rate", "b", "d", "f", "w", "end", "y")
 """As in step.h."""
-PARTS = frozenset(_AT[:-3])
+PARTS = frozenset(_AT[1:-2])
 """What a system may have. The axes of a part are some of B, H, n and p, in any order; a time axis has size 1."""
 ALONE = 2**14
 """Numbers of a state that one thread is to have at least: to wake a second one for fewer takes longer."""
@@ -25,52 +24,75 @@ class _TokenJob(ctypes.Structure):
         ("at", ctypes.c_void_p * len(_AT)),
         *((name, ctypes.c_int64) for name in ("B", "H", "n", "p", "threads", "exclusive")),
         ("by", ctypes.c_int64 * (4 * len(_AT))),
+        ("grows", ctypes.c_int64),
     ]
 
 
-def token(
-    parts: Mapping[str, Tensor], axes: Mapping[str, str], S: Tensor, exclusive: bool
-) -> tuple[Tensor, Tensor] | None:
-    """S' = exp(log_decay rate) S + f (w^T S) + b k v^T and y = q^T S' + d v (exclusive: q^T S + d v).
+class TokenPlan:
+    """S' = exp(log_decay rate) S + f (w^T S) + b k v^T and y = q^T S' + d v (exclusive: q^T S + d v), for one token.
+
+    What follows from shapes and strides is kept: to find it would take longer than to compute.
 
     Args:
-        parts: by name; q, k and v must be there. All real and of one dtype.
         axes: of each part, such as "BTHn". A head axis may be a divisor of H.
-        S: contiguous [B,H,n,p].
-
-    Returns:
-        y [B,1,H,p] and S', or None where numbers that should lie side by side do not.
+        shapes: of each part; q, k and v must be there.
+        state: B, H, n, p.
     """
-    names = tuple(parts)
-    laid = tuple([(axes[name], x.shape, x.stride()) for name, x in parts.items()])
-    job = _job(names, laid, S.shape, exclusive, torch.get_num_threads())
-    if job is None:
-        return None
-    B, H, _, p = S.shape
-    y, end = S.new_empty(B, 1, H, p), S.new_empty(S.shape)
-    job = _TokenJob.from_buffer_copy(job)
-    at = {name: x.data_ptr() for name, x in parts.items()}
-    at |= {"S": S.data_ptr(), "end": end.data_ptr(), "y": y.data_ptr()}
-    job.at[:] = [at.get(name) for name in _AT]
-    call_loops(job, "token", S.dtype)
-    return y, end
 
+    def __init__(
+        self, axes: Mapping[str, str], shapes: Mapping[str, Sequence[int]], state: Sequence[int], exclusive: bool
+    ) -> None:
+        self.axes, self.shapes, self.state, self.exclusive = axes, shapes, torch.Size(state), exclusive
+        self.reads = (state[0], 1, state[1], state[3])
+        self.slots = tuple(_AT.index(name) for name in shapes)
+        self.jobs: dict[tuple[object, ...], bytes | None] = {}
 
-@functools.lru_cache(maxsize=4096)
-def _job(names: tuple[str, ...], laid: tuple[Any, ...], shape: torch.Size, exclusive: bool, threads: int) -> Any:
-    """The job without its addresses, or None."""
-    B, H, n, p = shape
-    by: dict[str, tuple[int, int, int, int]] = {
-        "S": (H * n * p, n * p, 1, 1), "end": (H * n * p, n * p, 1, 1), "y": (H * p, p, 1, 1)
-    }  # fmt: skip
-    for name, (axes, sizes, steps) in zip(names, laid, strict=True):
-        step = {axis: 0 if size == 1 else step for axis, size, step in zip(axes, sizes, steps, strict=True)}
-        inner = step.get("n", 0) or step.get("p", 0)
-        if inner not in (0, 1):
+    def __call__(self, parts: Sequence[Tensor], S: Tensor) -> tuple[Tensor, Tensor, bool] | None:
+        """y [B,1,H,p], S' and whether a log decay is above 0 (by more than roundings) or not a number.
+
+        Args:
+            parts: in the order of `shapes`, all real and of the dtype of S.
+            S: contiguous [B,H,n,p].
+
+        Returns:
+            None where numbers that should lie side by side do not.
+        """
+        key = (torch.get_num_threads(), *[x.stride() for x in parts])
+        if key in self.jobs:
+            made = self.jobs[key]
+        else:
+            made = self.jobs[key] = self._job(*key)
+        if made is None:
             return None
-        heads = sizes[axes.index("H")] if "H" in axes else 1
-        by[name] = (step.get("B", 0), step.get("H", 0), inner, H // heads if heads > 1 else 1)
-    threads = max(1, min(threads, shape.numel() // ALONE))
-    job = _TokenJob(B=B, H=H, n=n, p=p, threads=threads, exclusive=exclusive)
-    job.by[:] = [step for name in _AT for step in by.get(name, (0, 0, 0, 1))]
-    return bytes(job)
+        y, end = S.new_empty(self.reads), S.new_empty(self.state)
+        job = _TokenJob.from_buffer_copy(made)
+        for slot, x in zip(self.slots, parts, strict=True):
+            job.at[slot] = x.data_ptr()
+        job.at[0], job.at[-2], job.at[-1] = S.data_ptr(), end.data_ptr(), y.data_ptr()
+        call_loops(job, "token", S.dtype)
+        return y, end, bool(job.grows)
+
+    def _job(self, threads: int, *strides: tuple[int, ...]) -> bytes | None:
+        """The job without its addresses."""
+        B, H, n, p = self.state
+        by = {"S": (H * n * p, n * p, 1, 1), "end": (H * n * p, n * p, 1, 1), "y": (H * p, p, 1, 1)}
+        for (name, sizes), steps in zip(self.shapes.items(), strides, strict=True):
+            axes = self.axes[name]
+            step = {axis: 0 if size == 1 else step for axis, size, step in zip(axes, sizes, steps, strict=True)}
+            inner = step.get("n", 0) or step.get("p", 0)
+            if inner not in (0, 1):
+                return None
+            heads = sizes[axes.index("H")] if "H" in axes else 1
+            by[name] = (step.get("B", 0), step.get("H", 0), inner, H // heads if heads > 1 else 1)
+        threads = max(1, min(threads, self.state.numel() // ALONE))
+        job = _TokenJob(B=B, H=H, n=n, p=p, threads=threads, exclusive=self.exclusive)
+        job.by[:] = [step for name in _AT for step in by.get(name, (0, 0, 0, 1))]
+        return bytes(job)
+
+
+@functools.lru_cache(maxsize=1024)
+def plan(
+    axes: tuple[tuple[str, str], ...], shapes: tuple[Sequence[int], ...], state: Sequence[int], exclusive: bool
+) -> TokenPlan:
+    """The TokenPlan of these parts."""
+    return TokenPlan(dict(axes), dict(zip(dict(axes), shapes, strict=True)), state, exclusive)

@@ -22,8 +22,8 @@ from .._errors import StateformError, readable, require, require_finite, values_
 from ..forms import blank_state, compute, exists, known_form, put_rows
 from ..forms._packing import check_cu_seqlens, from_mask, groups
 from ..kernels.backend import compiled_for
-from ..kernels.conv import MOST_TAPS, short_conv, short_conv_reference
-from ..kernels.ops import call
+from ..kernels.conv import MOST_TAPS, conv_token, short_conv, short_conv_reference
+from ..kernels.ops import alone, call
 from ..state import State, unchecked
 from ..system import System
 from ..transition import autocast_on
@@ -113,11 +113,17 @@ def convolve(
     x: Tensor, past: Past | None, name: str, weight: Tensor, bias: Tensor | None = None, activate: bool = False
 ) -> Tensor:
     """x [B,T,c] convolved with the taps [c,1,width], and the activation silu; `name` is that of the window."""
-    width = weight.shape[-1]
-    window = (past or Past()).window(name, x, width - 1)
+    past, width = past or Past(), weight.shape[-1]
+    fits = x.dtype == weight.dtype and width <= MOST_TAPS and compiled_for(x)  # under autocast weights are wider than x
+    before = None if past.state is None else past.state[name]
+    if fits and before is not None and before.dtype == x.dtype and alone((x, before, weight, bias)):
+        found = conv_token(x, before, weight, bias, activate)
+        if found is not None:
+            y, past.kept[name] = found
+            return y
+    window = past.window(name, x, width - 1)
     taps = weight.squeeze(1).mT
-    fits = x.dtype == taps.dtype and width <= MOST_TAPS  # under autocast weights are wider than x
-    if fits and compiled_for(x):
+    if fits:
         return call(short_conv, x, window, taps, bias, activate)
     return short_conv_reference(x, window, taps, bias, activate).to(x.dtype)
 
@@ -369,8 +375,6 @@ class Layer(nn.Module):
         system = self.system(x, past)
         if not isinstance(system, System):
             raise StateformError(f"{type(self).__name__}.system gave a {type(system).__name__}; expected a System")
-        if self.contractive:
-            self._check_contraction(system)
         y, new = self._computed(system, form, state)
         y = self._checked_output(self.output(y, x, system, past), x)
         return y, unchecked({**new, **past.kept}, self.fingerprint)
@@ -379,7 +383,12 @@ class Layer(nn.Module):
         if state is not None and form in ("auto", "recurrent"):
             found = system.token(state.get("S"))
             if found is not None:
-                return found[0], {"S": found[1], "position": state["position"] + 1}
+                y, S, grows = found
+                if grows and self.contractive:
+                    self._check_contraction(system)
+                return y, {"S": S, "position": state["position"] + 1}
+        if self.contractive:
+            self._check_contraction(system)
         y, new = compute(system, form, state)
         return y, new.tensors
 
