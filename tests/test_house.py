@@ -44,7 +44,7 @@ HOUSE = [
         "analyze subject",
         f"{BASE} report forms analysis layers models hub experiments questions compare timing",
     ),
-    ("bench", "bench", f"{BASE} tolerances report forms analysis layers draw"),
+    ("bench", "bench", f"{BASE} tolerances report forms analysis layers hub draw"),
     ("zoo", "zoo card", f"{BASE} tolerances forms analysis layers draw"),
     (
         "top",

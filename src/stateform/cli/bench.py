@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -11,10 +12,11 @@ from typing import Annotated
 import torch
 import typer
 
-from .._errors import StateformError
+from .._errors import StateformError, require
 from .._printed import show_wide
-from ..bench import MODES, Bench, bench
+from ..bench import MODEL_MODES, MODES, Bench, bench, bench_model
 from ..forms.calibrate import calibrate as measure_forms
+from ..hub import open_model
 from .app import Bar, app, check_writable
 
 
@@ -35,6 +37,10 @@ FULL, QUICK = Usual(), Usual(256, "256", "10", 3)
 def bench_command(
     layers: Annotated[
         list[str] | None, typer.Option(help="Pairs or layers, e.g. mamba2,softmax; default: every pair.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A pretrained model instead of layers (folder or hub): as it is, and in our forms."),
     ] = None,
     rivals: Annotated[
         list[str] | None,
@@ -65,6 +71,13 @@ def bench_command(
     usual = QUICK if quick else FULL
     check_writable(html, json)
     command = shlex.join(["stateform", *sys.argv[1:]])
+    if model is not None:
+        given = {"--layers": layers, "--rivals": rivals, "--positions": positions, "--d-model": d_model, "--html": html}
+        extra = [name for name, value in given.items() if value is not None]
+        require(not extra, f"{', '.join(extra)}: about layers, not about the pretrained model {model}; leave it out")
+        length = max(numbers("--lengths", lengths, usual.lengths))
+        _model(model, words(modes) or MODEL_MODES, length, repeats or usual.repeats, device, dtype, seed, command, json)
+        return
 
     def keep(found: Bench) -> None:
         found.result["command"] = command
@@ -91,6 +104,32 @@ def bench_command(
         typer.echo("Interrupted: this is what was measured.", err=True)
         raise typer.Exit(130)
     if found.failed or not page:
+        raise typer.Exit(1)
+
+
+def _model(
+    name: str, modes: Sequence[str], length: int, repeats: int, device: str, dtype: str, seed: int, command: str,
+    json: Path | None,
+) -> None:  # fmt: skip
+    with Bar() as bar:
+        bar(f"opening {name}", 0, 1)
+        model = open_model(name, dtype=dtype).model.to(device)
+        found = bench_model(
+            model, name=name, modes=modes, length=length, train_length=min(512, length), repeats=repeats, seed=seed,
+            on_progress=bar,
+        )  # fmt: skip
+    found.result["command"] = command
+    show_wide(found)
+    if json is not None:
+        found.save_json(json)
+        typer.echo(f"Numbers: {json.resolve()}")
+    failed = {mode: why for mode, times in found.result["modes"].items() for why in times.get("failed", {}).values()}
+    for mode, why in failed.items():
+        typer.echo(f"{mode} failed: {why}", err=True)
+    if not found.complete:
+        typer.echo("Interrupted: this is what was measured.", err=True)
+        raise typer.Exit(130)
+    if failed:
         raise typer.Exit(1)
 
 
