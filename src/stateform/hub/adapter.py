@@ -84,6 +84,10 @@ class Lifted(Layer):
     def check(self, module: Any) -> None:
         """Raise a StateformError for options that no System expresses."""
 
+    @staticmethod
+    def exact(module: Any) -> None:
+        """Make anew, in place, what a module cast to float64 keeps of its own in fewer digits: tables of decays, say."""
+
     def weight(self, module: Any) -> Tensor | None:
         """A weight with the dtype of the input."""
         linear = next((m for m in module.modules() if isinstance(m, nn.Linear)), None)

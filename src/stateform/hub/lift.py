@@ -136,6 +136,8 @@ class Lift(Mapping[str, System], Printed):
         if self._dtype is not None:
             module, u = module.to(self._dtype), u.to(self._dtype)
         cls = ADAPTERS[type(module).__name__]
+        if self._dtype == torch.float64:
+            cls.exact(module)
         if issubclass(cls, Attention):
             return cls(module, _arguments(site, u.dtype)), u, site
         return cls(module), u, site

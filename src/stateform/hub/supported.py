@@ -25,6 +25,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "kimi_linear": ("KimiLinearDeltaAttention", "KimiLinearAttention"),
     "lfm2": ("Lfm2ShortConv", "Lfm2Attention"),
     "lfm2_moe": ("Lfm2MoeShortConv", "Lfm2MoeAttention"),
+    "lfm3": ("Lfm3ShortConv", "Lfm3Attention"),
     "llama": ("LlamaAttention",),
     "mamba": ("MambaMixer",),
     "mamba2": ("Mamba2Mixer",),
@@ -51,7 +52,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 """Type of a model (`config.model_type`) to the classes of its mixers."""
 
 _FILES = (
-    "attention", "delta", "mamba", "mamba2", "recurrent_gemma", "rwkv", "xlstm",
+    "attention", "delta", "lfm2", "minimax", "mamba", "mamba2", "recurrent_gemma", "rwkv", "xlstm",
 )  # fmt: skip
 HOW = "see `Your model in Stateform` in the documentation for how to write an adapter (about 40 lines)"
 

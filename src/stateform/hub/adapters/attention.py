@@ -39,8 +39,9 @@ class _SeenError(Exception):
     "Zamba2Attention", "BambaAttention", "GraniteMoeHybridAttention", "FalconH1Attention", "NemotronHAttention",
     "RecurrentGemmaSdpaAttention", "RecurrentGemmaAttention", "Qwen3NextAttention", "Qwen3_5Attention",
     "Qwen3_5MoeAttention", "KimiLinearAttention", "BailingHybridAttention", "MiniMaxAttention", "Lfm2Attention",
-    "Lfm2MoeAttention", "OlmoHybridAttention", "OlmoAttention", "Olmo2Attention", "Olmo3Attention", "Phi3Attention",
-    "GraniteAttention", "BertSelfAttention", "RobertaSelfAttention", "DistilBertSelfAttention", "ElectraSelfAttention",
+    "Lfm2MoeAttention", "Lfm3Attention", "OlmoHybridAttention", "OlmoAttention", "Olmo2Attention", "Olmo3Attention",
+    "Phi3Attention", "GraniteAttention", "BertSelfAttention", "RobertaSelfAttention", "DistilBertSelfAttention",
+    "ElectraSelfAttention",
 )  # fmt: skip
 class Attention(Lifted):
     """An attention module, called with `given` (positions, masks) besides its input."""

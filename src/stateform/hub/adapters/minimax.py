@@ -1,0 +1,59 @@
+"""Lightning attention: MiniMaxLightningAttention, with the cache that its models have of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...layers.base import Past
+from ...layers.parts import heads
+from ...state import State, unchecked
+from ...system import System
+from ..adapter import Call, Lifted, adapts
+
+
+@adapts("MiniMaxLightningAttention")
+class Lightning(Lifted):
+    """S_t = exp(-s_h) S_{t-1} + k_t v_t^T, y_t = q_t^T S_t, as `stateform.layers.Lightning`, with slopes of the depth.
+
+    One map gives q, k and v, head by head.
+    """
+
+    contractive = True
+    windows = ()
+
+    @staticmethod
+    def width(module: Any) -> int:
+        return int(module.qkv_proj.in_features)
+
+    @staticmethod
+    def exact(module: Any) -> None:
+        tables = module.decay_factors(module.slope_rate)
+        module.query_decay, module.key_decay, module.diagonal_decay = (x.to(module.slope_rate) for x in tables)
+
+    def system(self, u: Tensor, past: Past | None = None) -> System:
+        m: Any = self.module
+        q, k, v = heads(m.act_fn(m.qkv_proj(u)), m.num_attention_heads).chunk(3, -1)
+        return System(q, k, v, log_decay=-m.slope_rate.flatten())
+
+    def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
+        m: Any = self.module
+        return m.out_proj(torch.sigmoid(m.output_gate(u)) * m.norm(y.flatten(2)))
+
+    def takes(self, call: Call) -> bool:
+        return True
+
+    def returns(self, y: Tensor, call: Call) -> Any:
+        return y, None if call.cache is None else call.cache.get_linear_cache(self.index)
+
+    def read(self, cache: Any) -> State | None:
+        S = cache.get_linear_cache(self.index)
+        if not isinstance(S, Tensor):  # an empty list, where a layer behind this one was the first to write
+            return None
+        position = torch.zeros(S.shape[0], dtype=torch.long, device=S.device)
+        return unchecked({"S": S, "position": position}, self.fingerprint)
+
+    def write(self, cache: Any, state: State) -> None:
+        cache.set_linear_cache(self.index, state["S"])
