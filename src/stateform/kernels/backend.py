@@ -19,6 +19,7 @@ from .build import UnavailableError, library
 Backend = Literal["auto", "compiled", "torch"]
 BACKENDS = ("auto", "compiled", "torch")
 _backend: ContextVar[Backend | None] = ContextVar("stateform_backend", default=None)
+_VARIABLE = "STATEFORM_BACKEND"
 _told = False
 
 
@@ -49,8 +50,12 @@ def backend(name: Backend) -> Iterator[None]:
 
 def current_backend() -> Backend:
     """What `backend` set, else STATEFORM_BACKEND, else "auto"."""
-    name = _backend.get() or os.environ.get("STATEFORM_BACKEND") or "auto"
-    require(name in BACKENDS, f"STATEFORM_BACKEND is {name!r}; expected one of {', '.join(BACKENDS)}")
+    name: str | None = _backend.get()
+    if name is None and _VARIABLE in os.environ:  # asked at every token: an absent key is not raised and caught
+        name = os.environ[_VARIABLE]
+    name = name or "auto"
+    if name not in BACKENDS:
+        raise StateformError(f"{_VARIABLE} is {name!r}; expected one of {', '.join(BACKENDS)}")
     return name  # type: ignore[return-value]
 
 

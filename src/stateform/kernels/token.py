@@ -57,11 +57,10 @@ class TokenPlan:
         Returns:
             None where numbers that should lie side by side do not.
         """
-        key = (torch.get_num_threads(), *[x.stride() for x in parts])
-        if key in self.jobs:
-            made = self.jobs[key]
-        else:
-            made = self.jobs[key] = self._job(*key)
+        threads, strides = torch.get_num_threads(), tuple([x.stride() for x in parts])
+        if (threads, strides) not in self.jobs:
+            self.jobs[threads, strides] = self._job(threads, strides)
+        made = self.jobs[threads, strides]
         if made is None:
             return None
         y, end = S.new_empty(self.reads), S.new_empty(self.state)
@@ -72,7 +71,7 @@ class TokenPlan:
         call_loops(job, "token", S.dtype)
         return y, end, bool(job.grows)
 
-    def _job(self, threads: int, *strides: tuple[int, ...]) -> bytes | None:
+    def _job(self, threads: int, strides: tuple[tuple[int, ...], ...]) -> bytes | None:
         """The job without its addresses."""
         B, H, n, p = self.state
         by = {"S": (H * n * p, n * p, 1, 1), "end": (H * n * p, n * p, 1, 1), "y": (H * p, p, 1, 1)}
