@@ -31,6 +31,8 @@ _CACHES = ("past_key_values", "cache_params", "state")
 _MARGIN = 4.0
 _MOST_NOISE = 1e-3
 """No rounding excuses more than this."""
+_LARGE = 5e8
+"""More weights than this are kept in float32 alone."""
 _LOGITS = "logits"
 
 Rows = list[Tensor]
@@ -50,9 +52,9 @@ def check_model(
 ) -> Report:
     """Check the contract on a causal language model of the package transformers, with the weights that it has.
 
-    It is used in float64 where it runs there; what fails in float64 is measured again in float32, which models are made
-    for, and that counts. Many models compute parts in float32 whatever they are given, so that the tolerance is that of
-    float32, and what one rounding of every weight changes is added.
+    Up to half a billion weights it is used in float64, where it runs there; what fails in float64 is measured again in
+    float32, which models are made for, and that counts. Many models compute parts in float32 whatever they are given,
+    so that the tolerance is that of float32, and what one rounding of every weight changes is added.
 
     Args:
         model: a causal language model; it is copied, not changed.
@@ -68,11 +70,12 @@ def check_model(
     with _quiet(), torch.no_grad():
         narrow: _Bench | None = None
         try:
-            bench = _Bench(model, report, torch.float64, seed, exhaustive)
+            large = sum(p.numel() for p in model.parameters()) > _LARGE
+            bench = _Bench(model, report, torch.float32 if large else torch.float64, seed, exhaustive)
         except StateformError:
             raise
         except Exception:  # some operations exist in float32 alone
-            bench = _Bench(model, report, torch.float32, seed, exhaustive)
+            bench = narrow = _Bench(model, report, torch.float32, seed, exhaustive)
         for part, function in PARTS.items():
             if on_progress is not None:
                 on_progress(part)
@@ -282,7 +285,7 @@ class _Bench:
         self.kept = {
             m: {k: v for k, v in m.__dict__.items() if v is None or isinstance(v, Tensor)} for m in self.model.modules()
         }
-        self.recurrent = False
+        self.recurrent = self.dynamic = False
         self.cache_name, self.gives = self.find_cache(tokens)
         self.positions = "position_ids" in self.takes
         self.noise = self.measure_noise()
@@ -301,7 +304,8 @@ class _Bench:
         self.forget()
         taken = [name for name in _CACHES if name in self.takes]
         for name in taken:
-            if getattr(output, name, None) is not None:
+            if (cache := getattr(output, name, None)) is not None:
+                self.dynamic = type(cache).__name__ == "DynamicCache"
                 return name, True
         return (taken[0], False) if "past_key_values" in taken else (None, False)
 
@@ -374,8 +378,10 @@ class _Bench:
 
     def empty(self) -> Any:
         """As `fresh`, but what the modules remember stays."""
-        if self.gives:
-            return None
+        return None if self.gives else self.given_cache()
+
+    def given_cache(self) -> Any:
+        """The empty cache that generate makes."""
         from transformers import DynamicCache
 
         return DynamicCache(config=self.model.config)
@@ -392,14 +398,17 @@ class _Bench:
         output = self.model(input_ids=tokens, use_cache=True, **kwargs)
         return getattr(output, str(self.cache_name)) if self.gives else cache
 
-    def heard(self, run: Callable[[], Any], rows: Callable[[list[Tensor]], Rows | None]) -> _Heard:
-        """What the modules gave in a run, as `rows` reads it from the list of a module's outputs, one a call."""
+    def heard(
+        self, run: Callable[[], Any], rows: Callable[[list[Tensor]], Rows | None], shapes: Sequence[list[int]] = ()
+    ) -> _Heard:
+        """What the modules gave in a run, as `rows` reads it from the list of a module's outputs, one a call, which
+        should have these `shapes`: rows and tokens.
+        """
         with self.ears.listening() as heard:
             run()
         found = {name: rows(outputs) for name, outputs in heard.items()}
         if found.get(_LOGITS) is None:
-            shapes = ", ".join(str(list(x.shape[:2])) for x in heard.get(_LOGITS, [])[:6])
-            raise _WrongShapeError(f"logits of {shapes or 'no call'} (rows, tokens)")
+            raise _WrongShapeError(self.misshapen(heard, shapes))
         return _Heard({name: x for name, x in found.items() if x is not None})
 
     def whole(self, run: Callable[[], Any], lengths: Sequence[int], spans: Sequence[tuple[int, int]]) -> _Heard:
@@ -411,7 +420,20 @@ class _Bench:
             x = torch.cat(outputs, 1)
             return [x[i : i + 1, low:high] for i, (low, high) in enumerate(spans)]
 
-        return self.heard(run, rows)
+        return self.heard(run, rows, [[len(spans), n] for n in lengths])
+
+    def misshapen(self, heard: dict[str, list[Tensor]], shapes: Sequence[list[int]]) -> str:
+        """Which module first gave other rows or tokens than it got."""
+        for name, outputs in heard.items():
+            for call, (x, shape) in enumerate(zip(outputs, shapes, strict=False)):
+                if x.shape[:2] != torch.Size(shape):
+                    position = sum(n for _, n in shapes[:call])
+                    kind = self.ears.kinds.get(name)
+                    at = name + ("" if kind is None else f" ({kind})")
+                    return (
+                        f"first at {at}: gives {list(x.shape[:2])} for {shape} (rows, tokens) from position {position}"
+                    )
+        return f"there are logits of {len(heard.get(_LOGITS, []))} calls"
 
     def alone(self, rows: Tensor | Sequence[Tensor]) -> _Heard:
         """Each row [T] by itself, without a cache: what every other way of computing it must give."""
@@ -513,6 +535,11 @@ def _cache(b: _Bench) -> None:
         b.next(one, b.empty())
         got = b.whole(lambda: b.next(two, b.empty()), [T], spans)
         b.compare("a second text after the first", got, b.alone(two))
+    with b.attempt("an empty cache given"):
+        if b.dynamic:
+            b.forget()
+            got = b.whole(lambda: b.next(two, b.given_cache()), [T], spans)
+            b.compare("an empty cache given", got, b.alone(two))
     b.forget()
     return None
 
