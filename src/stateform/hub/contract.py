@@ -109,7 +109,7 @@ def _refuse(model: Any) -> None:
         not getattr(model.config, "is_encoder_decoder", False),
         f"{kind} is an encoder with a decoder; expected a causal language model, which has one text",
     )
-    takes = inspect.signature(model.forward).parameters
+    takes = _arguments(model)
     require(
         "input_ids" in takes,
         f"the forward of {kind} takes no input_ids but {', '.join(list(takes)[:3])}; expected a causal language model",
@@ -118,6 +118,20 @@ def _refuse(model: Any) -> None:
     require(size > 1, f"the vocabulary of {kind} has {size} tokens; expected two or more")
     quantized = getattr(model, "hf_quantizer", None) is not None
     require(not quantized, f"{kind} is quantized; load it without quantization_config, in float32")
+
+
+def _arguments(model: nn.Module) -> dict[str, Any]:
+    """What the forward of a model takes, and their kinds; with **kwargs, also what that of its base takes."""
+    found: dict[str, Any] = {}
+    for forward in (
+        model.forward,
+        *(base.__dict__["forward"] for base in type(model).__mro__ if "forward" in base.__dict__),
+    ):
+        known = inspect.signature(forward).parameters
+        found |= {name: p.kind for name, p in known.items() if name != "self"}
+        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
+            break
+    return found
 
 
 def _embedding(model: Any) -> nn.Module | None:
@@ -239,8 +253,8 @@ class _Bench:
     def __post_init__(self) -> None:
         self.generator = torch.Generator().manual_seed(self.seed)
         self.device = next((p.device for p in self.given.parameters()), torch.device("cpu"))
-        self.takes = inspect.signature(self.given.forward).parameters
-        self.any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in self.takes.values())
+        self.takes = _arguments(self.given)
+        self.any = inspect.Parameter.VAR_KEYWORD in self.takes.values()
         config = self.given.config
         special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos")}
         flat = {t for s in special for t in (s if isinstance(s, list) else [s]) if t is not None}

@@ -1,0 +1,237 @@
+"""The contract on models of transformers: what is sound passes, and what is broken is found, by module and position."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from transformers import T5Config, T5ForConditionalGeneration
+from transformers.models.llama.modeling_llama import LlamaForCausalLM
+from transformers.models.mamba2.modeling_mamba2 import Mamba2ForCausalLM, Mamba2Mixer
+
+import stateform as sf
+from stateform.hub.families import small
+from stateform.models.auto import StateformConfig, StateformForCausalLM
+
+PARTS = [
+    "rows", "future", "cache", "continue", "steps", "left padding", "right padding", "padded, continued", "packed",
+]  # fmt: skip
+
+
+def failed(model: Any) -> dict[str, str]:
+    """The first failure of each part that failed."""
+    report = sf.check(model)
+    return {name: o.failures[0] for name, o in report.outcomes.items() if o.failures}
+
+
+# -- what is sound ------------------------------------------------------------------------------------------------
+
+
+def test_attention_keeps_every_part_and_says_so() -> None:
+    told: list[str] = []
+    model = small("llama")
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    report = sf.check(model, on_progress=told.append)
+    assert report.ok and report.not_offered == [], str(report)
+    assert told == list(report.outcomes) == PARTS
+    assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+    assert "contract holds" in str(report)
+    assert json.loads(json.dumps(report.to_dict()))["parts"]["steps"]["failures"] == []
+
+
+def test_a_recurrent_model_keeps_all_but_packing() -> None:
+    report = sf.check(small("mamba2"))
+    assert report.ok and report.not_offered == ["packing"], str(report)
+
+
+def test_positions_that_a_mask_does_not_give_are_passed_as_generate_does() -> None:
+    report = sf.check(small("gpt2"))
+    assert report.ok and report.not_offered == ["left padding without position_ids"], str(report)
+
+
+@pytest.mark.parametrize("pattern", ["mamba2 gated_deltanet softmax", "rwkv4", "mlstm"])
+def test_our_own_models_keep_it(pattern: str) -> None:
+    torch.manual_seed(0)
+    report = sf.check(StateformForCausalLM(StateformConfig(pattern=pattern, d_model=32, vocab_size=64)))
+    assert report.ok and report.not_offered == ["packing"], str(report)
+    assert report.outcomes["padded, continued"].comparisons > 12
+
+
+# -- what is broken on purpose ------------------------------------------------------------------------------------
+
+
+class Forgetful(LlamaForCausalLM):
+    """Its second layer loses the first token once it is in the cache."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().forward(*args, **kwargs)
+        if output.past_key_values is not None:
+            layer = output.past_key_values.layers[1]
+            layer.keys[:, :, 0], layer.values[:, :, 0] = 0, 0
+        return output
+
+
+class Misplaced(LlamaForCausalLM):
+    """Without position_ids, positions start at 0 after a cache too."""
+
+    def forward(self, input_ids: Any, position_ids: Any = None, **kwargs: Any) -> Any:
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1])[None]
+        return super().forward(input_ids, position_ids=position_ids, **kwargs)
+
+
+class OneByOne(LlamaForCausalLM):
+    """Refuses many tokens after a cache."""
+
+    def forward(self, input_ids: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
+        if past_key_values is not None and past_key_values.get_seq_length() and input_ids.shape[1] > 1:
+            raise ValueError("one token at a time\nplease")
+        return super().forward(input_ids, past_key_values=past_key_values, **kwargs)
+
+
+class Mixing(LlamaForCausalLM):
+    """Each row sees the mean of all."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().forward(*args, **kwargs)
+        output.logits = output.logits + 0.01 * output.logits.mean(0, keepdim=True)
+        return output
+
+
+class Foreseeing(LlamaForCausalLM):
+    """Each token sees a little of the next."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().forward(*args, **kwargs)
+        output.logits[:, :-1] += 0.01 * output.logits[:, 1:]
+        return output
+
+
+def test_a_cache_that_loses_a_token() -> None:
+    model = small("llama")
+    model.__class__ = Forgetful
+    found = failed(model)
+    assert set(found) == {"continue", "steps", "padded, continued"}
+    assert "1 then 12 tokens, text 0 of 2: first at model.layers.1.self_attn (LlamaAttention)" in found["continue"]
+    assert "position 1 of 13" in found["continue"]
+    assert "1 row, from an empty cache: first at model.layers.1.self_attn" in found["steps"]
+
+
+def test_wrong_positions_after_a_cache() -> None:
+    model = small("llama")
+    model.__class__ = Misplaced
+    found = failed(model)
+    assert set(found) == {"continue", "steps"}  # generate passes the positions
+    assert "first at model.layers.0.self_attn (LlamaAttention): differs first at position 1 of 13" in found["continue"]
+
+
+def test_what_a_model_raises_is_quoted_in_one_line() -> None:
+    model = small("llama")
+    model.__class__ = OneByOne
+    found = failed(model)
+    assert set(found) == {"continue", "padded, continued"}
+    assert found["continue"] == "1 then 12 tokens: raised ValueError: one token at a time"
+
+
+def test_rows_and_tokens_that_see_each_other() -> None:
+    model = small("llama")
+    model.__class__ = Mixing
+    assert "3 rows of 19 tokens, text 0 of 3: logits: differs first at position 0" in failed(model)["rows"]
+    model.__class__ = Foreseeing
+    assert "tokens from position 1: logits: differs first at position 0 of 1" in failed(model)["future"]
+
+
+class Leaking(Mamba2Mixer):
+    """Takes no notice of the padding."""
+
+    def forward(self, hidden_states: Any, cache_params: Any = None, attention_mask: Any = None, **kwargs: Any) -> Any:
+        return super().forward(hidden_states, cache_params, None, **kwargs)
+
+
+class Starting(Mamba2Mixer):
+    """Forgets its state before many tokens."""
+
+    def forward(self, hidden_states: Any, cache_params: Any = None, **kwargs: Any) -> Any:
+        if cache_params is not None and hidden_states.shape[1] > 1:
+            state = cache_params.get_recurrent_state(self.layer_idx, state_idx=0)
+            if state is not None:
+                state.zero_()
+        return super().forward(hidden_states, cache_params, **kwargs)
+
+
+def mamba2(mixer: type, layer: int) -> Mamba2ForCausalLM:
+    model = small("mamba2")
+    model.backbone.layers[layer].mixer.__class__ = mixer
+    return model
+
+
+def test_padding_that_leaks() -> None:
+    found = failed(mamba2(Leaking, 1))
+    assert set(found) == {"left padding", "padded, continued"}
+    assert (
+        "text 1 of 3: first at backbone.layers.1.mixer (Leaking): differs first at position 0" in found["left padding"]
+    )
+
+
+def test_a_state_that_is_not_carried() -> None:
+    found = failed(mamba2(Starting, 0))
+    assert set(found) == {"continue", "padded, continued"}
+    assert "first at backbone.layers.0.mixer (Starting): differs first at position 1 of 13" in found["continue"]
+    assert "text 0 of 3: first at backbone.layers.0.mixer" in found["padded, continued"]
+
+
+def test_a_kind_with_errors_that_are_known() -> None:
+    """One token of several rows: RWKV-4 of transformers gives a result of another shape."""
+    found = failed(small("rwkv"))
+    assert "gives [3, 3] for [3, 1] (rows, tokens)" in found["steps"]
+
+
+# -- what cannot be checked ---------------------------------------------------------------------------------------
+
+
+class Memoryless(LlamaForCausalLM):
+    """Takes no cache."""
+
+    def forward(self, input_ids: Any, attention_mask: Any = None) -> Any:  # type: ignore[override]
+        return super().forward(input_ids, attention_mask=attention_mask, use_cache=False)
+
+
+def test_without_a_cache_some_parts_are_not_offered() -> None:
+    model = small("llama")
+    model.__class__ = Memoryless
+    report = sf.check(model)
+    assert report.ok and report.not_offered == ["a cache", "packing"], str(report)
+    assert set(report.outcomes) == {"rows", "future", "left padding", "right padding"}
+
+
+def test_what_is_no_causal_model_is_refused() -> None:
+    with pytest.raises(
+        sf.StateformError, match="BertForMaskedLM is an encoder: its first output changes with its last"
+    ):
+        sf.check(small("bert"))
+    with pytest.raises(sf.StateformError, match="LlamaModel gives no logits"):
+        sf.check(small("llama").model)
+    small_t5 = T5Config(vocab_size=32, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=4)
+    with pytest.raises(sf.StateformError, match="an encoder with a decoder"):
+        sf.check(T5ForConditionalGeneration(small_t5))
+
+
+def test_a_model_without_weights_or_words_is_refused() -> None:
+    with pytest.raises(sf.StateformError, match=r"embed_tokens\.weight is on the device 'meta'"):
+        sf.check(small("llama").to("meta"))
+    with pytest.raises(sf.StateformError, match="vocabulary of LlamaForCausalLM has 1 token"):
+        sf.check(small("llama", vocab_size=1))
+    with pytest.raises(sf.StateformError, match="leave out d_model"):
+        sf.check(small("llama"), d_model=3)
+
+
+def test_a_model_that_does_not_run_is_refused() -> None:
+    model = small("llama")
+    model.model.layers[0].mlp = torch.nn.Linear(3, 3)
+    with pytest.raises(sf.StateformError, match="LlamaForCausalLM does not run on a text alone: RuntimeError"):
+        sf.check(model)
