@@ -11,7 +11,7 @@ from .compare import Comparison, compare
 from .equivalence import Equivalence, equivalent
 from .forms import backend, run
 from .forms.newton import Newton, Trajectory
-from .hub import Lift, accelerate, lift, open_model, undo
+from .hub import Lift, ModelReduction, accelerate, lift, open_model, reduce, undo
 from .layers import Cell, Layer, Past, ShortConv, build, names, register
 from .models import Classifier, LanguageModel, ModelConfig
 from .state import State
@@ -20,8 +20,9 @@ from .zoo import Zoo, zoo
 
 __version__ = "0.1.0"
 __all__ = [
-    "Analysis", "Bench", "Card", "Cell", "Classifier", "Comparison", "Equivalence", "LanguageModel", "Layer",
-    "Lift", "ModelConfig", "Newton", "Past", "Report", "ShortConv", "Solver", "State", "StateformError", "System",
-    "Trajectory", "Zoo", "accelerate", "analyze", "backend", "bench", "build", "check", "compare", "convert",
-    "equivalent", "lift", "names", "open_model", "register", "run", "show", "stabilise", "undo", "validate", "zoo",
+    "Analysis", "Bench", "Card", "Cell", "Classifier", "Comparison", "Equivalence", "LanguageModel", "Layer", "Lift",
+    "ModelConfig", "ModelReduction", "Newton", "Past", "Report", "ShortConv", "Solver", "State", "StateformError",
+    "System", "Trajectory", "Zoo", "accelerate", "analyze", "backend", "bench", "build", "check", "compare",
+    "convert", "equivalent", "lift", "names", "open_model", "reduce", "register", "run", "show", "stabilise", "undo",
+    "validate", "zoo",
 ]  # fmt: skip

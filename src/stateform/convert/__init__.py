@@ -9,10 +9,12 @@ from .heads import Heads, heads_for_ssm
 from .kernels import kernel, realise, recurrence
 from .reduce import Reduction, reduce
 from .reduce_varying import VaryingReduction, reduce_varying
+from .smaller import Smaller, smaller
 from .special import RELATIONS, Relation, special_case
 
 __all__ = [
-    "RELATIONS", "Conversion", "Heads", "Reduction", "Relation", "VaryingReduction", "continuous", "degree_needed",
-    "diagonalise", "discretise", "heads_for_ssm", "kernel", "linear_attention_to_ssd", "random_features", "realise",
-    "recurrence", "reduce", "reduce_varying", "special_case", "ssd_to_linear_attention", "taylor",
+    "RELATIONS", "Conversion", "Heads", "Reduction", "Relation", "Smaller", "VaryingReduction", "continuous",
+    "degree_needed", "diagonalise", "discretise", "heads_for_ssm", "kernel", "linear_attention_to_ssd",
+    "random_features", "realise", "recurrence", "reduce", "reduce_varying", "smaller", "special_case",
+    "ssd_to_linear_attention", "taylor",
 ]  # fmt: skip

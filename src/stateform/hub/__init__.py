@@ -1,4 +1,5 @@
-"""Pretrained models of other packages: open them, prove what they compute, check them, run them faster.
+"""Pretrained models of other packages: open them, prove what they compute, check them, run them faster,
+reduce them.
 
 The package transformers is imported when it is used first; it comes with the extra `[hub]`.
 """
@@ -7,9 +8,11 @@ from .accelerate import Acceleration, accelerate, undo
 from .adapter import Lifted, adapts
 from .lift import Certificate, Lift, lift
 from .load import Opened, open_model
+from .mixers import Score, perplexity
+from .reduce import ModelReduction, reduce
 from .supported import FAMILIES
 
 __all__ = [
-    "FAMILIES", "Acceleration", "Certificate", "Lift", "Lifted", "Opened", "accelerate", "adapts", "lift",
-    "open_model", "undo",
+    "FAMILIES", "Acceleration", "Certificate", "Lift", "Lifted", "ModelReduction", "Opened", "Score", "accelerate",
+    "adapts", "lift", "open_model", "perplexity", "reduce", "undo",
 ]  # fmt: skip
