@@ -1,0 +1,14 @@
+"""Models in single files that other programs write: weights alone, no code of a file is run.
+
+| file | is told by | opened as |
+| --- | --- | --- |
+| llama2.c, version 0 (`.bin`) | seven sizes that add up to the file's | `LanguageModel`, softmax |
+| RWKV-7 (`.pth`) | a zip archive of PyTorch with these names | `RWKV` |
+| rwkv.cpp (`.bin`), 4, 5 and 7, not quantised | its magic number | `RWKV` |
+"""
+
+from .llama2c import Words, read_words
+from .open import open_file
+from .rwkv import RWKV
+
+__all__ = ["RWKV", "Words", "open_file", "read_words"]

@@ -1,0 +1,66 @@
+"""Weights of a file into a model, each checked to be there and to fit."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..._errors import StateformError, require
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class Weights(dict[str, Tensor]):
+    """Tensors by name; a name that is missing is told with the file's."""
+
+    def __init__(self, file: Path, given: Mapping[str, Tensor], prefix: str = "") -> None:
+        super().__init__(given)
+        self.file, self.prefix = file, prefix
+
+    def __missing__(self, name: str) -> Tensor:
+        raise StateformError(
+            f"{self.file} has no weight {self.prefix + name!r}; it is part of a model, or of another kind"
+        )
+
+    def under(self, prefix: str) -> Weights:
+        """Those whose names begin so, without it."""
+        return Weights(self.file, {k.removeprefix(prefix): x for k, x in self.items() if k.startswith(prefix)}, prefix)
+
+
+def filled(model: M, weights: Mapping[str, Tensor], file: Path) -> M:
+    """A model made on the device meta, with these weights as its own."""
+    wanted = model.state_dict()
+    for name, x in wanted.items():
+        require(name in weights, f"{file} has no weights for {name}; it is part of a model, or of another kind")
+        given = weights[name]
+        require(
+            given.shape == x.shape,
+            f"the weights of {file} do not fit together: {name} is {list(given.shape)}, expected {list(x.shape)}",
+        )
+    model.load_state_dict({name: weights[name] for name in wanted}, assign=True)
+    return model.eval()
+
+
+@contextmanager
+def mapped(file: Path) -> Iterator[memoryview]:
+    """The bytes of a file that is not empty, read as they are looked at."""
+    with (
+        file.open("rb") as stream,
+        mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        memoryview(data) as view,
+    ):
+        yield view
+
+
+def numbers(data: memoryview, at: int, shape: tuple[int, ...], kind: str = "<f4") -> Tensor:
+    """A copy of the numbers at a place of a file, in float32."""
+    count = int(np.prod(shape, dtype=np.int64))
+    values = np.frombuffer(data, kind, count, at).astype(np.float32)
+    return torch.from_numpy(values.reshape(shape))
