@@ -7,6 +7,7 @@ elsewhere, its page links there.
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from mkdocs.structure.files import File, Files
 from pygments.formatters import HtmlFormatter
 
 PACKAGE = "stateform"
+FAMILIES = "<!-- families -->"
+"""Where a page wants the table of pretrained models."""
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -39,6 +42,24 @@ def architectures(readme: str) -> str:
     """The page of architectures: the README's table, which is made by `stateform zoo` and tested to be up to date."""
     table = readme.partition("<!-- zoo -->")[2].partition("<!-- /zoo -->")[0]
     return f"# Architectures\n\n`stateform show NAME` has the equations and options of each.\n{table}"
+
+
+def on_page_markdown(markdown: str, config: MkDocsConfig, **_: object) -> str:
+    """Put the table of pretrained models where a page wants it."""
+    if FAMILIES not in markdown:
+        return markdown
+    source = Path(config.config_file_path).parent / "src" / PACKAGE / "hub" / "supported.py"
+    return markdown.replace(FAMILIES, families(source.read_text(encoding="utf-8")))
+
+
+def families(source: str) -> str:
+    """The table of the types in `FAMILIES`, as the text of their module says."""
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == "FAMILIES" and node.value:
+            rows = [f"| `{kind}` | {', '.join(f'`{c}`' for c in classes)} |"
+                    for kind, classes in ast.literal_eval(node.value).items()]  # fmt: skip
+            return "\n".join(["| type | its mixers |", "| --- | --- |", *rows])
+    raise ValueError("there is no FAMILIES in the source")
 
 
 def public_modules(module: griffe.Module) -> Iterator[griffe.Module]:

@@ -74,7 +74,10 @@ def subject_of(
     """
     if isinstance(thing, Opened) or kind_of(thing) is not None:
         opened = thing if isinstance(thing, Opened) else Opened(type(thing).__name__, thing, None)  # type: ignore[arg-type]
-        return _pretrained(opened, text, max_length, dtype)
+        reading = _reading(opened, text, max_length)
+        if isinstance(opened.model, SequenceModel):
+            return _own(opened.name, opened.model.to(DTYPES[dtype]), *reading)
+        return _pretrained(opened, *reading, dtype)
     example = _example(thing) if text is None else None
     text = text if example is None else example[1]
     source, ids = _tokens(text, max_length)
@@ -84,13 +87,16 @@ def subject_of(
     words = [str(int(i)) if given else printable(int(i)) for i in ids[0, :SHOWN]]
     excerpt = "" if given else bytes(int(i) for i in ids[0, :EXCERPT]).decode(errors="replace")
     source = source if example is None else example[0]
-    if not isinstance(module, SequenceModel):
-        require(not given, "token ids are for a model; give a layer a text, whose bytes it reads")
-        width = getattr(module, "d_model", None)
-        return Subject(name, module, source, ids, words, excerpt, width, [name], [name],
-                       lambda: _layer(module, ids, seed), is_model=False)  # fmt: skip
-    model = module
-    ids = _fits(model, ids, given)
+    if isinstance(module, SequenceModel):
+        return _own(name, module, source, _fits(module, ids, given), words, excerpt)
+    require(not given, "token ids are for a model; give a layer a text, whose bytes it reads")
+    width = getattr(module, "d_model", None)
+    return Subject(name, module, source, ids, words, excerpt, width, [name], [name],
+                   lambda: _layer(module, ids, seed), is_model=False)  # fmt: skip
+
+
+def _own(name: str, model: SequenceModel, source: str, ids: Tensor, words: list[str], excerpt: str) -> Subject:
+    """The layers of a model of Stateform."""
     kinds = [str(block.spec).partition("(")[0] for block in model.blocks]
     labels = [f"{i}: {kind}" for i, kind in enumerate(kinds)]
     return Subject(name, model, source, ids, words, excerpt, model.config.d_model, kinds, labels,
@@ -124,14 +130,19 @@ def _layers(model: SequenceModel, ids: Tensor) -> Iterator[Look]:
         yield Look(mixer, mixer.system(u, Past(None, shared)) if shared else system_of(mixer, u), {})
 
 
-def _pretrained(opened: Opened, text: str | Path | Tensor | None, most: int, dtype: str) -> Subject:
-    """Each mixer of a model of transformers, with the certificate of its System."""
+def _reading(opened: Opened, text: str | Path | Tensor | None, most: int) -> tuple[str, Tensor, list[str], str]:
+    """Where the tokens come from, the tokens, the first as they are shown, and the beginning of the text."""
     if isinstance(text, Tensor):
         (source, ids), excerpt = _tokens(text, most), ""
     else:
         source, data = read_text(text)
         ids, excerpt = opened.tokens(data, most), data[:EXCERPT].decode(errors="replace")
         require(ids.shape[1] >= 2, f"{source} has {ids.shape[1]} token; expected at least 2")
+    return source, ids, opened.decode(ids[:, :SHOWN]), excerpt
+
+
+def _pretrained(opened: Opened, source: str, ids: Tensor, words: list[str], excerpt: str, dtype: str) -> Subject:
+    """Each mixer of a model of transformers, with the certificate of its System."""
     lifted = lift(opened.model, ids, dtype=DTYPES[dtype])
     names = list(lifted)
 
@@ -142,8 +153,7 @@ def _pretrained(opened: Opened, text: str | Path | Tensor | None, most: int, dty
 
     kinds = [type(lifted.layer(name).module).__name__ for name in names]
     width = getattr(opened.model.config, "hidden_size", None)
-    return Subject(opened.name, opened.model, source, ids, opened.decode(ids[:, :SHOWN]), excerpt, width, kinds,
-                   _short(names), looks)  # fmt: skip
+    return Subject(opened.name, opened.model, source, ids, words, excerpt, width, kinds, _short(names), looks)
 
 
 def _short(names: Sequence[str]) -> list[str]:
@@ -181,7 +191,7 @@ def _module(
         require(fits, f"{type(thing).__name__} has no method system(u); give a layer that has, or a model of them")
         return type(thing).__name__, thing
     spec = str(thing) if isinstance(thing, Path) else thing
-    if isinstance(spec, str) and _is_folder(spec):
+    if isinstance(spec, str) and is_folder(spec):
         return spec, open_folder(spec)
     name = spec if isinstance(spec, str) else spec.__name__
     cls = resolve(spec)[0] if isinstance(spec, str) else spec
@@ -195,14 +205,14 @@ def _module(
 
 def _example(thing: Any) -> tuple[str, Tensor] | None:
     """An example of the task that the model in a folder was trained on, and its name; None for models of bytes."""
-    if not (isinstance(thing, str | Path) and _is_folder(str(thing)) and (Path(thing) / EXPERIMENT).is_file()):
+    if not (isinstance(thing, str | Path) and is_folder(str(thing)) and (Path(thing) / EXPERIMENT).is_file()):
         return None
     task = Experiment.from_dict(read_json(Path(thing) / EXPERIMENT)).task
     require(task.vocab_size is not None, f"the model in {thing} reads numbers; analyze reads token ids")
     return None if task.tokenizer == "bytes" else (f"an example of {task.spec}", task.sample(1, split="test").inputs)
 
 
-def _is_folder(spec: str) -> bool:
+def is_folder(spec: str) -> bool:
     """Whether a name is meant as the folder of a model; `./name` is one even where a layer has that name."""
     head = spec.partition("(")[0]
     return head not in REGISTRY and ".py" not in head and ("/" in head or Path(spec).is_dir())

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 
 from .._errors import StateformError
-from . import bench, learn, look, sweep
+from . import bench, learn, look, pretrained, sweep
 from .app import app
 
-__all__ = ["app", "bench", "learn", "look", "main", "sweep"]
+__all__ = ["app", "bench", "learn", "look", "main", "pretrained", "sweep"]
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Commands that look at layers and models: compare, analyze, open, check, zoo, show, names, generate."""
+"""Commands that look at layers and models: compare, analyze, check, zoo, show, names, generate."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from ..layers import build, names
 from ..models import LanguageModel, continue_text
 from ..questions import QUESTIONS
 from ..state import write_atomically
+from ..subject import is_folder
 from ..zoo import insert, zoo
 from .app import Bar, app, check_writable, give
 
@@ -85,58 +86,26 @@ def analyze_command(
     give(found, html, json)
 
 
-@app.command("open")
-def open_command(
-    model: Annotated[str, typer.Argument(help="A folder, or a repository of the Hugging Face hub.")],
-    text: Annotated[
-        Path | None, typer.Option(help="A file that the model reads. Default: Python's documentation.")
-    ] = None,
-    only: Annotated[
-        list[str] | None, typer.Option(help=f"One question alone (may be repeated): {', '.join(QUESTIONS)}.")
-    ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write the report here.")] = None,
-    json: Annotated[Path | None, typer.Option(help="Write the numbers here.")] = None,
-    max_length: Annotated[int, typer.Option(help="Tokens of the text that are read.")] = 512,
-    dtype: Annotated[str, typer.Option(help="Of Systems and certificates: float64, float32 or bfloat16.")] = "float64",
-    weights: Annotated[
-        str, typer.Option(help="Dtype in which the model is loaded and run: auto (as saved), float32, bfloat16.")
-    ] = "auto",
-    tokenizer: Annotated[
-        str | None, typer.Option(help="`bytes`, or the folder or name of another than the model's own.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Of the repository.")] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run the code that comes with the model.")
-    ] = False,
-) -> None:
-    """Open a pretrained model: each layer as a System, the proof that it is the same function, and what it does."""
-    check_writable(html, json)
-    wanted = [name for names in only or [] for name in names.split(",") if name]
-    read_text(text)  # before any work
-    with Bar() as bar:
-        bar(f"opening {model}", 0, 1)
-        opened = open_model(
-            model, dtype=weights, tokenizer=tokenizer, revision=revision, trust_remote_code=trust_remote_code
-        )
-        found = analyze(opened, text, only=wanted, max_length=max_length, dtype=dtype, on_progress=bar)
-    give(found, html, json)
-    if not all(row["certificate"]["ok"] for row in found.to_dict()["layers"]):
-        raise typer.Exit(1)
-
-
 @app.command("check")
 def check_command(
-    layers: Annotated[list[str], typer.Argument(help="Names, files path/file.py:Class, or `all`.")],
+    layers: Annotated[
+        list[str],
+        typer.Argument(help="Names, files path/file.py:Class, `all`, or pretrained models (folder or hub)."),
+    ],
     d_model: Annotated[int, typer.Option(help="Width of the layers.")] = 32,
     exhaustive: Annotated[
         bool, typer.Option("--exhaustive", help="More shapes, sequences of up to 1000 tokens.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Of all random draws.")] = 0,
 ) -> None:
-    """Check the contract: every form, split, padding and packing gives the same outputs, states and gradients."""
+    """Check the contract: every form, split, padding and packing gives the same outputs, states and gradients.
+
+    A pretrained model is checked against its own forward: continued from its cache, padded, packed.
+    """
     wanted = names() if layers == ["all"] else layers
     for name in wanted:
-        build(name, d_model=d_model)  # before any work: what cannot be made is refused
+        if not is_folder(name):
+            build(name, d_model=d_model)  # before any work: what cannot be made is refused
     reports: list[Report] = []
     try:
         with Bar() as bar:
@@ -145,12 +114,14 @@ def check_command(
                 def on_progress(part: str, i: int = i, name: str = name) -> None:
                     bar(f"{name}: {part}", i, len(wanted))
 
-                report = check(name, d_model=d_model, seed=seed, exhaustive=exhaustive, on_progress=on_progress)
+                thing = open_model(name).model if is_folder(name) else name
+                sizes = {"d_model": d_model} if isinstance(thing, str) else {}
+                report = check(thing, seed=seed, exhaustive=exhaustive, on_progress=on_progress, **sizes)
                 reports.append(report)
                 bar.progress.console.file.flush()
                 typer.echo(str(report))
     except KeyboardInterrupt:
-        typer.echo(f"Interrupted after {len(reports)} of {len(wanted)} layers.", err=True)
+        typer.echo(f"Interrupted after {len(reports)} of {len(wanted)}.", err=True)
         raise typer.Exit(130) from None
     if not all(reports):
         raise typer.Exit(1)

@@ -15,6 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from .._errors import StateformError, nearest, require
+from ..models import SequenceModel, open_folder
+from ..models.pretrained import CONFIG, read_kind
+from .plain import Words, open_file, read_words
 from .supported import FAMILIES, HOW
 
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
@@ -31,7 +34,7 @@ class Opened:
     name: str
     model: nn.Module
     tokenizer: Any
-    """Of transformers; "bytes" for the bytes of a text; None if there is none."""
+    """Of transformers; the Words of a llama2.c file; "bytes" for the bytes of a text; None if there is none."""
 
     def tokens(self, text: bytes, most: int | None = None) -> Tensor:
         """The first tokens of a text, [1,T].
@@ -45,9 +48,11 @@ class Opened:
             "vocabulary has 256 entries or more; or the name or folder of another)",
         )
         if self.tokenizer == "bytes":
-            size = int(getattr(_config(self.model), "vocab_size", 0))
+            size = int(getattr(_config(self.model), "vocab_size", None) or 0)
             require(size >= 256, f"the vocabulary of {self.name} has {size} entries; bytes need 256")
             ids = list(text if most is None else text[:most])
+        elif isinstance(self.tokenizer, Words):
+            return self.tokenizer.encode(text[: 16 * most if most else None].decode("utf-8", "replace"))[:, :most]
         else:
             part = text if most is None else text[: 16 * most]  # a token has few bytes
             ids = self.tokenizer(part.decode("utf-8", "replace"), add_special_tokens=True)["input_ids"][:most]
@@ -58,6 +63,8 @@ class Opened:
         """Each token as text."""
         if self.tokenizer is None or self.tokenizer == "bytes":
             return [chr(i) if self.tokenizer and 32 <= i < 127 else str(i) for i in ids.flatten().tolist()]
+        if isinstance(self.tokenizer, Words):
+            return [self.tokenizer.pieces[i].decode("utf-8", "replace") for i in ids.flatten().tolist()]
         return [self.tokenizer.decode([i]) for i in ids.flatten().tolist()]
 
 
@@ -65,12 +72,14 @@ def open_model(
     name: str | os.PathLike[str], *, dtype: str = "auto", tokenizer: str | None = None, revision: str | None = None,
     trust_remote_code: bool = False, memory_limit_gb: float | None = None,
 ) -> Opened:  # fmt: skip
-    """A pretrained model, from a folder or from the Hugging Face hub, with its tokenizer.
+    """A pretrained model, from a folder, a file or the Hugging Face hub, with its tokenizer.
 
     Args:
-        name: a folder, or the name of a repository ("state-spaces/mamba-130m-hf").
+        name: a folder, the name of a repository ("state-spaces/mamba-130m-hf"), or a file of another program
+            (`stateform.hub.plain`).
         dtype: of the weights: "auto" (as saved), "float32", "bfloat16", "float64".
-        tokenizer: "bytes", or the folder or name of another than the model's own.
+        tokenizer: "bytes", or the folder or name of another than the model's own; for a model of llama2.c the file of
+            its words.
         revision: of the repository.
         trust_remote_code: run the code that comes with the model, where it needs that.
         memory_limit_gb: refuse larger models (default: nine tenths of the memory that is free).
@@ -84,10 +93,13 @@ def open_model(
             do not fit.
     """
     require(dtype in ("auto", *_BYTES), f"dtype is {dtype!r}; expected auto, {', '.join(_BYTES)}")
-    hf = transformers()
     where = os.fspath(name)
     require(where.strip() != "", "the name of the model is empty; give a folder or the name of a repository")
     folder = Path(where)
+    ours = _of_ours(folder, tokenizer)
+    if ours is not None:
+        return ours if dtype == "auto" else Opened(where, ours.model.to(getattr(torch, dtype)), ours.tokenizer)
+    hf = transformers()
     if folder.is_dir():
         require((folder / "config.json").is_file(), f"{where} has no config.json; expected the folder of a model")
     elif folder.is_absolute() or where.startswith((".", "~")) or where.count("/") > 1:
@@ -112,6 +124,18 @@ def open_model(
         "those of another model, or were saved in part",
     )
     return Opened(where, model.eval(), _tokenizer(hf, where, tokenizer, options))
+
+
+def _of_ours(path: Path, tokenizer: str | None) -> Opened | None:
+    """A model of Stateform's own: a folder that `save_pretrained` wrote, or a file of another program."""
+    if path.is_file():
+        model: SequenceModel = open_file(path)
+    elif path.is_dir() and (path / CONFIG).is_file() and read_kind(path) in ("LanguageModel", "Classifier"):
+        model = open_folder(path)
+    else:
+        return None
+    words: Any = tokenizer or ("bytes" if model.config.tokenizer == "bytes" else None)
+    return Opened(str(path), model.eval(), words if words in (None, "bytes") else read_words(words))
 
 
 def transformers() -> Any:
@@ -248,7 +272,7 @@ def _quiet(hf: Any) -> Iterator[None]:
 
 
 def _config(model: Any) -> Any:
-    return model.config.get_text_config()
+    return model.config if isinstance(model, SequenceModel) else model.config.get_text_config()
 
 
 def _first(error: BaseException) -> str:

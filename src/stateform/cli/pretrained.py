@@ -1,0 +1,94 @@
+"""Commands for pretrained models: open, reduce."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from .._errors import require
+from .._text import read_text
+from ..analyze import analyze
+from ..compare import writable
+from ..hub import open_model, reduce
+from ..models import SequenceModel
+from ..questions import QUESTIONS
+from .app import Bar, app, check_writable, give
+
+Name = Annotated[str, typer.Argument(help="A folder, a file of weights, or a repository of the Hugging Face hub.")]
+Text = Annotated[Path | None, typer.Option(help="A file that the model reads. Default: Python's documentation.")]
+Weights = Annotated[str, typer.Option(help="Dtype in which it is loaded and run: auto (as saved), float32, bfloat16.")]
+Tokenizer = Annotated[str | None, typer.Option(help="`bytes`, or the folder or name of another than the model's own.")]
+Revision = Annotated[str | None, typer.Option(help="Of the repository.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run the code that comes with the model.")]
+
+
+@app.command("open")
+def open_command(
+    model: Name,
+    text: Text = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help=f"One question alone (may be repeated): {', '.join(QUESTIONS)}.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report here.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the numbers here.")] = None,
+    max_length: Annotated[int, typer.Option(help="Tokens of the text that are read.")] = 512,
+    dtype: Annotated[str, typer.Option(help="Of Systems and certificates: float64, float32 or bfloat16.")] = "float64",
+    weights: Weights = "auto",
+    tokenizer: Tokenizer = None,
+    revision: Revision = None,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Open a pretrained model: each layer as a System, the proof that it is the same function, and what it does."""
+    check_writable(html, json)
+    wanted = [name for names in only or [] for name in names.split(",") if name]
+    read_text(text)  # before any work
+    with Bar() as bar:
+        bar(f"opening {model}", 0, 1)
+        opened = open_model(
+            model, dtype=weights, tokenizer=tokenizer, revision=revision, trust_remote_code=trust_remote_code
+        )
+        found = analyze(opened, text, only=wanted, max_length=max_length, dtype=dtype, on_progress=bar)
+    give(found, html, json)
+    if not all(row["certificate"]["ok"] for row in found.to_dict()["layers"] if "certificate" in row):
+        raise typer.Exit(1)
+
+
+@app.command("reduce")
+def reduce_command(
+    model: Name,
+    tol: Annotated[float, typer.Option(help="The error allowed, above 0 and below 1.")] = 0.01,
+    text: Text = None,
+    out: Annotated[Path | None, typer.Option(help="Save the smaller model in this folder, if weights hold it.")] = None,
+    layers: Annotated[list[str] | None, typer.Option(help="Of this module alone (may be repeated).")] = None,
+    max_length: Annotated[int, typer.Option(help="Tokens of the text that are read.")] = 256,
+    weights: Weights = "auto",
+    tokenizer: Tokenizer = None,
+    revision: Revision = None,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Reduce a model to as little state as an error allows, and measure on a text what that costs."""
+    _, data = read_text(text)
+    if out is not None:
+        require(not out.is_file(), f"{out} is a file; --out names a folder")
+        writable(out / "config.json")
+    with Bar() as bar:
+        bar(f"opening {model}", 0, 1)
+        opened = open_model(
+            model, dtype=weights, tokenizer=tokenizer, revision=revision, trust_remote_code=trust_remote_code
+        )
+        tokens = opened.tokens(data, max_length)
+        found = reduce(opened.model, tol, tokens, layers=layers, max_length=max_length, on_progress=bar)
+    Console().print(found)
+    if out is not None:
+        smaller = found.model
+        saved = bool(found.written) and isinstance(smaller, SequenceModel)
+        if saved:
+            assert isinstance(smaller, SequenceModel)
+            smaller.save_pretrained(out)
+        typer.echo(f"Saved: {out.resolve()}" if saved else "Nothing to save: no weights became fewer.")
+    if not found.complete:
+        typer.echo("Interrupted: this is what was finished.", err=True)
+        raise typer.Exit(130)
