@@ -55,7 +55,7 @@ def test_what_is_no_model(tmp_path: Path) -> None:
         with pytest.raises(sf.StateformError, match=said):
             open_model(name)
     (tmp_path / "config.json").write_text("{ no json")
-    with pytest.raises(sf.StateformError, match="cannot read the configuration"):
+    with pytest.raises(sf.StateformError, match="is no JSON"):
         open_model(tmp_path)
 
 
