@@ -15,6 +15,7 @@ from stateform.kernels.channel import channel, channel_reference
 from stateform.kernels.conv import short_conv, short_conv_reference
 from stateform.kernels.matrix import matrix, matrix_reference
 from stateform.kernels.ops import call
+from stateform.layers.parts import HeadNorm, gated, unit
 from stateform.tolerances import tolerance
 
 from .systems import CASES
@@ -90,6 +91,31 @@ def test_a_token_of_every_system_is_the_same_compiled_or_not(name: str) -> None:
         got, new = sf.run(last, "recurrent", initial_state=state, return_state=True)  # type: ignore[misc]
     assert error(got, want) < tolerance(torch.float64, system.T)
     assert error(new.S, end.S) < tolerance(torch.float64, system.T)
+
+
+@needed
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "groups"), [((2, 5, 3, 7), 1), ((1, 1, 4, 64), 1), ((2, 40, 96), 3), ((1, 3, 600), 1)]
+)
+def test_normed_and_gated_rows(shape: tuple[int, ...], groups: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    norm = HeadNorm(shape[-1], groups=groups).to(dtype)
+    torch.nn.init.normal_(norm.weight)  # type: ignore[arg-type]
+    numbers = torch.Size(shape[2:]).numel()
+    whole, wider = rows(dtype, *shape), rows(dtype, *shape[:2], 3 * numbers)
+    for y in (whole, wider[..., :numbers].view(shape), 1e3 * whole, 0 * whole, whole.transpose(0, 1)):
+        gate = rows(dtype, *y.shape[:2], 2 * numbers)[..., numbers:]
+        made = [lambda y=y: norm(y), lambda y=y: unit(y, 0.3), lambda y=y, g=gate: gated(y, g)]
+        made += [lambda y=y, g=gate: norm(y, g), lambda y=y, g=gate: norm(y, g, "sigmoid")]
+        made += [lambda y=y, g=gate: norm(y, g, first=True)] if len(shape) == 3 else []
+        for make in made:
+            with torch.no_grad():
+                got = make()
+                with sf.backend("torch"):
+                    want = make()
+            assert got.shape == want.shape
+            assert error(got, want) < tolerance(dtype, 1)
 
 
 def shared_heads(dtype: torch.dtype, n: int, p: int) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-NAMES = ("loops.c", "vectors.h", "matrix.h", "channel.h", "conv.h", "step.h", "modes.h")
+NAMES = ("loops.c", "vectors.h", "matrix.h", "channel.h", "conv.h", "step.h", "norm.h", "modes.h")
 SOURCES = [Path(__file__).with_name(name) for name in NAMES]
 FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread", "-ffp-contract=fast"]
 HINTS = [["-march=native", "-mprefer-vector-width=512"], ["-march=native"], ["-mcpu=native"], []]

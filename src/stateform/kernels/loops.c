@@ -132,4 +132,5 @@ typedef struct {
 #include "channel.h"
 #include "conv.h"
 #include "step.h"
+#include "norm.h"
 #include "modes.h"

@@ -45,7 +45,7 @@ class GateLoop(Layer):
         return System(q, k, v, log_decay=g, phase=precise(heads(self.phase_proj(u), self.n_heads)))
 
     def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
-        return self.out_proj(self.norm(y).flatten(2) * F.silu(self.gate_proj(u)))
+        return self.out_proj(self.norm(y, self.gate_proj(u)))
 
 
 @register("hgrn2", paper="arXiv 2404.07904")
@@ -115,4 +115,4 @@ class Lightning(Layer):
         return System(q, k, v, log_decay=-self.slope_scale * 2.0 ** (-8 * h / self.n_heads))
 
     def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
-        return self.out_proj(self.norm(y.flatten(2)) * torch.sigmoid(self.gate_proj(u)))
+        return self.out_proj(self.norm(y.flatten(2), self.gate_proj(u), "sigmoid"))

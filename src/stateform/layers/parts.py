@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._errors import require
+from ..kernels.norm import Gate, normed
 from ..transition import without_autocast
 
 
@@ -19,6 +20,9 @@ def heads(x: Tensor, n_heads: int) -> Tensor:
 
 def unit(x: Tensor, length: float = 1.0) -> Tensor:
     """`length` x / ||x|| along the last axis; 1e-6 is added under the root, as in the published implementations."""
+    found = normed(x, x.shape[-1], scale=length, eps=1e-6)
+    if found is not None:
+        return found
     y = precise(x)
     return (y * (length * torch.rsqrt(sum_of_squares(y) + 1e-6))).to(x.dtype)
 
@@ -89,10 +93,30 @@ class HeadNorm(nn.Module):
         self.eps, self.groups = eps, groups
         self.weight = nn.Parameter(torch.ones(p)) if affine else None
 
-    def forward(self, y: Tensor) -> Tensor:
+    def forward(
+        self, y: Tensor, gate: Tensor | None = None, activation: Gate = "silu", *, first: bool = False
+    ) -> Tensor:
+        """The normalised y; with a gate [B,T,H*p] that times its activation, [B,T,H*p], or the gate acts `first`."""
+        p = y.shape[-1] // self.groups
+        x = normed(
+            y, p, share=1 / p, eps=self.eps, weight=self.weight, gate=gate, activation=activation, first=first
+        )  # fmt: skip
+        if x is not None:
+            return x if gate is None else x.flatten(2)
+        if gate is not None and first:
+            return self(gated(y, gate, activation))
         x = precise(y)
         if self.groups > 1:
             x = x.unflatten(-1, (self.groups, -1))
         x = x * torch.rsqrt(sum_of_squares(x) / x.shape[-1] + self.eps)
         x = (x.flatten(-2) if self.groups > 1 else x).to(y.dtype)
-        return x if self.weight is None else x * self.weight
+        x = x if self.weight is None else x * self.weight
+        return x if gate is None else gated(x, gate, activation)
+
+
+def gated(y: Tensor, gate: Tensor, activation: Gate = "silu") -> Tensor:
+    """y [B,T,...] times the activation of gate [B,T,c], side by side: [B,T,c]."""
+    x = normed(y, gate=gate, activation=activation)
+    if x is None:
+        x = y.flatten(2) * (F.silu(gate) if activation == "silu" else torch.sigmoid(gate))
+    return x.flatten(2)

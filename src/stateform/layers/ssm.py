@@ -14,7 +14,7 @@ from ..discretise import log_decay_and_gain
 from ..system import System
 from ..transition import without_autocast
 from .base import Layer, Past, ShortConv
-from .parts import HeadNorm, above_zero, heads, inverse_softplus, log_uniform, precise, split_size
+from .parts import HeadNorm, above_zero, gated, heads, inverse_softplus, log_uniform, precise, split_size
 from .registry import register
 
 
@@ -165,7 +165,7 @@ class Mamba(Layer):
         return System(C.unsqueeze(2), B.unsqueeze(2), x.unsqueeze(-1), log_decay=(dt, A), b=dt, d=self.D)
 
     def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
-        return self.out_proj(y.flatten(2) * F.silu(self.gate_proj(u)))
+        return self.out_proj(gated(y, self.gate_proj(u)))
 
 
 @register("mamba2", paper="arXiv 2405.21060")
@@ -224,4 +224,4 @@ class Mamba2(Layer):
         )
 
     def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
-        return self.out_proj(self.norm(y.flatten(2) * F.silu(self.gate_proj(u))))
+        return self.out_proj(self.norm(y.flatten(2), self.gate_proj(u), first=True))
