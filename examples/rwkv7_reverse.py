@@ -15,67 +15,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 import stateform as sf
 from stateform import analysis
+from stateform.hub.plain import open_file
 
 ALPHABET = "0123456789,#"
 CLEAR = 0.15
 """A fall by more than this share counts as one."""
-
-
-class Reverser(nn.Module):
-    """Two blocks of RWKV-7 time mixing and channel mixing, with the names of the trained file."""
-
-    def __init__(self, weights: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.weights = weights
-        self.mixers = nn.ModuleList(mixer(weights, f"rwkv{i}.") for i in (1, 2))
-
-    def norm(self, x: Tensor, name: str) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        x, shared = self.weights["e.weight"][tokens], {}
-        for i, layer in enumerate(self.mixers, 1):
-            x = x + layer(self.norm(x, f"ln{i}a"), shared=shared) + self.weights[f"rosa{i}.o.bias"]
-            u, w = (
-                self.norm(x, f"ln{i}b"),
-                {k: self.weights[f"ffn{i}.{k}"] for k in ("x_k", "key.weight", "value.weight")},
-            )
-            u = u + (F.pad(u[:, :-1], (0, 0, 1, 0)) - u) * w["x_k"].flatten()
-            x = x + F.relu(u @ w["key.weight"].T).square() @ w["value.weight"].T
-        return self.norm(x, "lno") @ self.weights["o.weight"].T + self.weights["o.bias"]
-
-
-def mixer(weights: dict[str, Tensor], prefix: str) -> sf.Layer:
-    """The layer `rwkv7` with one block's weights."""
-    w = {name.removeprefix(prefix): x for name, x in weights.items() if name.startswith(prefix)}
-    w |= {name: w[name].T for name in w if name[1:] in ("1", "2")}  # the low-rank maps, as nn.Linear has them
-    ranks = {"decay": "w", "rate": "a", "gate": "g", "residual": "v"}
-    sizes = {name: len(w[f"{key}1"]) for name, key in ranks.items() if f"{key}1" in w}
-    layer = sf.build(
-        "rwkv7", d_model=w["w0"].numel(), n_heads=len(w["r_k"]), decay_rank=sizes["decay"], rate_rank=sizes["rate"],
-        gate_rank=sizes["gate"], value_rank=sizes.get("residual", sizes["rate"]),
-    )  # fmt: skip
-    mine = layer.state_dict()
-    given = {"w": w["w0"], "rate": w["a0"], "xi": w["k_k"], "alpha": w["k_a"], "rho": w["r_k"]}
-    given |= {"norm.weight": w["ln_x.weight"], "norm.bias": w["ln_x.bias"]}
-    given["mix"] = torch.stack([w[f"x_{x}"].flatten() for x in "rwkvag"])
-    given |= {"residual": w["v0"]} if "v0" in w else {}
-    names = {"r_proj": "receptance", "k_proj": "key", "v_proj": "value", "out_proj": "output"}
-    given |= {f"{ours}.weight": w[f"{theirs}.weight"] for ours, theirs in names.items()}
-    for name, key in ranks.items():
-        given |= {f"{name}_map.{at}.weight": w[f"{key}{n}"] for at, n in ((0, 1), (2, 2)) if f"{key}{n}" in w}
-    layer.load_state_dict(mine | {name: x.reshape(mine[name].shape) for name, x in given.items()})
-    return layer
-
-
-def load(path: Path) -> Reverser:
-    """The model of a trained file."""
-    return Reverser(torch.load(path, map_location="cpu", weights_only=True)).eval()
 
 
 def questions(length: int, count: int, seed: int = 0) -> Tensor:
@@ -88,11 +36,11 @@ def questions(length: int, count: int, seed: int = 0) -> Tensor:
 
 
 @torch.no_grad()
-def look(model: Reverser, length: int, count: int) -> dict[str, float]:
+def look(model: sf.LanguageModel, length: int, count: int) -> dict[str, float]:
     """One row of the table. A greedy answer is right exactly if every next token is, the right ones given before it."""
     tokens = questions(length, count)
-    right = model(tokens[:, :-1])[:, length:].argmax(-1) == tokens[:, length + 1 :]
-    systems = analysis.systems_of(model, tokens[:2, :-1])
+    right = model(tokens[:, :-1]).logits[:, length:].argmax(-1) == tokens[:, length + 1 :]
+    systems = {k: s for k, s in analysis.systems_of(model, tokens[:2, :-1]).items() if k.endswith("mixer")}
     answer = list(range(length, 2 * length))  # token length + i says digit length - 1 - i
     found = {name: analysis.horizon(s, queries=answer) for name, s in systems.items()}
     row = {"digits": length, "needed": length + 1}
@@ -158,7 +106,7 @@ def main() -> None:
     paths = sorted(Path(folder, "rwkv7-reverse").glob("*.pth"))
     if not paths:
         parser.error(f"there is no .pth file in {Path(folder, 'rwkv7-reverse')}")
-    model = load(paths[0])
+    model = open_file(paths[0])
     rows = []
     for length in args.lengths:
         row = look(model, length, args.count)

@@ -17,6 +17,9 @@ from ...state import State, unchecked
 from ...system import System, stabilise
 from ..adapter import Call, Lifted, adapts, named, part
 
+MOST = 60.0
+"""The largest cap of the gates with an eps: the state is kept as it is, not scaled down by e^m."""
+
 
 @dataclass
 class _Kept:
@@ -43,9 +46,9 @@ class XLSTM(Lifted):
         c = module.config
         self.n_heads, self.eps, self.cap = c.num_heads, float(c.eps), c.gate_soft_cap
         require(
-            not self.eps or self.cap is not None,
-            f"this xLSTM adds eps = {self.eps:g} in coordinates that gates without a cap (gate_soft_cap) may move "
-            "beyond any float; set config.eps = 0, which is the paper's normaliser",
+            not self.eps or (self.cap is not None and self.cap <= MOST),
+            f"this xLSTM adds eps = {self.eps:g} in the coordinates of a state that gates up to {self.cap} "
+            f"(gate_soft_cap) may take beyond float32; expected {MOST:g} or less, or eps = 0, the paper's normaliser",
         )
 
     @staticmethod
