@@ -269,7 +269,7 @@ def test_the_horizon_of_a_trained_model_beside_its_accuracy() -> None:
     path = Path(__file__).parent.parent / "examples" / "rwkv7_reverse.py"
     example = runpy.run_path(str(path))
     (weights,) = recorded("rwkv7-reverse").glob("*.pth")
-    model = example["load"](weights)
+    model = example["open_file"](weights)
     short, long = (example["look"](model, length, 4) for length in (20, 120))
     assert (short["all right"], long["all right"]) == (1.0, 0.0)
     assert long["digits right"] < 0.5
