@@ -75,15 +75,26 @@ class Runs:
     def __call__(self, changes: Changes | None = None) -> Score:
         if self.inputs is None:
             raise StateformError("there is no text to run on; give tokens")
+        if changes and not self._wrapped:
+            self()
         training = self.model.training
+        hooks = [] if changes else [m.register_forward_hook(self._record(name)) for name, m in self.modules.items()]
         try:
             with torch.no_grad(), validate(False), self._changed(changes or {}):
                 out = self.model.eval()(self.inputs)
         finally:
             self.model.train(training)
+            for hook in hooks:
+                hook.remove()
         out = getattr(out, "logits", getattr(out, "last_hidden_state", out))
         assert isinstance(out, Tensor)
         return Score(out, _nats(self.model, out, self.inputs))
+
+    def _record(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_: nn.Module, __: Any, out: Any) -> None:
+            self._wrapped[name] = len(out) if isinstance(out, tuple) else 0
+
+        return hook
 
     def same(self) -> dict[str, float]:
         """How far each mixer, computed from its System, is from itself, over what rounding may do; NaN: not run.
@@ -103,7 +114,6 @@ class Runs:
         def compare(name: str) -> Callable[[nn.Module, Any, Any, Any], None]:
             def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
                 want = out[0] if isinstance(out, tuple) else out
-                self._wrapped[name] = len(out) if isinstance(out, tuple) else 0
                 try:
                     given = {**kwargs, "shared": ours[name]} if "shared" in kwargs else kwargs
                     got = self._compute(_plain, theirs, _twin(module), args, given)
