@@ -50,7 +50,6 @@ class Rival:
         allowed: relative difference in float32 up to which it is the same function; more than `EQUAL` where its
             kernels round more, and then `why` says so.
         why: see there.
-        on_gpu: as `allowed`, where its kernels round more on a GPU alone.
     """
 
     name: str
@@ -58,7 +57,6 @@ class Rival:
     make: Callable[[Any], Party]
     allowed: float = EQUAL
     why: str = ""
-    on_gpu: float = 0.0
 
     def missing(self) -> str | None:
         """What to do for its package to be there, or None."""

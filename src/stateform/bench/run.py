@@ -23,7 +23,7 @@ from ..analysis import peak_bytes
 from ..layers import REGISTRY
 from ..state import write_atomically
 from ..tolerances import GRADIENT, HALF, PROJECTED
-from .pair import EQUAL, MODES, Operation, Pair, Rival, Setting, like, version_of
+from .pair import MODES, Operation, Pair, Rival, Setting, like, version_of
 from .party import Inputs, Party, copying
 from .plain import lines
 from .rounds import RECOVERABLE, Clock, Job, one_line, spread, take_turns
@@ -415,12 +415,9 @@ class Reference:
         if missing:
             about["notes"].append(missing)
             return about, None
-        own = max(rival.allowed, rival.on_gpu if self.inputs[0].is_cuda else 0.0)
-        allowed = max(own, PROJECTED * HALF.get(self.dtype, 0.0))
-        if own > EQUAL and rival.why:
-            about["notes"].append(rival.why)
-        elif own < allowed:
-            about["notes"].append(f"compared in {str(self.dtype).removeprefix('torch.')}")
+        allowed = max(rival.allowed, PROJECTED * HALF.get(self.dtype, 0.0))
+        if rival.allowed < allowed or rival.why:
+            about["notes"].append(rival.why or f"compared in {str(self.dtype).removeprefix('torch.')}")
         about["allowed"] = allowed
         try:
             party = rival.make(self.setting.source)

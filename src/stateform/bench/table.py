@@ -50,8 +50,6 @@ def of(package: str, name: str, make: Any, **more: Any) -> Rival:
     return Rival(name, package, make, **more)
 
 
-CUDNN: dict[str, Any] = {"on_gpu": of_fla.TENSOR_CORES, "why": "cuDNN's loops multiply in TF32"}
-
 PAIRS: dict[str, Pair | Operation] = {
     pair.name: pair
     for pair in (
@@ -82,8 +80,8 @@ PAIRS: dict[str, Pair | Operation] = {
             of("transformers", "GPT2Attention, sdpa", of_transformers.gpt2),
             of("torch", "scaled_dot_product_attention", of_torch.fused_attention),
         )),
-        Pair("lstm", like("lstm"), (of("torch", "nn.LSTM", of_torch.recurrent(nn.LSTM), **CUDNN),)),
-        Pair("gru", like("gru"), (of("torch", "nn.GRU", of_torch.recurrent(nn.GRU), **CUDNN),)),
+        Pair("lstm", like("lstm"), (of("torch", "nn.LSTM", of_torch.recurrent(nn.LSTM)),)),
+        Pair("gru", like("gru"), (of("torch", "nn.GRU", of_torch.recurrent(nn.GRU)),)),
         *of_fla.OPERATIONS,
     )
 }  # fmt: skip
