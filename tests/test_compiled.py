@@ -60,10 +60,10 @@ MATRICES = [
 
 @needed
 @pytest.mark.parametrize("exclusive", [False, True])
-@pytest.mark.parametrize("feedback", [False, True])
+@pytest.mark.parametrize("feedback", ["none", "at its own keys", "at k"])
 @pytest.mark.parametrize("decay", ["none", "scalar", "diagonal"])
 @pytest.mark.parametrize("sizes", MATRICES, ids=str)
-def test_matrix_states(sizes: tuple[int, ...], decay: str, feedback: bool, exclusive: bool) -> None:
+def test_matrix_states(sizes: tuple[int, ...], decay: str, feedback: str, exclusive: bool) -> None:
     B, T, G, R, n, p = sizes
     torch.manual_seed(0)
     for dtype in (torch.float64, torch.float32):
@@ -74,7 +74,8 @@ def test_matrix_states(sizes: tuple[int, ...], decay: str, feedback: bool, exclu
         q, k, v, S = r(B, T, 1, R, n), r(B, T, G, 1, n, by=0.3), r(B, T, G, R, p), r(B, G, R, n, p)
         g = None if decay == "none" else r(B, T, G, R, 1 if decay == "scalar" else n)
         log = None if g is None else -g.abs()
-        f, w = (r(B, T, G, R, n, by=0.2), r(1, T, G, R, n, by=0.2)) if feedback else (None, None)
+        f = r(B, T, G, R, n, by=0.2) if feedback == "at its own keys" else None
+        w = None if feedback == "none" else r(1, T, G, R, n, by=0.2)
         got = matrix(q, k, v, log, f, w, S, T, exclusive, True)[:2]
         want = matrix_reference(q, k, v, log, f, w, S, T, exclusive)
         same(got, want, [x for x in (q, k, v, g, f, w, S) if x is not None], tolerance(dtype, T))

@@ -213,7 +213,8 @@ def _matrices(core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
         q, k = torch.cat([q.real, -q.imag], -1), torch.cat([k.real, k.imag], -1)
         S = torch.cat([S.real, S.imag if S.is_complex() else torch.zeros_like(S)], -2)
         log = torch.cat([log, log], -1) if log is not None and log.shape[-1] > 1 else log
-    parts = [None if x is None else _last_contiguous(x) for x in (q, k, core.v, log, core.f, core.w)]
+    f = None if core.f is not None and _one(core.f, k) else core.f
+    parts = [None if x is None else _last_contiguous(x) for x in (q, k, core.v, log, f, core.w)]
     # The loops add up the gradients of what heads share along the axis R.
     turned = core.heads[1] == 1 and q.shape[2] == k.shape[2] == 1 < core.heads[0]
     if turned:
@@ -226,6 +227,18 @@ def _matrices(core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
     if is_complex:
         end = torch.complex(*end.chunk(2, -2))
     return y.unsqueeze(-2), end
+
+
+def _one(x: Tensor, y: Tensor) -> bool:
+    """Whether two parts are one tensor, for gradients too: itself, or the same view of the same one."""
+    if x is y:
+        return True
+    if torch.compiler.is_compiling() or x.requires_grad != y.requires_grad or x.dtype != y.dtype:
+        return False
+    if x.data_ptr() != y.data_ptr() or x.shape != y.shape or x.stride() != y.stride():
+        return False
+    a, b = x.grad_fn, y.grad_fn
+    return not x.requires_grad or (a is not None and b is not None and a.next_functions == b.next_functions)
 
 
 def _last_contiguous(x: Tensor) -> Tensor:

@@ -95,7 +95,8 @@ typedef struct {
     int64_t B, T, G, R, n, p, threads, exclusive;
     int64_t wide, pieces;                   // one decay a key; pieces of the columns, an item each
     int64_t spans, shared_q, shared_k;      // backwards: of the R heads; whether they share q and k, and so dq and dk
-    tensor q, k, v, log, f, w, S, y, end, kept;        // kept: [B,G,R,tiles,n,p]
+    int64_t same, chunked;                  // f is k, whose gradient df is then part of; whether tiles are computed at once
+    tensor q, k, v, log, f, w, S, y, end, kept;        // kept: [B,G,R,tiles,n,p], or see chunk
     tensor gy, gend, dq, dk, dv, dlog, df, dw, dS;     // dq, dk, dlog, df, dw: one for each piece
 } matrix_job;
 

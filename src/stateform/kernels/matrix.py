@@ -13,10 +13,16 @@ _MATRIX = ("q", "k", "v", "log", "f", "w", "S", "y", "end", "kept", "gy", "gend"
            "dq", "dk", "dv", "dlog", "df", "dw", "dS")  # fmt: skip
 
 
+STRETCH = 4
+"""Tiles between the states kept where tiles are computed at once, as in matrix.h."""
+LEAST = 8
+"""Steps from which they are."""
+
+
 class _MatrixJob(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("B", "T", "G", "R", "n", "p", "threads", "exclusive", "wide", "pieces")),
-        *((name, ctypes.c_int64) for name in ("spans", "shared_q", "shared_k")),
+        *((name, ctypes.c_int64) for name in ("spans", "shared_q", "shared_k", "same", "chunked")),
         *((name, Strided) for name in _MATRIX),
     ]
 
@@ -29,16 +35,18 @@ def matrix(
     """S_t = exp(log_t) S_{t-1} + k_t v_t^T + f_t w_t^T S_{t-1}, y_t = q_t^T S_t (exclusive: q_t^T S_{t-1}).
 
     Args:
-        q, k, f, w: [B,T,G,R,n], as the other tensors real and of one dtype, size 1 where constant or shared.
+        q, k, f, w: [B,T,G,R,n], as the other tensors real and of one dtype, size 1 where constant or shared. With w
+            alone f is k (the delta rule): with one decay a head, tiles of steps are then computed at once.
         v: [B,T,G,R,p]. log: [B,T,G,R,n] or [B,T,G,R,1].
         S: the state before the first step [B,G,R,n,p].
         steps: T. exclusive: read before the write. keep: the states that the gradient needs too.
 
     Returns:
-        y [B,T,G,R,p], the last state, and the state before every TILE steps [B,G,R,tiles,n,p] (or nothing).
+        y [B,T,G,R,p], the last state, and what the gradient needs: the state before every TILE steps [B,G,R,tiles,n,p],
+        or before every STRETCH tiles with what each step writes (or nothing).
     """
     S = S.contiguous()
-    y, end, kept = _matrix_results(S, v, steps, keep)
+    y, end, kept = _matrix_results(S, v, steps, keep, _chunked(log, f, w, steps, exclusive))
     job = _matrix_job(q, k, v, log, f, w, S, steps, exclusive)
     job.y, job.end = strided(y, "btgrn"), _state(end)
     if keep:
@@ -47,10 +55,19 @@ def matrix(
     return y, end, kept
 
 
-def _matrix_results(S: Tensor, v: Tensor, steps: int, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _same(f: Tensor | None, w: Tensor | None) -> bool:
+    return f is None and w is not None
+
+
+def _chunked(log: Tensor | None, f: Tensor | None, w: Tensor | None, steps: int, exclusive: bool) -> bool:
+    """Whether tiles of steps are computed at once: one decay a head, and enough steps to make a product of matrices."""
+    return _same(f, w) and (log is None or log.shape[-1] == 1) and not exclusive and steps >= LEAST
+
+
+def _matrix_results(S: Tensor, v: Tensor, steps: int, keep: bool, chunked: bool) -> tuple[Tensor, Tensor, Tensor]:
     B, G, R, n, p = S.shape
-    size = B * G * R * -(-steps // TILE) * n * p if keep else 0
-    return S.new_empty(B, steps, G, R, p), S.new_empty(S.shape), S.new_empty(size)
+    rows = -(-steps // (STRETCH * TILE)) * n + steps if chunked else -(-steps // TILE) * n
+    return S.new_empty(B, steps, G, R, p), S.new_empty(S.shape), S.new_empty(B * G * R * rows * p if keep else 0)
 
 
 def _state(S: Tensor) -> Strided:
@@ -63,9 +80,13 @@ def _matrix_job(
     steps: int, exclusive: bool, *, many: bool = False,
 ) -> _MatrixJob:  # fmt: skip
     B, G, R, n, p = S.shape
-    wide, pieces = log is not None and log.shape[-1] == n > 1, _pieces(S, f is not None or many)
-    job = _MatrixJob(B, steps, G, R, n, p, torch.get_num_threads(), exclusive, wide, pieces, S=_state(S))
-    for name, x in (("q", q), ("k", k), ("v", v), ("log", log), ("f", f), ("w", w)):
+    wide, pieces = log is not None and log.shape[-1] == n > 1, _pieces(S, w is not None or many)
+    same, chunked = _same(f, w), _chunked(log, f, w, steps, exclusive)
+    job = _MatrixJob(
+        B, steps, G, R, n, p, torch.get_num_threads(), exclusive, wide, pieces,
+        same=same, chunked=chunked, S=_state(S),
+    )  # fmt: skip
+    for name, x in (("q", q), ("k", k), ("v", v), ("log", log), ("f", k if same else f), ("w", w)):
         if x is not None:
             setattr(job, name, strided(x, "btgrn"))
     return job
@@ -80,7 +101,7 @@ def _pieces(S: Tensor, many: bool) -> int:
 
 @matrix.register_fake
 def _(q, k, v, log, f, w, S, steps, exclusive, keep):  # type: ignore[no-untyped-def]
-    return _matrix_results(S, v, steps, keep)
+    return _matrix_results(S, v, steps, keep, _chunked(log, f, w, steps, exclusive))
 
 
 @torch.library.custom_op("stateform::matrix_backward", mutates_args=())
@@ -100,8 +121,7 @@ def matrix_backward(
         "dq": S.new_empty(*shape, job.spans if job.shared_q else R, n),
         "dk": S.new_empty(*shape, job.spans if job.shared_k else R, n),
     }
-    if f is not None:
-        keyed |= {name: S.new_empty(*shape, R, n) for name in ("df", "dw")}
+    keyed |= {name: S.new_empty(*shape, R, n) for name, x in (("df", f), ("dw", w)) if x is not None}
     if log is not None:
         keyed["dlog"] = S.new_empty(*shape, R, n if job.wide else 1)
     for name, x in keyed.items():
@@ -129,8 +149,8 @@ def _spans(q: Tensor, k: Tensor, S: Tensor, pieces: int) -> tuple[int, int, int]
 @matrix_backward.register_fake
 def _(gy, gend, q, k, v, log, f, w, S, kept, steps, exclusive):  # type: ignore[no-untyped-def]
     B, G, R, n, p = S.shape
-    keys = ((n, 1 if q.shape[3] == 1 else R), (n, 1 if k.shape[3] == 1 else R))
-    rest = ((p, R), (log.shape[-1] if log is not None else None, R), *(((n if f is not None else None), R),) * 2)
+    keys = ((n, 1 if q.shape[3] == 1 else R), (n, 1 if k.shape[3] == 1 else R), (p, R))
+    rest = [(None if x is None else x.shape[-1], R) for x in (log, f, w)]
     return [S.new_empty(0 if m is None else (B, steps, G, r, m)) for m, r in (*keys, *rest)] + [S.new_empty(S.shape)]
 
 
@@ -148,8 +168,8 @@ def matrix_reference(
         before = S
         S = S if log is None else at(log, t).exp() * S
         S = S + at(k, t) * at(v, t).mT
-        if f is not None and w is not None:
-            S = S + at(f, t) * (at(w, t) * before).sum(-2, keepdim=True)
+        if w is not None:
+            S = S + at(k if f is None else f, t) * (at(w, t) * before).sum(-2, keepdim=True)
         y.append((at(q, t) * (before if exclusive else S)).sum(-2))
     return torch.stack(y, 1), S
 

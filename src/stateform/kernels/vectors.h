@@ -58,48 +58,63 @@ INLINE vec vexp(vec x) {
     return (vec)((ints)s & keep);
 }
 
+// In blocks of `size` lanes: the even ones of a and b in turns, and the odd ones.
+INLINE void exchange(int size, vec a, vec b, vec *even, vec *odd) {
+#if PRECISION == 64
+    if (size == 4)
+        *even = SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11), *odd = SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+    else if (size == 2)
+        *even = SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13), *odd = SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+    else
+        *even = SHUFFLE(a, b, 0, 8, 2, 10, 4, 12, 6, 14), *odd = SHUFFLE(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
+#else
+    if (size == 8)
+        *even = SHUFFLE(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23),
+        *odd = SHUFFLE(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    else if (size == 4)
+        *even = SHUFFLE(a, b, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27),
+        *odd = SHUFFLE(a, b, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+    else if (size == 2)
+        *even = SHUFFLE(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29),
+        *odd = SHUFFLE(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+    else
+        *even = SHUFFLE(a, b, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30),
+        *odd = SHUFFLE(a, b, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+#endif
+}
+
 // The sums of LANES vectors, each over its own lanes, in one vector: halves are added pairwise, then quarters, ...
 INLINE vec sums(vec *x) {
-    vec a, b;
-#if PRECISION == 64
-    for (int i = 0; i < 4; i++) {
-        a = x[i], b = x[i + 4];
-        x[i] = SHUFFLE(a, b, 0, 1, 2, 3, 8, 9, 10, 11) +
-               SHUFFLE(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
-    }
-    for (int i = 0; i < 2; i++) {
-        a = x[i], b = x[i + 2];
-        x[i] = SHUFFLE(a, b, 0, 1, 8, 9, 4, 5, 12, 13) +
-               SHUFFLE(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
-    }
-    for (int i = 0; i < 1; i++) {
-        a = x[i], b = x[i + 1];
-        x[i] = SHUFFLE(a, b, 0, 8, 2, 10, 4, 12, 6, 14) +
-               SHUFFLE(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
-    }
-#else
-    for (int i = 0; i < 8; i++) {
-        a = x[i], b = x[i + 8];
-        x[i] = SHUFFLE(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
-               SHUFFLE(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-    }
-    for (int i = 0; i < 4; i++) {
-        a = x[i], b = x[i + 4];
-        x[i] = SHUFFLE(a, b, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
-               SHUFFLE(a, b, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
-    }
-    for (int i = 0; i < 2; i++) {
-        a = x[i], b = x[i + 2];
-        x[i] = SHUFFLE(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
-               SHUFFLE(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
-    }
-    for (int i = 0; i < 1; i++) {
-        a = x[i], b = x[i + 1];
-        x[i] = SHUFFLE(a, b, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
-               SHUFFLE(a, b, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
-    }
-#endif
+#pragma GCC unroll 4
+    for (int size = LANES / 2; size > 0; size /= 2)
+#pragma GCC unroll 8
+        for (int i = 0; i < size; i++) {
+            vec even, odd;
+            exchange(size, x[i], x[i + size], &even, &odd);
+            x[i] = even + odd;
+        }
     return x[0];
+}
+
+// to[j][i] = from[i][j]; rows and columns are multiples of LANES.
+static void transpose(REAL *to, int64_t to_width, const REAL *from, int64_t width, int64_t rows, int64_t columns) {
+    for (int64_t r = 0; r < rows; r += LANES)
+        for (int64_t c = 0; c < columns; c += LANES) {
+            vec x[LANES];
+#pragma GCC unroll 16
+            for (int i = 0; i < LANES; i++) x[i] = load(from + (r + i) * width + c);
+#pragma GCC unroll 4
+            for (int size = LANES / 2; size > 0; size /= 2)
+#pragma GCC unroll 8
+                for (int pair = 0; pair < LANES / 2; pair++) {
+                    const int i = pair / size * size + pair;  // those without the bit `size`
+                    vec even, odd;
+                    exchange(size, x[i], x[i + size], &even, &odd);
+                    x[i] = even, x[i + size] = odd;
+                }
+#pragma GCC unroll 16
+            for (int i = 0; i < LANES; i++) store(to + (c + i) * to_width + r, x[i]);
+        }
 }
 
 INLINE REAL sum(vec x) {

@@ -1,4 +1,8 @@
-"""The delta rule: before writing v at k, erase what is stored there. Rank-1 feedback f w^T with w = k."""
+"""The delta rule: before writing v at k, erase what is stored there. Rank-1 feedback f w^T with f = k.
+
+How much is erased, and through which decay, is in w: what is written then all lies at one key, so that fewer products
+are needed than for two.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +28,12 @@ def delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor | None =
         g: log decay, none, one a head [B,T,H] or one a key [B,T,H,n].
     """
     if g is None:
-        return System(q, k, v, b=beta, f=-spread(beta, k), w=k)
-    if g.ndim == beta.ndim:
-        return System(q, k, v, log_decay=g, b=beta, f=-spread((g.exp() * precise(beta)).to(k.dtype), k), w=k)
-    return System(q, k, v, log_decay=g, b=beta, f=-spread(beta, k), w=(g.exp() * precise(k)).to(k.dtype))
+        w = spread(-beta, k)
+    elif g.ndim == beta.ndim:
+        w = spread((g.exp() * precise(-beta)).to(k.dtype), k)
+    else:
+        w = (g.exp() * precise(spread(-beta, k))).to(k.dtype)
+    return System(q, k, v, log_decay=g, b=beta, f=k, w=w)
 
 
 def spread(c: Tensor, k: Tensor) -> Tensor:
@@ -210,11 +216,11 @@ class DeltaProduct(Layer):
         v = self._steps(self.v_conv(self.v_proj(u), past))
         beta = torch.sigmoid(self._steps(self.beta_proj(u)).squeeze(-1)) * self.beta_scale
         if self.a_proj is None:
-            return System(q, k, v, b=beta, f=-beta.unsqueeze(-1) * k, w=k, micro=self.n_h)
+            return System(q, k, v, b=beta, f=k, w=spread(-beta, k), micro=self.n_h)
         first = F.logsigmoid(precise(self.a_proj(u)))
         g = F.pad(first.unsqueeze(2), (0, 0, 0, self.n_h - 1)).flatten(1, 2)
-        f = -(g.exp() * precise(beta)).to(k.dtype).unsqueeze(-1) * k
-        return System(q, k, v, log_decay=g, b=beta, f=f, w=k, micro=self.n_h)
+        w = spread((g.exp() * precise(-beta)).to(k.dtype), k)
+        return System(q, k, v, log_decay=g, b=beta, f=k, w=w, micro=self.n_h)
 
     def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
         return self.out_proj(self.norm(y).flatten(2))
