@@ -44,6 +44,10 @@ def test_attention_keeps_every_part_and_says_so() -> None:
     assert json.loads(json.dumps(report.to_dict()))["parts"]["steps"]["failures"] == []
 
 
+def test_several_tokens_may_end_a_text() -> None:
+    assert sf.check(small("llama", eos_token_id=[1, 2])).ok
+
+
 def test_a_recurrent_model_keeps_all_but_packing() -> None:
     report = sf.check(small("mamba2"))
     assert report.ok and report.not_offered == ["packing"], str(report)

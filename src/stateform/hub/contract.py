@@ -256,7 +256,7 @@ class _Bench:
         self.takes = _arguments(self.given)
         self.any = inspect.Parameter.VAR_KEYWORD in self.takes.values()
         config = self.given.config
-        special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos")}
+        special = [getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos")]
         flat = {t for s in special for t in (s if isinstance(s, list) else [s]) if t is not None}
         self.words = [t for t in range(min(_vocabulary(self.given), 4096)) if t not in flat] or [0]
         pad = getattr(config, "pad_token_id", None)
