@@ -117,6 +117,14 @@ def test_too_tight_a_tolerance_leaves_the_layer(name: str) -> None:
     assert not found.written and found.layer is layer
 
 
+@pytest.mark.parametrize("name", ["s4d", "lru"])
+def test_by_the_error_alone_more_is_left_out(name: str) -> None:
+    layer = layer_of(name)
+    bound, error = smaller(layer, 0.05), smaller(layer, 0.05, by="error")
+    assert error.ok and float(error.error.max()) <= 0.05 < float(error.bound.max())
+    assert error.states[1] < bound.states[1]
+
+
 @pytest.mark.parametrize("name", WRITTEN)
 def test_too_few_modes_are_noticed(name: str) -> None:
     """Broken on purpose: one mode a channel."""
@@ -287,6 +295,7 @@ def test_models_of_transformers_are_measured(family: str) -> None:
         (lambda m: reduce(m, 0.1, "some/file"), "read as bytes"),
         (lambda m: reduce(m, 0.1, layers=["block"]), "there is no layer"),
         (lambda m: reduce(m, 0.1, max_length=1), "max_length is 1"),
+        (lambda m: reduce(m, 0.1, by="hope"), "by is 'hope'"),
         (lambda _: reduce("lru", 0.1), "a str was given"),
         (lambda _: reduce(torch.nn.Linear(2, 2), 0.1), "model of transformers"),
         (lambda _: reduce(sf.build("lru", d_model=8), 0.1, torch.full((1, 4, 8), math.nan)), "NaN"),

@@ -38,21 +38,21 @@ def off(system: sf.System, new: sf.System) -> float:
 def test_weights_that_features_can_have_are_found() -> None:
     """Uniform weights, and weights that fade by a constant factor (ALiBi), need one feature."""
     flat = softmax(scale=0.0)
-    assert off(flat, fit(flat, 2, steps=250).system(flat)) < 0.1
+    assert off(flat, fit(flat, 2, steps=150).system(flat)) < 0.15
     fading = softmax(scale=0.0, log_decay=torch.tensor([-0.1, -1.0]))
-    assert off(fading, fit(fading, 2, steps=250).system(fading)) < 0.1
+    assert off(fading, fit(fading, 2, steps=150).system(fading)) < 0.15
 
 
 def test_a_fit_is_nearer_than_none_and_sums_to_one() -> None:
     system = softmax()
-    made = fit(system, 8, steps=150)
+    made = fit(system, 8, steps=80)
     new = made.system(system)
     assert made.n == new.n == 8 and new.readout == "linear"
     assert torch.allclose(new.coefficients().sum(-1), torch.ones(2, 2, 48, dtype=torch.float64).float(), atol=1e-4)
     flat = replace(system, q=0 * system.q) if system.q is not None else system
     assert off(system, new) < 0.8 * off(system, flat)
-    again = fit(system, 8, steps=150)
-    assert all(torch.equal(a, b) for a, b in zip(vars(made).values(), vars(again).values(), strict=True))
+    few, again = (vars(fit(system, 2, steps=3, seed=1)).values() for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(few, again, strict=True))
 
 
 def test_the_experiment() -> None:

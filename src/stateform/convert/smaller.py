@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -54,11 +54,12 @@ class Smaller:
     error: Tensor
     """||G - G'||_inf / sigma_1 of each channel, over frequencies, of the layer as its weights are."""
     tol: float
+    by: Literal["bound", "error"] = "bound"
 
     @property
     def ok(self) -> bool:
-        """Whether the error is within the tolerance, by the bound and as measured."""
-        return bool((self.bound <= self.tol).all() and (self.error <= self.tol).all())
+        """Whether the error is within the tolerance as measured, and by the bound where that was asked for."""
+        return bool((self.error <= self.tol).all()) and (self.by == "error" or bool((self.bound <= self.tol).all()))
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,9 @@ def can_be_smaller(layer: object) -> bool:
 
 
 @torch.no_grad()
-def smaller(layer: Layer, tol: float, *, modes: int | None = None) -> Smaller:
+def smaller(
+    layer: Layer, tol: float, *, by: Literal["bound", "error"] = "bound", modes: int | None = None
+) -> Smaller:  # fmt: skip
     """The layer with the fewest modes, the same number in all channels, that keeps each channel to an error of `tol`.
 
     S4D, DSS, LRU and S5 stay what they are. The modes of S4 and LSSL are shared by the channels, so that no channel
@@ -85,21 +88,24 @@ def smaller(layer: Layer, tol: float, *, modes: int | None = None) -> Smaller:
     Args:
         layer: one of these, or a short convolution before one.
         tol: the largest gain of the difference over the largest Hankel singular value of the channel, over 0.
+        by: what is to keep to it: the Hankel bound, which holds for every input whatever the frequencies, or the error
+            measured over frequencies alone, which is smaller, so that more can be left out.
         modes: so many instead, whatever the error is (see `Smaller.ok`).
 
     Raises:
         StateformError: another layer, a tol that is none, poles on or outside the unit circle.
     """
     require(isinstance(tol, float | int) and 0 < tol < float("inf"), f"tol is {tol!r}; expected a number above 0")
+    require(by in ("bound", "error"), f'by is {by!r}; expected "bound" or "error"')
     if type(layer) is Convolved:
-        inner = smaller(layer.layer, tol, modes=modes)
+        inner = smaller(layer.layer, tol, by=by, modes=modes)
         if not inner.written:
-            return Smaller(layer, False, inner.states, inner.orders, inner.bound, inner.error, tol)
+            return replace(inner, layer=layer)
         with torch.random.fork_rng(devices=[]):
             outer: Any = Convolved(inner.layer, layer.conv.width)
         outer.conv.load_state_dict(layer.conv.state_dict())
         outer = _alike(outer, layer)
-        return Smaller(outer, True, inner.states, inner.orders, inner.bound, inner.error, tol)
+        return replace(inner, layer=outer)
     kind = type(layer)
     require(kind in _WRITERS, f"{kind.__name__} cannot hold the reduced system as weights; expected one of "
             f"{', '.join(x.__name__ for x in _WRITERS)}")  # fmt: skip
@@ -136,29 +142,40 @@ def smaller(layer: Layer, tol: float, *, modes: int | None = None) -> Smaller:
         return best
 
     before = _slots(layer)
-    tried = range(0)
+
+    def made(slots: int, most: bool) -> Smaller:
+        orders = orders_for(slots, most)
+        new = _WRITERS[kind](layer, _modes(whole, orders, slots))
+        bound = tails.gather(1, orders[:, None])[:, 0] / top[:, 0].clamp_min(torch.finfo(top.dtype).tiny)
+        sizes = (s.N, s.N // before * slots)  # as many real numbers a mode as before
+        error = _error(layer, new, top[:, 0])
+        return Smaller(new, True, sizes, tuple(orders.tolist()), bound, error, float(tol), by)
+
     if modes is not None:
-        tried = range(modes, modes + 1)
+        return made(modes, True)
+    if by == "error":
+        best, fails, works = None, 0, before
+        while works - fails > 1:
+            middle = (works + fails) // 2
+            found_there = made(middle, True)
+            if found_there.ok:
+                best, works = found_there, middle
+            else:
+                fails = middle
+        if best is not None:
+            return best
     else:
         least = torch.full_like(need, s.N + 1)
         for r in range(max(1, int(need.min())), min(int(need.max()) + AHEAD, s.N) + 1):
             near = (r >= need) & (r <= (need + AHEAD).clamp_max(seen.clamp_min(1)))
             least = torch.where(near, torch.minimum(least, count(r)), least)
         first = max(1, int(torch.where(need > 0, least, 0).max()))
-        tried = range(first, min(first + TRIES, before))
-    for slots in tried:
-        for most in (True, False):  # what is kept below the tolerance may cost more digits than it adds
-            orders = orders_for(slots, most)
-            if modes is None and bool((orders < need).any()):
-                continue
-            new = _WRITERS[kind](layer, _modes(whole, orders, slots))
-            bound = tails.gather(1, orders[:, None])[:, 0] / top[:, 0].clamp_min(torch.finfo(top.dtype).tiny)
-            sizes = (s.N, s.N // before * slots)  # as many real numbers a mode as before
-            made = Smaller(new, True, sizes, tuple(orders.tolist()), bound, _error(layer, new, top[:, 0]), float(tol))
-            if modes is not None or made.ok:
-                return made
+        for slots in range(first, min(first + TRIES, before)):
+            for most in (True, False):  # what is kept below the tolerance may cost more digits than it adds
+                if bool((orders_for(slots, most) >= need).all()) and (one := made(slots, most)).ok:
+                    return one
     zero = torch.zeros_like(top[:, 0])
-    return Smaller(layer, False, (s.N, s.N), tuple(need.tolist()), zero, zero, float(tol))
+    return Smaller(layer, False, (s.N, s.N), tuple(need.tolist()), zero, zero, float(tol), by)
 
 
 def _space(layer: Layer) -> StateSpace:

@@ -1,5 +1,4 @@
-"""Pretrained models of other packages: open them, prove what they compute, check them, run them faster,
-reduce them.
+"""Pretrained models of other packages: open them, prove what they compute, check them, run them faster, reduce them.
 
 The package transformers is imported when it is used first; it comes with the extra `[hub]`.
 """
@@ -10,9 +9,10 @@ from .lift import Certificate, Lift, lift
 from .load import Opened, open_model
 from .mixers import Score, perplexity
 from .reduce import ModelReduction, reduce
+from .replace import Replacement, softmax_to_state
 from .supported import FAMILIES
 
 __all__ = [
-    "FAMILIES", "Acceleration", "Certificate", "Lift", "Lifted", "ModelReduction", "Opened", "Score", "accelerate",
-    "adapts", "lift", "open_model", "perplexity", "reduce", "undo",
+    "FAMILIES", "Acceleration", "Certificate", "Lift", "Lifted", "ModelReduction", "Opened", "Replacement", "Score",
+    "accelerate", "adapts", "lift", "open_model", "perplexity", "reduce", "softmax_to_state", "undo",
 ]  # fmt: skip

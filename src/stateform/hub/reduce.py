@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -135,7 +135,8 @@ class ModelReduction(Printed):
             if not row.ok:
                 yield Text(f"{name} ({row.kind}): the error is ABOVE its bound.", style="bold red")
         if before != after:
-            yield Text(f"Parameters: {before:,} before, {after:,} after ({1 - after / before:.1%} fewer).")
+            share = f"{abs(1 - after / before):.1%} {'fewer' if after < before else 'more'}"
+            yield Text(f"Parameters: {before:,} before, {after:,} after ({share}).")
         if self.losses:
             yield Text("; ".join(f"{_NAMES[name]}: {_loss(self, x)}" for name, x in self.losses.items()) + ".")
         elif self.off:
@@ -215,15 +216,15 @@ def reduce(model: System, tol: float = 1e-2) -> Conversion: ...
 @overload
 def reduce(
     model: nn.Module, tol: float = 1e-2, tokens: Tensor | str | Path | None = None, *,
-    layers: Sequence[str] | None = None, max_length: int = 256, limit: float = 5e8,
-    on_progress: Progress | None = None,
+    by: Literal["bound", "error"] = "bound", layers: Sequence[str] | None = None, max_length: int = 256,
+    limit: float = 5e8, on_progress: Progress | None = None,
 ) -> ModelReduction: ...  # fmt: skip
 
 
 def reduce(
     model: nn.Module | System, tol: float = 1e-2, tokens: Tensor | str | Path | None = None, *,
-    layers: Sequence[str] | None = None, max_length: int = 256, limit: float = 5e8,
-    on_progress: Progress | None = None,
+    by: Literal["bound", "error"] = "bound", layers: Sequence[str] | None = None, max_length: int = 256,
+    limit: float = 5e8, on_progress: Progress | None = None,
 ) -> ModelReduction | Conversion:  # fmt: skip
     """A model with as little state as an error of `tol` allows, and what that costs on a text.
 
@@ -239,6 +240,8 @@ def reduce(
             varies in time, the error of its operator on this text in the Frobenius norm; above 0, below 1.
         tokens: what to measure on: ids [T] or [B,T]; for a model of bytes also a file; for a Layer (or a Classifier of
             numbers) numbers [B,T,d].
+        by: what keeps a constant channel to it, the Hankel bound (a guarantee for every input) or the error measured
+            over frequencies alone (which is smaller, so that more is left out).
         layers: of these modules alone (`blocks.0.mixer`, ...).
         max_length: tokens of the text that are read: a head costs as many steps of linear algebra, several times over.
         limit: bytes allowed for the matrices of the heads that are reduced together.
@@ -255,7 +258,8 @@ def reduce(
     whole = isinstance(tol, float | int) and not isinstance(tol, bool)
     require(whole and 0 < tol < 1, f"tol is {tol!r}; expected a number above 0, below 1")
     require(isinstance(max_length, int) and max_length >= 2, f"max_length is {max_length!r}; expected 2 or more")
-    work = _Work(model, float(tol), _inputs(model, tokens, max_length), layers, limit, on_progress)
+    require(by in ("bound", "error"), f'by is {by!r}; expected "bound" or "error"')
+    work = _Work(model, float(tol), by, _inputs(model, tokens, max_length), layers, limit, on_progress)
     try:
         work.go()
         work.complete = True
@@ -281,10 +285,10 @@ class _Work:
     """What is known so far."""
 
     def __init__(
-        self, model: nn.Module, tol: float, inputs: Tensor | None, wanted: Sequence[str] | None, limit: float,
-        on_progress: Progress | None,
+        self, model: nn.Module, tol: float, by: Literal["bound", "error"], inputs: Tensor | None,
+        wanted: Sequence[str] | None, limit: float, on_progress: Progress | None,
     ) -> None:  # fmt: skip
-        self.model, self.tol, self.limit = model, tol, limit
+        self.model, self.tol, self.by, self.limit = model, tol, by, limit
         self.runs = Runs(model, inputs)
         names = list(self.runs.modules)
         require(names, "the model has no layers")
@@ -351,7 +355,7 @@ class _Work:
         if not (isinstance(module, Layer) and can_be_smaller(module)):
             return
         try:
-            made = smaller(module, self.tol)
+            made = smaller(module, self.tol, by=self.by)
         except StateformError as error:
             self.rows[name] = replace(row, why=str(error))
             return
