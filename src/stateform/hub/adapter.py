@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._errors import require
+from ..kernels.norm import normed
 from ..layers import Layer
 from ..layers.base import Past, convolve
 from ..state import State, unchecked
@@ -63,7 +64,9 @@ class Lifted(Layer):
     """
 
     finite: ClassVar[bool] = True
-    """The state does not grow with the sequence, so that the module can be run in our forms (see `accelerate`)."""
+    """The state does not grow with the sequence, and our forms are faster, so that `accelerate` uses them."""
+    left: ClassVar[str] = "softmax attention has torch's fused kernels"
+    """Why the module is not run in our forms, where it is not."""
     windows: ClassVar[tuple[str, ...]] = ("conv",)
     """Names of the short convolutions, in the order of the cache's states."""
     wraps: ClassVar[bool] = False
@@ -86,7 +89,7 @@ class Lifted(Layer):
 
     @staticmethod
     def exact(module: Any) -> None:
-        """Make anew, in place, what a module cast to float64 keeps of its own in fewer digits: tables of decays, say."""
+        """Make anew, in place, what a module cast to float64 keeps in fewer digits: tables of decays, say."""
 
     def weight(self, module: Any) -> Tensor | None:
         """A weight with the dtype of the input."""
@@ -140,7 +143,7 @@ class Lifted(Layer):
         some: Tensor = S if S is not None else window  # type: ignore[assignment]
         kept = {} if S is None else {"S": self.ours(S)}
         for i, name in enumerate(self.windows):
-            kept[name] = cache.get_conv_state(self.index, i)[..., 1:].mT
+            kept[name] = cache.get_conv_state(self.index, i)[..., 1:].mT.contiguous()  # as our loops take a step
         position = torch.zeros(some.shape[0], dtype=torch.long, device=some.device)
         return unchecked({**kept, "position": position}, self.fingerprint)
 
@@ -203,6 +206,21 @@ def part(linear: nn.Module, u: Tensor, start: int, stop: int | None, step: int =
 def short_conv(conv: nn.Conv1d, x: Tensor, past: Past | None, name: str = "conv", activate: bool = True) -> Tensor:
     """A causal depthwise nn.Conv1d over time [B,T,c], and silu."""
     return convolve(x, past, name, conv.weight, conv.bias, activate)
+
+
+def gated_norm(norm: Any, y: Tensor, gate: Tensor, activation: str) -> Tensor | None:
+    """An RMS norm of transformers, of y [B,T,..,p], times activation(gate) [B,T,c]: [B,T,c], in one pass.
+
+    None where that is not to be had: with gradients, in half precision, for other activations.
+    """
+    if activation not in ("silu", "sigmoid") or norm.weight.dtype != y.dtype:
+        return None
+    p = y.shape[-1]
+    x = normed(
+        y, p, share=1 / p, eps=norm.variance_epsilon, weight=norm.weight, gate=gate,
+        activation="silu" if activation == "silu" else "sigmoid",
+    )  # fmt: skip
+    return None if x is None else x.flatten(2)
 
 
 def require_silu(module: Any) -> None:

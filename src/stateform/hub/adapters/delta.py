@@ -12,7 +12,7 @@ from ...layers.base import Past
 from ...layers.delta import delta_rule
 from ...layers.parts import heads, precise, split_size, unit
 from ...system import System
-from ..adapter import Lifted, adapts, require_silu, short_conv
+from ..adapter import Lifted, adapts, gated_norm, require_silu, short_conv
 
 
 @adapts("Qwen3_5GatedDeltaNet", "Qwen3_5MoeGatedDeltaNet", "Qwen4ExpTextGatedDeltaNet")
@@ -66,7 +66,9 @@ class GatedDelta(Lifted):
 
     def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
         norm, out_proj = (getattr(self.module, name) for name in self.last)
-        return out_proj(norm(y, heads(self.gate(u, past), self.n_heads)).flatten(2))
+        gate = self.gate(u, past)
+        x = gated_norm(norm, y, gate, norm.activation)
+        return out_proj(norm(y, heads(gate, self.n_heads)).flatten(2) if x is None else x)
 
 
 @adapts("Qwen3NextGatedDeltaNet")

@@ -11,7 +11,7 @@ from ...layers.base import Past
 from ...layers.parts import heads
 from ...state import State, unchecked
 from ...system import System
-from ..adapter import Call, Lifted, adapts
+from ..adapter import Call, Lifted, adapts, gated_norm
 
 
 @adapts("MiniMaxLightningAttention")
@@ -40,7 +40,9 @@ class Lightning(Lifted):
 
     def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
         m: Any = self.module
-        return m.out_proj(torch.sigmoid(m.output_gate(u)) * m.norm(y.flatten(2)))
+        y, gate = y.flatten(2), m.output_gate(u)
+        x = gated_norm(m.norm, y, gate, "sigmoid")
+        return m.out_proj(torch.sigmoid(gate) * m.norm(y) if x is None else x)
 
     def takes(self, call: Call) -> bool:
         return True
