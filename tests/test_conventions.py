@@ -255,7 +255,9 @@ def test_a_compiled_step() -> None:
     state = m.init_state(B)
     y, after = torch.compile(m.step, backend="eager", fullgraph=True)(u[:, 0], state)
     want, end = m.step(u[:, 0], state)
-    assert torch.equal(y, want) and equal(after, end)
+    torch.testing.assert_close(y, want)  # a token in a graph is added up in another order
+    for k in end:
+        torch.testing.assert_close(after[k], end[k])
 
 
 # -- threads, bits, memory ----------------------------------------------------------------------------------------

@@ -338,6 +338,8 @@ class System:
         real = torch.float64 if self.k.dtype in DOUBLE else torch.float32
         axes = {x: split_heads(x, _precise(x, t, real), G, H // G) for x, t in self._parts.items() if x not in left_out}
 
+        if self.f is self.k:  # as the delta rule has it: the loops look for that
+            axes["f"] = axes["k"]
         k, v = axes["k"], axes.get("v")
         if v is None:
             v = torch.ones_like(k[:1, :1, :1, :1, :1].real)
