@@ -22,8 +22,8 @@ from stateform.hub.supported import load_adapters, mixers
 
 load_adapters()
 OPEN = [name for name in families() if name in FAMILIES]
-UNADAPTED: set[str] = {"minimax", "lfm2", "lfm2_moe"}
-"""Families with a mixer that has no adapter yet: to become empty."""
+UNADAPTED: set[str] = set()
+"""Families with a mixer that has no adapter yet: to stay empty."""
 BESIDES = {
     "rwkv": "its feed-forward blocks look at the token before, which no mixer of the model does for them",
     "qwen4_exp_text": "attention over an index of chosen tokens is no System",
