@@ -121,7 +121,7 @@ class GatedDeltaNet(DeltaNet):
         return delta_rule(q, k, v, beta, g)
 
     def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
-        return self.out_proj(self.norm(y).flatten(2) * F.silu(self.gate_proj(u)))
+        return self.out_proj(self.norm(y, self.gate_proj(u)))
 
 
 @register("kda", paper="arXiv 2510.26692")
@@ -164,7 +164,7 @@ class KDA(DeltaNet):
         return delta_rule(q, k, v, beta, g)
 
     def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
-        return self.out_proj(self.norm(y).flatten(2) * torch.sigmoid(self.gate_proj(u)))
+        return self.out_proj(self.norm(y, self.gate_proj(u), "sigmoid"))
 
 
 @register("deltaproduct", paper="arXiv 2502.10297")

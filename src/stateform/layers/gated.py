@@ -48,7 +48,7 @@ class Retention(Layer):
         return System(pair_up(q), pair_up(k, conjugate=True), v, log_decay=torch.log1p(-(2.0 ** (-5 - h))), phase=phase)
 
     def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
-        return self.out_proj(self.norm(y).flatten(2) * F.silu(self.gate_proj(u)))
+        return self.out_proj(self.norm(y, self.gate_proj(u)))
 
 
 @register("gla", paper="arXiv 2312.06635")
@@ -96,7 +96,7 @@ class GLA(Layer):
         return System(q * self.d_state**-0.5, k, v, log_decay=g)
 
     def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
-        return self.out_proj(self.norm(y).flatten(2) * F.silu(self.gate_proj(u)))
+        return self.out_proj(self.norm(y, self.gate_proj(u)))
 
 
 @register("mlstm", paper="arXiv 2405.04517")
