@@ -25,7 +25,6 @@ OPEN = [name for name in families() if name in FAMILIES]
 UNADAPTED: set[str] = set()
 """Families with a mixer that has no adapter yet: to stay empty."""
 BESIDES = {
-    "rwkv": "its feed-forward blocks look at the token before, which no mixer of the model does for them",
     "qwen4_exp_text": "attention over an index of chosen tokens is no System",
 }
 """Families that mix over time in other places than the mixers too."""

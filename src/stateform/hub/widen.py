@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 _NARROW = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -22,12 +21,12 @@ class Widened(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function in (Tensor.float, Tensor.half, Tensor.bfloat16):
             function = Tensor.double
-        args, kwargs = pytree.tree_map_only(torch.dtype, _wide, (args, kwargs or {}))
-        return function(*args, **kwargs)
+        # A dtype is an argument itself, never part of one: every function of a module comes through here.
+        return function(*[_wide(x) for x in args], **{name: _wide(x) for name, x in (kwargs or {}).items()})
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype in _NARROW else dtype
+def _wide(x: Any) -> Any:
+    return torch.float64 if type(x) is torch.dtype and x in _NARROW else x
 
 
 @contextmanager
