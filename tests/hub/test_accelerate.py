@@ -163,6 +163,38 @@ def test_caches_are_the_originals(kind: str) -> None:
         torch.testing.assert_close(in_chunks(net, sizes, TEXT[:1], turns), want, **EXACT)
 
 
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("mamba2", {"time_step_limit": (0.1, 0.2)}),
+    ("nemotron_h", {"time_step_min": 0.15}),
+    ("falcon_h1", {"mamba_rms_norm": True, "mamba_norm_before_gate": False}),
+    ("falcon_h1", {"ssm_multipliers": [1.1, 0.9, 0.8, 1.2, 0.7], "ssm_in_multiplier": 1.3}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), OPTIONS)
+def test_options_hold_from_the_cache_too(kind: str, options: dict[str, Any]) -> None:
+    """A step of the original forgets the limits of dt; what counts is its forward."""
+    fast = small(kind, **options).double()
+    fast.config._experts_implementation = "eager"
+    plain = copy.deepcopy(fast)
+    accelerate(fast)
+    with widened(torch.float64):
+        torch.testing.assert_close(in_chunks(fast, [LENGTH - 3, 1, 2], TEXT), logits(plain, TEXT), **EXACT)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_bias_is_not_taken_for_a_token(side: str) -> None:
+    """The original lets its convolution read the bias of the input map at padding."""
+    fast = small("mamba2", use_bias=True)
+    plain = copy.deepcopy(fast)
+    accelerate(fast)
+    mask = torch.ones_like(TEXT)
+    away, here = (slice(0, 5), slice(5, None)) if side == "left" else (slice(9, None), slice(0, 9))
+    mask[1, away] = 0
+    got = logits(fast, TEXT, attention_mask=mask)[1:, here]
+    torch.testing.assert_close(got, logits(plain, TEXT[1:, here]), rtol=0, atol=1e-4)
+
+
 MASKLESS = ("rwkv", "xlstm")
 """Families that do not look at masks."""
 UNORDERED = ("rwkv", "xlstm")
