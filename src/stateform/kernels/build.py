@@ -8,6 +8,7 @@ STATEFORM_CACHE, else in that of the user's caches, one file for each source, co
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import importlib.util
 import os
@@ -123,6 +124,7 @@ def _key(compiler: list[str], precision: int) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
+@functools.cache
 def _described() -> bytes:
     """What the library is made for: a home folder may be shared by machines of several kinds."""
     try:
