@@ -17,8 +17,10 @@ import stateform as sf
 from stateform.forms import _compiled
 from stateform.kernels import build
 from stateform.kernels.channel import channel, channel_reference
+from stateform.kernels.conv import short_conv, short_conv_reference
 from stateform.kernels.matrix import matrix, matrix_reference
 from stateform.kernels.modes import modes, modes_reference
+from stateform.kernels.norm import norm, norm_reference
 from stateform.tolerances import GRADIENT, tolerance
 
 from .systems import CASES
@@ -198,6 +200,35 @@ def test_a_hard_reset_forgets_everything() -> None:
     assert torch.equal(y[0, 20:, 0, 0, 0], 3.0 * torch.arange(1, 21))
     (g,) = torch.autograd.grad(y[:, 20:].sum(), log)
     assert torch.isfinite(g).all() and g[0, 20] == 0
+
+
+@needed
+@pytest.mark.parametrize("activate", [False, True])
+@pytest.mark.parametrize("sizes", [(2, 70, 37, 4), (1, 3, 16, 4), (1, 40, 1100, 3), (2, 1, 5, 2)], ids=str)
+def test_short_convolutions(sizes: tuple[int, ...], activate: bool) -> None:
+    B, T, L, taps = sizes
+    torch.manual_seed(0)
+    for dtype in (torch.float64, torch.float32):
+        shapes = ((B, T, L), (B, taps - 1, L), (taps, L), (L,))
+        given = [torch.randn(s, dtype=dtype).requires_grad_() for s in shapes]
+        for used in (given, [*given[:3], None]):
+            got, want = short_conv(*used, activate), short_conv_reference(*used, activate)
+            same((got,), (want,), [x for x in used if x is not None], tolerance(dtype, T))
+
+
+@needed
+@pytest.mark.parametrize("gate", ["", "silu", "silu first", "sigmoid", "sigmoid first"])
+@pytest.mark.parametrize(("width", "weights"), [(24, 24), (24, 0), (24, 96), (0, 0), (0, 96), (21, 21)])
+def test_norms_and_gates(width: int, weights: int, gate: str) -> None:
+    torch.manual_seed(0)
+    n = (width or 24) * 4
+    kind, first = ["", "silu", "sigmoid"].index(gate.partition(" ")[0]), gate.endswith("first")
+    for dtype in (torch.float64, torch.float32):
+        x, w, g = (torch.randn(s, dtype=dtype).requires_grad_() for s in ((2, 30, n), (weights or 1,), (2, 30, n)))
+        given = (x.unflatten(-1, (4, -1)), w if weights else None, g if gate else None)
+        options = (width, 0.7, 1 / 24, 1e-3, kind, first)
+        used = [x, *([w] if weights else []), *([g] if gate else [])]
+        same((norm(*given, *options),), (norm_reference(*given, *options),), used, tolerance(dtype, n))
 
 
 @needed

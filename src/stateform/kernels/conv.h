@@ -48,41 +48,54 @@ static void conv_forward_item(const void *job, int64_t item, void *scratch) {
         conv_rows(j, item, j->taps, j->activate);
 }
 
-// One vector of channels of one row of the batch, from the last step to the first; gz of the last W steps is at hand.
-static void conv_backward_item(const void *job, int64_t item, void *scratch) {
-    const conv_job *j = job;
-    (void)scratch;
-    const int64_t taps = j->taps, strips = (j->L + j->chunk - 1) / j->chunk, b = item / strips;
+// A strip of channels of one row of the batch, from the last step to the first. At hand are gz of the last W steps, in a
+// ring, and the sums over time, so that memory is read row by row.
+INLINE void conv_strip(const conv_job *j, int64_t item, REAL *scratch, int64_t taps, int activate) {
+    const int64_t strips = (j->L + j->chunk - 1) / j->chunk, b = item / strips, wide = j->chunk + LANES;
     const int64_t first = item % strips * j->chunk, last = first + j->chunk < j->L ? first + j->chunk : j->L;
-    for (int64_t at = first; at < last; at += LANES) {
-        const int64_t here = last - at;
-        const REAL *weight = j->weight.at;
-        vec gz[MOST_TAPS], gw[MOST_TAPS], gb = all(0);
-        for (int64_t i = 0; i < taps; i++) gz[i] = gw[i] = all(0);
-        for (int64_t t = j->T - 1; t > -taps; t--) {
-            for (int64_t i = taps - 1; i > 0; i--) gz[i] = gz[i - 1];  // gz[i] is that of step t + i
-            gz[0] = all(0);
+    const REAL *weight = j->weight.at;
+    REAL *gz = scratch, *gw = gz + taps * wide, *gb = gw + taps * wide;
+    memset(scratch, 0, (2 * taps + 1) * wide * sizeof(REAL));
+    for (int64_t t = j->T - 1; t > -taps; t--) {
+        const REAL *rows[MOST_TAPS], *gy = (REAL *)j->gy.at + b * j->gy.b + t * j->gy.t;
+        REAL *to = t < 0 ? (REAL *)j->dwindow.at + b * j->dwindow.b + (t + taps - 1) * j->dwindow.t
+                         : (REAL *)j->dx.at + b * j->dx.b + t * j->dx.t;
+        REAL *ring[MOST_TAPS];  // ring[i] is gz of step t + i
+        for (int64_t i = 0; i < taps; i++) {
+            ring[i] = gz + (t + i + taps) % taps * wide;
+            rows[i] = t < 0 ? 0 : conv_row(j, b, t - taps + 1 + i);
+        }
+        for (int64_t at = first; at < last; at += LANES) {
+            const int64_t here = last - at, o = at - first;
+            vec g = all(0);
             if (t >= 0) {
-                const REAL *rows[MOST_TAPS];
-                for (int64_t i = 0; i < taps; i++) rows[i] = conv_row(j, b, t - taps + 1 + i);
-                vec g = load_some((REAL *)j->gy.at + b * j->gy.b + t * j->gy.t + at, here);
-                if (j->activate) {
+                g = load_some(gy + at, here);
+                if (activate) {
                     vec z = conv_sum(j, rows, weight, at, here, taps), s = logistic(z);
                     g *= s * (all(1) + z * (all(1) - s));
                 }
-                gz[0] = g, gb += g;
-                for (int64_t i = 0; i < taps; i++) gw[i] += g * load_some(rows[i] + at, here);
+                store(gb + o, load(gb + o) + g);
+                for (int64_t i = 0; i < taps; i++)
+                    store(gw + i * wide + o, load(gw + i * wide + o) + g * load_some(rows[i] + at, here));
             }
+            store(ring[0] + o, g);
             vec dx = all(0);
-            for (int64_t i = 0; i < taps; i++) dx += gz[i] * load_some(weight + (taps - 1 - i) * j->L + at, here);
-            REAL *to = t < 0 ? (REAL *)j->dwindow.at + b * j->dwindow.b + (t + taps - 1) * j->dwindow.t
-                             : (REAL *)j->dx.at + b * j->dx.b + t * j->dx.t;
+            for (int64_t i = 0; i < taps; i++)
+                dx += load(ring[i] + o) * load_some(weight + (taps - 1 - i) * j->L + at, here);
             store_some(to + at, dx, here);
         }
-        for (int64_t i = 0; i < taps; i++)
-            store_some((REAL *)j->dweight.at + b * j->dweight.b + i * j->dweight.t + at, gw[i], here);
-        if (j->dbias.at) store_some((REAL *)j->dbias.at + b * j->dbias.b + at, gb, here);
     }
+    for (int64_t i = 0; i < taps; i++)
+        memcpy((REAL *)j->dweight.at + b * j->dweight.b + i * j->dweight.t + first, gw + i * wide, (last - first) * sizeof(REAL));
+    if (j->dbias.at) memcpy((REAL *)j->dbias.at + b * j->dbias.b + first, gb, (last - first) * sizeof(REAL));
+}
+
+static void conv_backward_item(const void *job, int64_t item, void *scratch) {
+    const conv_job *j = job;
+    if (j->taps == 4)
+        j->activate ? conv_strip(j, item, scratch, 4, 1) : conv_strip(j, item, scratch, 4, 0);
+    else
+        conv_strip(j, item, scratch, j->taps, j->activate);
 }
 
 int conv_forward(const conv_job *j) {
@@ -91,7 +104,8 @@ int conv_forward(const conv_job *j) {
 }
 
 int conv_backward(const conv_job *j) {
-    return share_out(conv_backward_item, j, j->B * ((j->L + j->chunk - 1) / j->chunk), 64, j->threads);
+    const int64_t room = (2 * j->taps + 1) * (j->chunk + LANES) * sizeof(REAL);
+    return share_out(conv_backward_item, j, j->B * ((j->L + j->chunk - 1) / j->chunk), room, j->threads);
 }
 
 // m_t = max(m_{t-1} + log_t, gate_t), m_0 the window: the largest exponent so far.

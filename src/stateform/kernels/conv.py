@@ -47,7 +47,7 @@ def short_conv(x: Tensor, window: Tensor, weight: Tensor, bias: Tensor | None, a
 
 def _conv_job(x: Tensor, window: Tensor, weight: Tensor, bias: Tensor | None, activate: bool) -> _ConvJob:
     (B, T, L), threads, step = x.shape, torch.get_num_threads(), LANES[x.dtype]
-    chunk = min(512, -(-L * B // threads))
+    chunk = min(1024, -(-L * B // threads))
     job = _ConvJob(B, T, L, weight.shape[0], activate, threads, max(step, -(-chunk // step) * step))
     job.x, job.window, job.weight = strided(x, "btn"), strided(window, "btn"), strided(weight, "tn")
     if bias is not None:
