@@ -504,3 +504,24 @@ def test_compiled(kind: str) -> None:
     accelerate(fast)
     compiled = torch.compile(fast, backend="aot_eager")
     torch.testing.assert_close(logits(compiled, TEXT), logits(plain, TEXT), rtol=0, atol=1e-3)
+
+
+def test_hooks_of_the_maps_inside_run() -> None:
+    plain = small("mamba")
+    for layer in plain.backbone.layers:
+        layer.mixer.in_proj.register_forward_hook(lambda module, args, out: out * 0.5)
+    fast = copy.deepcopy(plain)
+    accelerate(fast)
+    torch.testing.assert_close(logits(fast, TEXT), logits(plain, TEXT))
+
+
+def test_a_pruned_model_trains() -> None:
+    from torch.nn.utils import prune
+
+    fast = small("mamba")
+    for layer in fast.backbone.layers:
+        prune.l1_unstructured(layer.mixer.in_proj, "weight", 0.3)
+    accelerate(fast)
+    for _ in range(2):  # its weights are made anew in a hook
+        fast(TEXT, labels=TEXT, use_cache=False).loss.backward()
+    assert all(layer.mixer.in_proj.weight_orig.grad.abs().sum() > 0 for layer in fast.backbone.layers)

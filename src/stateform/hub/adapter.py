@@ -198,9 +198,15 @@ def _packing(given: dict[str, Any], u: Tensor) -> Tensor | None:
 def part(linear: nn.Module, u: Tensor, start: int, stop: int | None, step: int = 1) -> Tensor:
     """linear(u)[..., start:stop:step], computing no more than that of a plain nn.Linear."""
     at = slice(start, stop, step)
-    if type(linear) is not nn.Linear:
+    if not (type(linear) is nn.Linear and _plain(linear)):
         return linear(u)[..., at]
     return F.linear(u, linear.weight[at], None if linear.bias is None else linear.bias[at])
+
+
+def _plain(module: nn.Module) -> bool:
+    """Whether a call of a module is its class's forward alone: no hooks, nothing in the place of it."""
+    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return not hooks and "forward" not in module.__dict__
 
 
 def short_conv(conv: nn.Conv1d, x: Tensor, past: Past | None, name: str = "conv", activate: bool = True) -> Tensor:
