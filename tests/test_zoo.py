@@ -241,13 +241,13 @@ def test_the_equations_of_attention(window: int | None) -> None:
 def test_feedback_is_named_only_where_it_is_so() -> None:
     with torch.no_grad():
         system = sf.build("gated_deltanet", d_model=D).double().system(torch.randn(1, 4, D, dtype=torch.float64))
-    assert "f_t = -a_t b_t k_t, w_t = k_t" in equations(system)
+    assert "f_t = k_t, w_t = -a_t b_t k_t" in equations(system)
     assert "Lambda_t = (a_t I_4 + f_t w_t^T) (x) I_4" in realisation(system)
     other = sf.System(
-        system.q, system.k, system.v, log_decay=system.log_decay, b=system.b, f=1.01 * system.f, w=system.w
+        system.q, system.k, system.v, log_decay=system.log_decay, b=system.b, f=system.f, w=1.01 * system.w
     )
-    assert "w_t = k_t" in equations(other)
-    assert "+ f_t (k_t^T S_{t-1})" in equations(other)[0]
+    assert "f_t = k_t" in equations(other)
+    assert "+ k_t (w_t^T S_{t-1})" in equations(other)[0]
 
 
 # -- what is claimed ----------------------------------------------------------------------------------------------

@@ -121,7 +121,7 @@ def check_command(
                 bar.progress.console.file.flush()
                 typer.echo(str(report))
     except KeyboardInterrupt:
-        typer.echo(f"Interrupted after {len(reports)} of {len(wanted)}.", err=True)
+        typer.echo(f"Interrupted after {len(reports)} of {len(wanted)} layers.", err=True)
         raise typer.Exit(130) from None
     if not all(reports):
         raise typer.Exit(1)

@@ -39,17 +39,19 @@ def normed(
         first: the gate acts on x, not on what comes out.
 
     Returns:
-        [B,T,...], or None where the loops do not exist, or in a graph, which makes one pass of the parts itself.
+        [B,T,...], or None where the loops do not exist.
     """
-    if torch.compiler.is_compiling() or not compiled_for(x):
+    if not compiled_for(x) or not all(z is None or z.dtype == x.dtype for z in (weight, gate)) or not x.numel():
         return None
-    if not all(z is None or z.dtype == x.dtype for z in (weight, gate)) or not x.numel():
-        return None
+    kind = 0 if gate is None else _GATES[activation]
+    if torch.compiler.is_compiling():  # what lies where is not known yet
+        x, weight, gate = (None if z is None else z.contiguous() for z in (x, weight, gate))  # type: ignore[assignment]
+        graphed: Tensor = norm(x, weight, gate, width, scale, share, eps, kind, first)
+        return graphed
     laid = _rows(x.shape, x.stride())
     beside = laid if gate is None else _rows(gate.shape, gate.stride())
     if laid is None or beside is None or laid[:2] != beside[:2] or not (weight is None or weight.is_contiguous()):
         return None
-    kind = 0 if gate is None else _GATES[activation]
     y: Tensor = call(norm, x, weight, gate, width, scale, share, eps, kind, first)
     return y
 
