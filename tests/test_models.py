@@ -897,6 +897,7 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(program, cwd=cwd, capture_output=True, encoding="utf-8", timeout=120)
 
 
+@pytest.mark.slow
 def test_a_text_is_learned_by_one_command_and_continued_by_another(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 100)
     task, model = "text(path='text.txt', length=24)", ["--model", "lru softmax", "--d-model", "32"]

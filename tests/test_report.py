@@ -476,7 +476,9 @@ DRAWN_FROM = {  # a part of a layer, and the figures that read it; every figure 
 }
 
 
-@pytest.mark.parametrize("empty", ["none", "missing", "empty"])
+@pytest.mark.parametrize(
+    "empty", ["none", pytest.param("missing", marks=pytest.mark.slow), pytest.param("empty", marks=pytest.mark.slow)]
+)
 def test_any_part_may_be_missing(empty: str) -> None:
     small = example(2)
     for layer in small["layers"]:

@@ -127,13 +127,13 @@ KILLED = {
 @pytest.mark.parametrize(
     "name, how",
     [
-        ("fresh batches", "at batches"),
-        ("fresh batches", "from outside"),
+        pytest.param("fresh batches", "at batches", marks=pytest.mark.slow),
+        pytest.param("fresh batches", "from outside", marks=pytest.mark.slow),
         ("examples again and again, accumulated, the best kept", "at batches"),
         ("examples again and again, accumulated, the best kept", "from outside"),
         ("examples again and again, accumulated, the best kept", "at writes"),
         ("a length for each batch", "from outside"),
-        ("in float64, the best kept", "at writes"),
+        pytest.param("in float64, the best kept", "at writes", marks=pytest.mark.slow),
     ],
 )
 def test_killed_ten_times_a_training_ends_as_the_undisturbed_one(name: str, how: str, tmp_path: Path) -> None:
