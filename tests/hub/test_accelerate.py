@@ -525,3 +525,35 @@ def test_a_pruned_model_trains() -> None:
     for _ in range(2):  # its weights are made anew in a hook
         fast(TEXT, labels=TEXT, use_cache=False).loss.backward()
     assert all(layer.mixer.in_proj.weight_orig.grad.abs().sum() > 0 for layer in fast.backbone.layers)
+
+
+@pytest.mark.parametrize("kind", ["rwkv", "recurrent_gemma", "mamba2", "minimax"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_cache_may_have_another_dtype_than_the_model(kind: str, dtype: torch.dtype) -> None:
+    """Some caches are float32 in a model of float64; one that the original or ours filled is read by the other."""
+    net = small(kind)
+    net.config._experts_implementation = "eager"
+    with torch.no_grad():
+        net(TEXT)  # RecurrentGemma keeps what it computed in float32
+    net.to(dtype)
+    one = TEXT[:1] if kind == "rwkv" else TEXT
+    want, sizes = logits(net, one), [LENGTH - 2, 1, 1]
+    for turns in (0, 1):
+        if kind == "recurrent_gemma" and not turns:
+            with torch.no_grad():
+                net(one)
+        close = {"rtol": 0.0, "atol": 1e-5 if dtype == torch.float64 else 0.1 * float(want.abs().max())}
+        torch.testing.assert_close(in_chunks(net, sizes, one, turns), want, **close)
+
+
+def test_a_replica_computes_with_its_own_weights() -> None:
+    net = small("mamba")
+    accelerate(net)
+    mixer = net.backbone.layers[0].mixer
+    replica = mixer._replicate_for_data_parallel()
+    replica._parameters = {name: p * 2 for name, p in mixer._parameters.items()}
+    u = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(0))
+    plain = copy.deepcopy(mixer)
+    plain.load_state_dict({name: p * 2 for name, p in mixer._parameters.items()}, strict=False)
+    with torch.no_grad():
+        torch.testing.assert_close(replica(u), plain(u))

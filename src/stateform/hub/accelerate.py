@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -23,11 +24,13 @@ class _Accelerated:
     """Mixed into the class of a module, so that copies of a model are copies of it all."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        layer: Lifted = self.__dict__[_KEY]
+        layer = _layer(self)
         call = layer.arguments(layer.module, args, kwargs)
         if _holes(call.mask) or not layer.takes(call):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         state = None if call.cache is None else layer.read(call.cache)
+        if state is not None and call.u.dtype == torch.float64:
+            state = state.to(torch.float64)  # some caches are float32, whatever the model is
         if state is not None and torch.is_grad_enabled():
             state = state.clone()  # the cache is written to, and gradients may need what was read
         with _as_given():
@@ -45,6 +48,16 @@ class _Accelerated:
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return _blank, (type(self).original,), self.__dict__  # type: ignore[attr-defined]
+
+
+def _layer(module: Any) -> Lifted:
+    """The Lifted of a module; of a shallow copy of one (a replica of DataParallel) a copy with the weights it has."""
+    layer: Lifted = module.__dict__[_KEY]
+    if layer.module is module:
+        return layer
+    own = copy.copy(layer)
+    own._modules = {**layer._modules, "module": module}
+    return own
 
 
 def _blank(cls: type[nn.Module]) -> nn.Module:

@@ -58,4 +58,5 @@ class Lightning(Lifted):
         return unchecked({"S": S, "position": position}, self.fingerprint)
 
     def write(self, cache: Any, state: State) -> None:
-        cache.set_linear_cache(self.index, state["S"])
+        m: Any = self.module
+        cache.set_linear_cache(self.index, state["S"].to(m.slope_rate.dtype))  # the dtype that the module keeps

@@ -80,7 +80,7 @@ class RecurrentGemma(Lifted):
         window, S = cache.module.conv1d_state, cache.module.rg_lru.recurrent_states
         if cache.packed or window is None or S is None or len(window) != len(cache.first) or len(S) != len(cache.first):
             return None
-        if cache.module.training and bool(cache.first.all()):  # nothing of an earlier graph
+        if bool(cache.first.all()):  # nothing of an earlier text, its graph or its dtype
             return None
         on = ~cache.first
         return unchecked(
