@@ -212,3 +212,18 @@ def test_an_adapter_is_a_layer() -> None:
     second, state = layer(u[:, 17:], initial_state=state, return_state=True)
     torch.testing.assert_close(torch.cat([first, second], 1), whole, rtol=0, atol=1e-12)
     torch.testing.assert_close(state["S"], end["S"], rtol=0, atol=1e-12)
+
+
+def test_a_model_keeps_its_modes_and_its_forwards() -> None:
+    from stateform.hub import reduce
+    from stateform.hub.mixers import perplexity
+
+    net = small("mamba").train()
+    net.backbone.embeddings.eval()
+    mixer, modes = net.backbone.layers[0].mixer, [m.training for m in net.modules()]
+    mixer.forward = given = mixer.forward
+    lift(net, TEXT)
+    perplexity(net, TEXT)
+    reduce(net, 0.05, TEXT[:8])
+    assert [m.training for m in net.modules()] == modes
+    assert mixer.__dict__["forward"] is given

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -205,15 +206,25 @@ def lift(
 
     for name, module in found.items():
         hooks.append(module.register_forward_pre_hook(recorder(name), with_kwargs=True))
-    training = model.training
     try:
-        with torch.no_grad():
-            model.eval()(tokens)
+        with torch.no_grad(), evaluating(model):
+            model(tokens)
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     return Lift(sites, wanted)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """A model in eval mode; afterwards each of its modules is in the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def check_tokens(model: Any, tokens: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from ..system import System
 from ..tolerances import relative_error, tolerance
 from .adapter import ADAPTERS, CACHES
 from .adapters.attention import Attention
-from .lift import check_tokens
+from .lift import check_tokens, evaluating
 from .supported import mixers, require_supported
 
 Change = Callable[[System], Tensor]
@@ -77,13 +77,11 @@ class Runs:
             raise StateformError("there is no text to run on; give tokens")
         if changes and not self._wrapped:
             self()
-        training = self.model.training
         hooks = [] if changes else [m.register_forward_hook(self._record(name)) for name, m in self.modules.items()]
         try:
-            with torch.no_grad(), validate(False), self._changed(changes or {}):
-                out = self.model.eval()(self.inputs)
+            with torch.no_grad(), validate(False), self._changed(changes or {}), evaluating(self.model):
+                out = self.model(self.inputs)
         finally:
-            self.model.train(training)
             for hook in hooks:
                 hook.remove()
         out = getattr(out, "logits", getattr(out, "last_hidden_state", out))
@@ -136,15 +134,18 @@ class Runs:
     @contextmanager
     def _changed(self, changes: Changes) -> Iterator[None]:
         shared: dict[str, Tensor] = {}
-        changed = [self.modules[name] for name in changes]
+        before = {name: self.modules[name].__dict__.get("forward") for name in changes}
         try:
             for name, change in changes.items():
                 module = self.modules[name]
                 module.__dict__["forward"] = self._forward(name, change, shared, _twin(module))
             yield
         finally:
-            for module in changed:
-                module.__dict__.pop("forward", None)
+            for name, forward in before.items():
+                kept = self.modules[name].__dict__
+                kept.pop("forward", None)
+                if forward is not None:
+                    kept["forward"] = forward
 
     def _forward(
         self, name: str, change: Change | nn.Module, shared: dict[str, Tensor], twin: nn.Module
