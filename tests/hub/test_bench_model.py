@@ -47,6 +47,24 @@ def test_a_model_that_was_accelerated_stays_so() -> None:
     assert any(_KEY in m.__dict__ for m in model.modules())
 
 
+def test_an_interruption_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    model = small("mamba").train()
+    model.backbone.embeddings.eval()
+    model(torch.arange(1, 9)[None], labels=torch.arange(1, 9)[None]).loss.backward()
+    modes, grads = [m.training for m in model.modules()], [p.grad for p in model.parameters()]
+    monkeypatch.setitem(bench_model.__globals__, "cache_name", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bench_model(model, modes=["prefill"], length=5, repeats=1)
+    monkeypatch.undo()
+    bench_model(model, modes=["training"], length=5, train_length=5, repeats=1, clock=ticks())
+    assert not any(_KEY in m.__dict__ for m in model.modules())
+    assert [m.training for m in model.modules()] == modes
+    assert all(p.grad is grad for p, grad in zip(model.parameters(), grads, strict=True))
+
+
 def test_a_wrong_form_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     from stateform.hub.adapters.mamba import Mamba
 

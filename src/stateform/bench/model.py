@@ -6,6 +6,7 @@ import inspect
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ from .._errors import nearest, require
 from .._machine import machine, stateform_version
 from .._printed import Printed
 from ..hub import accelerate, undo
-from ..hub.lift import check_tokens
+from ..hub.lift import check_tokens, evaluating
 from ..state import write_atomically
 from ..tolerances import HALF, relative_error, wide
 from .pair import EQUAL
@@ -94,7 +95,7 @@ def bench_model(
     """Time a causal language model of transformers as it is and accelerated, in turns, after both were compared.
 
     Args:
-        model: of a supported type; left as it was given.
+        model: of a supported type; left as it was given, its gradients too.
         tokens: integers [T] or [1,T], T at least `length` (default: drawn).
         name: of the model in the result.
         modes: "prefill" (a prompt of `length` tokens into a cache, the logits of its last), "decode" (a token from the
@@ -107,7 +108,7 @@ def bench_model(
         clock: seconds; for tests.
 
     Returns:
-        A ModelBench; after Ctrl-C with what was measured.
+        A ModelBench; after Ctrl-C in the rounds with what was measured.
 
     Raises:
         StateformError: before any work: an unknown mode, too few tokens, a type without adapter. Then: the accelerated
@@ -122,14 +123,10 @@ def bench_model(
         tokens = torch.randint(size, (1, length), generator=torch.Generator().manual_seed(seed))
     tokens = check_tokens(model, tokens)[:1]
     require(tokens.shape[1] >= length, f"there are {tokens.shape[1]} tokens; expected {length} or more")
-    training, was = model.training, undo(model)
-    made = accelerate(model)
-    require(made.replaced, "no mixer of this model has a form of ours that is not its own: nothing to compare")
-    cache = cache_name(model, tokens[:, :2])
     result: dict[str, Any] = {
         "stateform": stateform_version(), "created": datetime.now().isoformat(timespec="seconds"), "machine": machine(),
         "name": name or type(model).__name__, "parameters": sum(p.numel() for p in model.parameters()),
-        "replaced": made.replaced, "left": made.left, "dtype": str(weight.dtype).removeprefix("torch."),
+        "dtype": str(weight.dtype).removeprefix("torch."),
         "device": str(weight.device), "modes": {}, "complete": False,
         "what": {"prefill": f"{length} tokens", "decode": "a token", "training": f"{train_length} tokens"},
     }  # fmt: skip
@@ -164,28 +161,41 @@ def bench_model(
 
         return ready
 
+    with _left_as_it_was(model):
+        made = accelerate(model)
+        require(made.replaced, "no mixer of this model has a form of ours that is not its own: nothing to compare")
+        cache = cache_name(model, tokens[:, :2])
+        off, allowed = _compared(model, tokens[:, : min(length, 300)])
+        result |= {"replaced": made.replaced, "left": made.left, "difference": off, "allowed": allowed}
+        try:
+            for i, mode in enumerate(modes):
+                report(mode, i, len(modes))
+                times: dict[str, list[float]] = {}
+                failed: dict[str, str] = {}
+                try:
+                    take_turns({AS_IT_IS: job(mode, False), OURS: job(mode, True)}, repeats, times, failed, sync, clock)
+                finally:
+                    found = {side: spread(t) for side, t in times.items() if t}
+                    result["modes"][mode] = {**found, "failed": failed} if failed else found
+            result["complete"] = True
+        except KeyboardInterrupt:
+            pass
+    return ModelBench(result)
+
+
+@contextmanager
+def _left_as_it_was(model: nn.Module) -> Iterator[None]:
+    """A model in eval mode and not accelerated; afterwards as it was, its gradients too."""
+    was, grads = undo(model), [(p, p.grad) for p in model.parameters()]
     try:
-        model.eval()
-        result["difference"], result["allowed"] = _compared(model, tokens[:, : min(length, 300)])
-        for i, mode in enumerate(modes):
-            report(mode, i, len(modes))
-            times: dict[str, list[float]] = {}
-            failed: dict[str, str] = {}
-            try:
-                take_turns({AS_IT_IS: job(mode, False), OURS: job(mode, True)}, repeats, times, failed, sync, clock)
-            finally:
-                found = {side: spread(t) for side, t in times.items() if t}
-                result["modes"][mode] = {**found, "failed": failed} if failed else found
-        result["complete"] = True
-    except KeyboardInterrupt:
-        pass
+        with evaluating(model):
+            yield
     finally:
-        model.zero_grad(set_to_none=True)
+        for p, grad in grads:
+            p.grad = grad
         undo(model)
         if was:
             accelerate(model)
-        model.train(training)
-    return ModelBench(result)
 
 
 def cache_name(model: Any, tokens: Tensor) -> str:
