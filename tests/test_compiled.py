@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -229,6 +230,60 @@ def test_norms_and_gates(width: int, weights: int, gate: str) -> None:
         options = (width, 0.7, 1 / 24, 1e-3, kind, first)
         used = [x, *([w] if weights else []), *([g] if gate else [])]
         same((norm(*given, *options),), (norm_reference(*given, *options),), used, tolerance(dtype, n))
+
+
+@needed
+@pytest.mark.parametrize("spoilt", range(5), ids=["q", "k", "v", "log", "w"])
+def test_what_is_not_finite_changes_nothing_before_it(spoilt: int) -> None:
+    torch.manual_seed(0)
+    given = [torch.randn(1, 40, 1, 1, n) for n in (9, 9, 20, 1, 9)]
+    given[1], given[3] = torch.nn.functional.normalize(given[1], dim=-1), -given[3].abs()
+    given[4] = -given[1]
+    given[spoilt][0, 21] = torch.nan
+    q, k, v, log, w = given
+    y = matrix(q, k, v, log, None, w, torch.zeros(1, 1, 1, 9, 20), 40, False, False)[0]
+    assert torch.isfinite(y[:, :21]).all() and not torch.isfinite(y[:, 21]).all()
+
+
+@needed
+@pytest.mark.parametrize("rate", [-100.0, -3.0, 0.5, 1.0])
+def test_the_delta_rule_where_decays_grow_or_vanish(rate: float) -> None:
+    """Each write erases all that it meets, so that the state stays finite, whatever the decays are."""
+    torch.manual_seed(0)
+    k = torch.eye(8)[torch.arange(64) % 2][None, :, None, None].contiguous()
+    q, v = torch.randn(1, 64, 1, 1, 8), torch.randn(1, 64, 1, 1, 8)
+    log = torch.full((1, 64, 1, 1, 1), rate)
+    given = [x.requires_grad_() for x in (q, k, v, log, -k * log.exp())]
+    w, S = given.pop(), torch.zeros(1, 1, 1, 8, 8)
+    got, want = (f(*given, None, w, S, 64, False, *more)[0] for f, more in ((matrix, (True,)), (matrix_steps, ())))
+    assert error(got, want) < tolerance(torch.float32, 64)
+
+
+def matrix_steps(q: Tensor, k: Tensor, v: Tensor, log: Tensor, f: None, w: Tensor, S: Tensor, T: int, e: bool) -> Any:
+    """In float64, with f = k."""
+    q, k, v, log, w, S = (x.detach().double() for x in (q, k, v, log, w, S))
+    return [x.float() for x in matrix_reference(q, k, v, log, k, w, S, T, e)]
+
+
+@needed
+def test_parts_of_a_token_that_are_repeated() -> None:
+    torch.manual_seed(0)
+    q, v, S = torch.randn(2, 1, 3, 5), torch.randn(2, 1, 3, 4), torch.randn(2, 3, 5, 4)
+    for k in (torch.randn(2, 1, 3, 1).expand(-1, -1, -1, 5), torch.randn(1, 1, 1, 5).expand(2, 1, 3, 5)):
+        system = sf.System(q, k, v)
+        found = system.token(S)
+        want = S + k[:, 0, :, :, None] * v[:, 0, :, None, :]
+        assert found is None or error(found[1], want) < tolerance(torch.float32, 1)
+
+
+@needed
+def test_feedback_that_is_the_negative_of_the_key() -> None:
+    torch.manual_seed(0)
+    z = torch.randn(1, 12, 2, 4, dtype=torch.complex64)
+    k, f = z.imag, z.conj().imag  # f = -k, at the same place in memory
+    q, v, w = torch.randn(1, 12, 2, 4), torch.randn(1, 12, 2, 3), 0.3 * k.clone()
+    got, want = (sf.run(sf.System(q, k, v, f=x, w=w), "recurrent") for x in (f, -k))
+    assert error(got, want) < tolerance(torch.float32, 12)
 
 
 @needed

@@ -235,6 +235,8 @@ def _one(x: Tensor, y: Tensor) -> bool:
         return True
     if torch.compiler.is_compiling() or x.requires_grad != y.requires_grad or x.dtype != y.dtype:
         return False
+    if x.is_neg() != y.is_neg():
+        return False
     if x.data_ptr() != y.data_ptr() or x.shape != y.shape or x.stride() != y.stride():
         return False
     a, b = x.grad_fn, y.grad_fn

@@ -53,6 +53,18 @@ static char *scratch_of(size_t size) {
     return at + FRONT;
 }
 
+// Numbers below the least normal one count as 0 in the loops, as in vexp: with them a product takes a hundred times as long.
+#if defined(__SSE__)
+static unsigned flush(void) { unsigned was = __builtin_ia32_stmxcsr(); __builtin_ia32_ldmxcsr(was | 0x8040); return was; }
+static void unflush(unsigned was) { __builtin_ia32_ldmxcsr(was); }
+#elif defined(__aarch64__)
+static uint64_t flush(void) { uint64_t was; __asm__ volatile("mrs %0, fpcr" : "=r"(was)); __asm__ volatile("msr fpcr, %0" ::"r"(was | 1 << 24)); return was; }
+static void unflush(uint64_t was) { __asm__ volatile("msr fpcr, %0" ::"r"(was)); }
+#else
+static int flush(void) { return 0; }
+static void unflush(int was) { (void)was; }
+#endif
+
 static void *take_items(void *data) {
     work *w = data;
     char *scratch = scratch_of(w->scratch);
@@ -60,9 +72,10 @@ static void *take_items(void *data) {
         __atomic_store_n(&w->failed, 1, __ATOMIC_RELAXED);
         return 0;
     }
+    const __typeof__(flush()) was = flush();
     for (;;) {
         int64_t i = __atomic_fetch_add(&w->next, 1, __ATOMIC_RELAXED);
-        if (i >= w->items) return 0;
+        if (i >= w->items) return unflush(was), NULL;
         w->item(w->job, i, scratch);
     }
 }

@@ -459,8 +459,8 @@ INLINE void product(REAL *C, axis j, REAL keep, const REAL *A, int64_t down, int
         vec sum[ROWS][NV]; \
         for (int i = 0; i < ROWS; i++) \
             for (int c = 0; c < NV; c++) sum[i][c] = all(0); \
-        const int64_t first = part == FROM_DIAGONAL ? m : 0; \
-        const int64_t last = part == UP_TO_DIAGONAL && m + ROWS < depth ? m + ROWS : depth; \
+        const int64_t first = part == FROM_DIAGONAL ? m + ROWS : 0; \
+        const int64_t last = part == UP_TO_DIAGONAL && m < depth ? m : depth; \
         for (int64_t x = first; x < last; x++) { \
             vec b[NV]; \
             for (int c = 0; c < NV; c++) b[c] = load(B + x * j.step + at + c * LANES); \
@@ -469,6 +469,15 @@ INLINE void product(REAL *C, axis j, REAL keep, const REAL *A, int64_t down, int
                 for (int c = 0; c < NV; c++) sum[i][c] += a * b[c]; \
             } \
         } \
+        if (part != ALL) /* the block on the diagonal: not its other half, where 0 may meet inf or NaN */ \
+            _Pragma("GCC unroll 8") for (int e = 0; e < ROWS; e++) { \
+                vec b[NV]; \
+                for (int c = 0; c < NV; c++) b[c] = load(B + (m + e) * j.step + at + c * LANES); \
+                for (int i = part == UP_TO_DIAGONAL ? e : 0; i < (part == UP_TO_DIAGONAL ? ROWS : e + 1); i++) { \
+                    const vec a = all(A[(m + i) * down + (m + e) * across]); \
+                    for (int c = 0; c < NV; c++) sum[i][c] += a * b[c]; \
+                } \
+            } \
         for (int i = 0; i < ROWS; i++) \
             for (int c = 0; c < NV; c++) { \
                 REAL *to = C + (m + i) * j.step + at + c * LANES; \
@@ -747,12 +756,23 @@ static void chunk_backward_item(const void *job, int64_t item, void *scratch) {
     for (; o.r < last; o.r++, o.head++) chunk_backward_head(j, x, o, o.r > first);
 }
 
+// Whether a decay is above 1: products of many may then grow beyond what they cancel to, and steps are taken one by one.
+static int grows(const matrix_job *j) {
+    if (!j->log.at) return 0;
+    for (int64_t b = 0; b < (j->log.b ? j->B : 1); b++)
+        for (int64_t t = 0; t < (j->log.t ? j->T : 1); t++)
+            for (int64_t g = 0; g < (j->log.g ? j->G : 1); g++)
+                for (int64_t r = 0; r < (j->log.r ? j->R : 1); r++)
+                    if (*element(&j->log, b, t, g, r) > (REAL)1e-6) return 1;
+    return 0;
+}
+
 int matrix_forward(const matrix_job *j) {
     tile x;
     chunk c;
     REAL *S;
     const int64_t items = j->B * j->G * j->R * j->pieces;
-    if (j->chunked)
+    if (j->chunked && !grows(j))
         return share_out(chunk_forward_item, j, items, chunk_scratch(j, &c, 0, 0) * sizeof(REAL), j->threads);
     return share_out(matrix_forward_item, j, items, matrix_scratch(j, &x, &S, 0, 0) * sizeof(REAL), j->threads);
 }
@@ -762,7 +782,7 @@ int matrix_backward(const matrix_job *j) {
     chunk c;
     REAL *S;
     const int64_t items = j->B * j->G * j->spans * j->pieces;
-    if (j->chunked)
+    if (j->chunked && !grows(j))
         return share_out(chunk_backward_item, j, items, chunk_scratch(j, &c, 0, 1) * sizeof(REAL), j->threads);
     return share_out(matrix_backward_item, j, items, matrix_scratch(j, &x, &S, 0, 1) * sizeof(REAL), j->threads);
 }

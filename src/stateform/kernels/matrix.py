@@ -66,7 +66,9 @@ def _chunked(log: Tensor | None, f: Tensor | None, w: Tensor | None, steps: int,
 
 def _matrix_results(S: Tensor, v: Tensor, steps: int, keep: bool, chunked: bool) -> tuple[Tensor, Tensor, Tensor]:
     B, G, R, n, p = S.shape
-    rows = -(-steps // (STRETCH * TILE)) * n + steps if chunked else -(-steps // TILE) * n
+    rows = -(-steps // TILE) * n
+    if chunked:  # or step by step, where a decay is above 1: the loops see that, and lay it out one way or the other
+        rows = max(rows, -(-steps // (STRETCH * TILE)) * n + steps)
     return S.new_empty(B, steps, G, R, p), S.new_empty(S.shape), S.new_empty(B * G * R * rows * p if keep else 0)
 
 

@@ -28,6 +28,10 @@ class _TokenJob(ctypes.Structure):
     ]
 
 
+MOST_JOBS = 256
+"""That a plan keeps."""
+
+
 class TokenPlan:
     """S' = exp(log_decay rate) S + f (w^T S) + b k v^T and y = q^T S' + d v (exclusive: q^T S + d v), for one token.
 
@@ -59,6 +63,8 @@ class TokenPlan:
         """
         threads, strides = torch.get_num_threads(), tuple([x.stride() for x in parts])
         if (threads, strides) not in self.jobs:
+            if len(self.jobs) >= MOST_JOBS:
+                self.jobs.clear()
             self.jobs[threads, strides] = self._job(threads, strides)
         made = self.jobs[threads, strides]
         if made is None:
@@ -79,7 +85,8 @@ class TokenPlan:
             axes = self.axes[name]
             step = {axis: 0 if size == 1 else step for axis, size, step in zip(axes, sizes, steps, strict=True)}
             inner = step.get("n", 0) or step.get("p", 0)
-            if inner not in (0, 1):
+            wide = any(axis in "np" and size > 1 for axis, size in zip(axes, sizes, strict=True))
+            if inner != wide and not (inner == 0 and name in ("log_decay", "rate")):
                 return None
             heads = sizes[axes.index("H")] if "H" in axes else 1
             by[name] = (step.get("B", 0), step.get("H", 0), inner, H // heads if heads > 1 else 1)

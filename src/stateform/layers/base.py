@@ -114,7 +114,8 @@ def convolve(
 ) -> Tensor:
     """x [B,T,c] convolved with the taps [c,1,width], and the activation silu; `name` is that of the window."""
     past, width = past or Past(), weight.shape[-1]
-    fits = x.dtype == weight.dtype and width <= MOST_TAPS and compiled_for(x)  # under autocast weights are wider than x
+    same = x.dtype == weight.dtype == (x if bias is None else bias).dtype  # under autocast weights are wider than x
+    fits = same and width <= MOST_TAPS and compiled_for(x)
     before = None if past.state is None else past.state[name]
     if fits and before is not None and before.dtype == x.dtype and alone((x, before, weight, bias)):
         found = conv_token(x, before, weight, bias, activate)
