@@ -203,6 +203,19 @@ def test_the_model_given_is_left_as_it_is(model: sf.LanguageModel, of_model: sf.
     assert not any(m._forward_pre_hooks for m in model.modules())
 
 
+def test_a_model_that_was_opened_is_left_as_it_is_too(text: Path) -> None:
+    from stateform.hub import Opened
+
+    config = sf.ModelConfig("gla", d_model=8, vocab_size=256, tokenizer="bytes", max_positions=20)
+    given = sf.LanguageModel(config).train()
+    found = sf.analyze(Opened("mine", given, "bytes"), text, only="memory").to_dict()
+    assert found["text"]["tokens"] == 20
+    assert given.training
+    assert next(given.parameters()).dtype == torch.float32
+    with pytest.raises(sf.StateformError, match=r"vocabulary is 0\.\.255"):
+        sf.analyze(Opened("mine", given, "bytes"), torch.tensor([1, 999]))
+
+
 def test_only_asks_what_is_named(text: Path) -> None:
     found = sf.analyze("gla", text, only=["memory", "spectrum"], d_model=16, max_length=64).result
     assert list(found["questions"]) == ["memory", "spectrum"]

@@ -140,8 +140,10 @@ def analyze(
             step(f"{name} reads {ids.shape[1]} tokens")
             for look, label, kind in zip(subject.looks(), subject.labels, subject.kinds, strict=True):
                 about_it = about(look.layer, look.system)
-                row = {"name": label, "kind": kind, **about_it, **look.known, "answers": {}, "refused": {}}
+                row = {"name": label, "kind": kind, **about_it, **_finite(look.known), "answers": {}, "refused": {}}
                 result["layers"].append(row)
+                if look.system is None:
+                    continue
                 site = Site(label, look.layer, look.system, subject.tokens, many)
                 for q in questions:
                     if q.layer is not None:

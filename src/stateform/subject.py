@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._errors import require
+from ._errors import StateformError, require
 from ._text import read_text
 from .compare import DTYPES, embed, printable
 from .experiments import Experiment
@@ -32,7 +33,8 @@ class Look:
     """One layer on its own input."""
 
     layer: nn.Module
-    system: System
+    system: System | None
+    """None where there is none: what is known says why."""
     known: dict[str, Any]
     """What else is known of it: entries of its row in the result."""
 
@@ -74,10 +76,11 @@ def subject_of(
     """
     if isinstance(thing, Opened) or kind_of(thing) is not None:
         opened = thing if isinstance(thing, Opened) else Opened(type(thing).__name__, thing, None)  # type: ignore[arg-type]
-        reading = _reading(opened, text, max_length)
+        source, ids, words, excerpt = _reading(opened, text, max_length)
         if isinstance(opened.model, SequenceModel):
-            return _own(opened.name, opened.model.to(DTYPES[dtype]), *reading)
-        return _pretrained(opened, *reading, dtype)
+            model = copy.deepcopy(opened.model).to(DTYPES[dtype]).eval()
+            return _own(opened.name, model, source, _fits(model, ids, given=True), words, excerpt)
+        return _pretrained(opened, source, ids, words, excerpt, dtype)
     example = _example(thing) if text is None else None
     text = text if example is None else example[1]
     source, ids = _tokens(text, max_length)
@@ -148,10 +151,12 @@ def _pretrained(opened: Opened, source: str, ids: Tensor, words: list[str], exce
 
     def looks() -> Iterator[Look]:
         for name in names:
-            layer, system = lifted.layer(name), lifted[name]
+            layer, system = lifted.module(name), None
+            with suppress(StateformError):  # the certificate says it
+                layer, system = lifted.layer(name), lifted[name]
             yield Look(layer, system, {"certificate": lifted.certificate(name, system).to_dict()})
 
-    kinds = [type(lifted.layer(name).module).__name__ for name in names]
+    kinds = [type(lifted.module(name)).__name__ for name in names]
     width = getattr(opened.model.config, "hidden_size", None)
     return Subject(opened.name, opened.model, source, ids, words, excerpt, width, kinds, _short(names), looks)
 

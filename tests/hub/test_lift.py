@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -199,8 +201,10 @@ def test_options_of_the_state_space_mixers(kind: str, options: dict[str, Any]) -
 
 
 def test_options_that_no_system_expresses() -> None:
+    found = lift(small("mamba", hidden_act="gelu"), TEXT)
+    assert all("expected 'silu'" in certificate.refused for certificate in found.certificates())
     with pytest.raises(StateformError, match="expected 'silu'"):
-        lift(small("mamba", hidden_act="gelu"), TEXT).certificates()
+        dict(found)
 
 
 def test_an_adapter_is_a_layer() -> None:
@@ -227,3 +231,34 @@ def test_a_model_keeps_its_modes_and_its_forwards() -> None:
     reduce(net, 0.05, TEXT[:8])
     assert [m.training for m in net.modules()] == modes
     assert mixer.__dict__["forward"] is given
+
+
+def test_one_layer_without_a_system_leaves_the_others(tmp_path: Path) -> None:
+    """Its certificate says why; an analysis has a row of it, a reduction the reason."""
+    import stateform as sf
+
+    net = small("mamba")
+    mixer = net.backbone.layers[1].mixer
+    mixer.activation, mixer.act = "gelu", nn.GELU()
+    why = "the activation of MambaMixer is 'gelu'"
+    first, second = lift(net, TEXT).certificates()
+    assert first
+    assert not second
+    assert why in str(second)
+    found = sf.analyze(net, TEXT, only="memory")
+    rows = found.to_dict()["layers"]
+    assert [bool(row["answers"]) for row in rows] == [True, False]
+    assert why in rows[1]["certificate"]["refused"]
+    assert found.complete
+    assert why in " ".join(str(found).split())
+    assert why in html.unescape(found.html())
+    found.save_json(tmp_path / "found.json")
+    assert "NaN" not in (tmp_path / "found.json").read_text()
+    assert why in sf.hub.reduce(net, 0.05, TEXT[:8]).layers[1].why
+
+
+def test_softmax_with_a_cap_has_no_system_and_says_so() -> None:
+    import stateform as sf
+
+    rows = sf.analyze(model("gemma2"), TEXT).to_dict()["layers"]
+    assert all("softcap" in row["certificate"]["refused"] for row in rows)

@@ -83,7 +83,6 @@ class Lift(Mapping[str, System], Printed):
         return len(self._sites)
 
     def __getitem__(self, name: str) -> System:
-        require(name in self._sites, f"there is no layer {name!r}; there are {', '.join(self._sites)}")
         layer, u, site = self._open(name)
         with torch.no_grad(), validate(False), widened(u.dtype):
             return layer.system(u, Past(None, site.shared))
@@ -94,7 +93,11 @@ class Lift(Mapping[str, System], Printed):
 
     def input(self, name: str) -> Tensor:
         """What the layer read, [1,T,d_model]."""
-        return self._sites[name].u
+        return self._site(name).u
+
+    def module(self, name: str) -> nn.Module:
+        """The module itself."""
+        return self._site(name).module
 
     def certificate(self, name: str, system: System | None = None, *, layer: Lifted | None = None) -> Certificate:
         """Compare the module's own output with that of its System.
@@ -104,11 +107,13 @@ class Lift(Mapping[str, System], Printed):
             system: to compare with instead of the layer's, which is computed again.
             layer: to compare with instead of `lift.layer(name)`: one that was changed, say.
         """
-        own, u, site = self._open(name)
-        layer = own if layer is None else layer
-        dtype = str(u.dtype).removeprefix("torch.")
-        kind, allowed = type(site.module).__name__, tolerance(u.dtype, u.shape[1], rounded=8)
+        site = self._site(name)
+        wanted = site.u.dtype if self._dtype is None else self._dtype
+        dtype = str(wanted).removeprefix("torch.")
+        kind, allowed = type(site.module).__name__, tolerance(wanted, site.u.shape[1], rounded=8)
         try:
+            own, u, _ = self._open(name)
+            layer = own if layer is None else layer
             with torch.no_grad(), validate(False), widened(u.dtype):
                 past = Past(None, dict(site.shared))
                 system = layer.system(u, past) if system is None else system
@@ -130,8 +135,12 @@ class Lift(Mapping[str, System], Printed):
             found.append(self.certificate(name))
         return found
 
+    def _site(self, name: str) -> _Site:
+        require(name in self._sites, f"there is no layer {name!r}; there are {', '.join(self._sites)}")
+        return self._sites[name]
+
     def _open(self, name: str) -> tuple[Lifted, Tensor, _Site]:
-        site = self._sites[name]
+        site = self._site(name)
         module, u = copy.deepcopy(site.module).eval(), site.u
         undo(module)  # of an accelerated model too, the module's own output is what a System is compared with
         if self._dtype is not None:

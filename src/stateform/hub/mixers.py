@@ -70,6 +70,8 @@ class Runs:
     def __init__(self, model: nn.Module, inputs: Tensor | None) -> None:
         self.model, self.modules = model, modules(model)
         self.inputs = None if inputs is None else readable_inputs(model, inputs)
+        self.refused: dict[str, str] = {}
+        """Why there is no System of a mixer: known after `same`."""
         self._wrapped: dict[str, int] = {}  # the length of the tuple that a module gives
 
     def __call__(self, changes: Changes | None = None) -> Score:
@@ -115,7 +117,8 @@ class Runs:
                 try:
                     given = {**kwargs, "shared": ours[name]} if "shared" in kwargs else kwargs
                     got = self._compute(_plain, theirs, _twin(module), args, given)
-                except StateformError:  # what a System cannot express is said where it is asked for
+                except StateformError as why:
+                    self.refused[name] = str(why)
                     return
                 error = float(relative_error(got.double(), want.double()).max())
                 found[name] = error / tolerance(want.dtype, want.shape[1], rounded=8)

@@ -376,7 +376,8 @@ class _Work:
             return None
         if not same <= 1:
             known = "there is no System of it" if same != same else "its outputs are not those of one linear System"
-            self.rows[name] = replace(row, why=f"{known} (a nonlinear cell, say): not measured")
+            why = self.runs.refused.get(name, f"{known} (a nonlinear cell, say)")
+            self.rows[name] = replace(row, why=f"{why}: not measured")
             return None
         return _OnText(self.tol, self.limit)
 

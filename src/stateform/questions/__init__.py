@@ -38,8 +38,11 @@ def findings(rows: Rows, model: Mapping[str, Answer]) -> list[Finding]:
     return sorted(said, key=lambda f: -f.weight)
 
 
-def about(layer: nn.Module, system: System) -> dict[str, Any]:
+def about(layer: nn.Module, system: System | None) -> dict[str, Any]:
     """What a layer is, in a row of the result."""
+    if system is None:
+        return {"transition": "no System", "heads": 0, "state_size": None, "state_growth": 0,
+                "parameters": sum(p.numel() for p in layer.parameters())}  # fmt: skip
     grows = system.readout == "exp"
     return {
         "transition": describe(system), "heads": 1 if system.w_out is not None else system.H,
