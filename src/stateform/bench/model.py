@@ -21,8 +21,7 @@ from .._printed import Printed
 from ..hub import accelerate, undo
 from ..hub.lift import check_tokens, evaluating
 from ..state import write_atomically
-from ..tolerances import HALF, relative_error, wide
-from .pair import EQUAL
+from ..tolerances import relative_error, tolerance, wide
 from .rounds import Clock, Job, spread, take_turns
 
 MODEL_MODES = ("prefill", "decode", "training")
@@ -215,7 +214,7 @@ def _compared(model: Any, tokens: Tensor) -> tuple[float, float]:
         accelerate(model)
         got = model(tokens, use_cache=False).logits
     off = float(relative_error(wide(got), wide(want)).max())
-    allowed = EQUAL if want.dtype not in HALF else 64 * HALF[want.dtype]
+    allowed = tolerance(want.dtype, tokens.shape[1], rounded=64)
     require(
         off <= allowed, f"the accelerated model is off by {off:.1e} of the largest logit ({allowed:.1e} allowed): this "
         "is a fault of Stateform, please report it"
