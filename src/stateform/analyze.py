@@ -102,9 +102,7 @@ def analyze(
         StateformError: before any work: an unknown name or question, an unreadable or empty text, a folder that holds
             no model, a model that has no bytes for tokens.
     """
-    questions = _questions(only)
-    require(dtype in DTYPES, f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
-    require(max_length >= 2, f"max_length is {max_length}; expected 2 tokens or more")
+    questions = check_settings(only, dtype, max_length)
     subject = subject_of(
         thing, text, d_model=d_model, n_heads=n_heads, d_state=d_state, max_length=max_length, dtype=dtype, seed=seed
     )
@@ -177,7 +175,10 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _questions(only: Sequence[str] | str | None) -> list[Question]:
+def check_settings(only: Sequence[str] | str | None, dtype: str, max_length: int) -> list[Question]:
+    """The questions of these names; raise for one that is unknown, and for settings that cannot be used."""
+    require(dtype in DTYPES, f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    require(max_length >= 2, f"max_length is {max_length}; expected 2 tokens or more")
     names = list(QUESTIONS) if not only else [only] if isinstance(only, str) else list(only)
     for name in names:
         require(name in QUESTIONS, f"unknown question {name!r}: {nearest(name, QUESTIONS)}")

@@ -10,9 +10,10 @@ from rich.console import Console
 
 from .._errors import require
 from .._text import read_text
-from ..analyze import analyze
+from ..analyze import analyze, check_settings
 from ..compare import writable
 from ..hub import open_model, reduce
+from ..hub.reduce import check_settings as check_reduction
 from ..models import SequenceModel
 from ..questions import QUESTIONS
 from .app import Bar, app, check_writable, give
@@ -44,7 +45,8 @@ def open_command(
     """Open a pretrained model: each layer as a System, the proof that it is the same function, and what it does."""
     check_writable(html, json)
     wanted = [name for names in only or [] for name in names.split(",") if name]
-    read_text(text)  # before any work
+    check_settings(wanted, dtype, max_length)  # before any work
+    read_text(text)
     with Bar() as bar:
         bar(f"opening {model}", 0, 1)
         opened = open_model(
@@ -70,6 +72,7 @@ def reduce_command(
     trust_remote_code: Trust = False,
 ) -> None:
     """Reduce a model to as little state as an error allows, and measure on a text what that costs."""
+    check_reduction(tol, max_length)
     _, data = read_text(text)
     if out is not None:
         require(not out.is_file(), f"{out} is a file; --out names a folder")

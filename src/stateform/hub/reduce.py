@@ -216,14 +216,14 @@ def reduce(model: System, tol: float = 1e-2) -> Conversion: ...
 @overload
 def reduce(
     model: nn.Module, tol: float = 1e-2, tokens: Tensor | str | Path | None = None, *,
-    by: Literal["bound", "error"] = "bound", layers: Sequence[str] | None = None, max_length: int = 256,
+    by: Literal["bound", "error"] = "bound", layers: Sequence[str] | str | None = None, max_length: int = 256,
     limit: float = 5e8, on_progress: Progress | None = None,
 ) -> ModelReduction: ...  # fmt: skip
 
 
 def reduce(
     model: nn.Module | System, tol: float = 1e-2, tokens: Tensor | str | Path | None = None, *,
-    by: Literal["bound", "error"] = "bound", layers: Sequence[str] | None = None, max_length: int = 256,
+    by: Literal["bound", "error"] = "bound", layers: Sequence[str] | str | None = None, max_length: int = 256,
     limit: float = 5e8, on_progress: Progress | None = None,
 ) -> ModelReduction | Conversion:  # fmt: skip
     """A model with as little state as an error of `tol` allows, and what that costs on a text.
@@ -255,9 +255,7 @@ def reduce(
     """
     if isinstance(model, System):
         return reduce_system(model, tol)
-    whole = isinstance(tol, float | int) and not isinstance(tol, bool)
-    require(whole and 0 < tol < 1, f"tol is {tol!r}; expected a number above 0, below 1")
-    require(isinstance(max_length, int) and max_length >= 2, f"max_length is {max_length!r}; expected 2 or more")
+    check_settings(tol, max_length)
     require(by in ("bound", "error"), f'by is {by!r}; expected "bound" or "error"')
     work = _Work(model, float(tol), by, _inputs(model, tokens, max_length), layers, limit, on_progress)
     try:
@@ -266,6 +264,13 @@ def reduce(
     except KeyboardInterrupt:
         pass
     return work.found()
+
+
+def check_settings(tol: float, max_length: int) -> None:
+    """Raise unless they can be used."""
+    whole = isinstance(tol, float | int) and not isinstance(tol, bool)
+    require(whole and 0 < tol < 1, f"tol is {tol!r}; expected a number above 0, below 1")
+    require(isinstance(max_length, int) and max_length >= 2, f"max_length is {max_length!r}; expected 2 or more")
 
 
 def _inputs(model: nn.Module, tokens: Tensor | str | Path | None, most: int) -> Tensor | None:
@@ -286,12 +291,13 @@ class _Work:
 
     def __init__(
         self, model: nn.Module, tol: float, by: Literal["bound", "error"], inputs: Tensor | None,
-        wanted: Sequence[str] | None, limit: float, on_progress: Progress | None,
+        wanted: Sequence[str] | str | None, limit: float, on_progress: Progress | None,
     ) -> None:  # fmt: skip
         self.model, self.tol, self.by, self.limit = model, tol, by, limit
         self.runs = Runs(model, inputs)
         names = list(self.runs.modules)
         require(names, "the model has no layers")
+        wanted = [wanted] if isinstance(wanted, str) else wanted
         missing = [name for name in wanted or [] if name not in names]
         require(not missing, f"there is no layer {missing[:1]}; there are {', '.join(names)}")
         self.names = names if wanted is None else [name for name in names if name in wanted]
