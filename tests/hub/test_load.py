@@ -136,3 +136,40 @@ def test_a_missing_tokenizer_offers_bytes(saved: Path, tmp_path: Path) -> None:
 def test_settings_are_checked(saved: Path) -> None:
     with pytest.raises(sf.StateformError, match="dtype is 'int8'"):
         open_model(saved, dtype="int8")
+
+
+def test_names_of_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing: Any = None
+    with pytest.raises(sf.StateformError, match="the name of the model is None"):
+        open_model(nothing)
+    small("gemma2", vocab_size=256).save_pretrained(tmp_path / "gemma2")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    opened = open_model("~/gemma2", tokenizer="bytes")
+    assert torch.equal(opened.tokens("text"), opened.tokens(b"text"))
+    with pytest.raises(sf.StateformError, match=r"GB in float32; 1e-09 GB may be used"):
+        open_model("~/gemma2", memory_limit_gb=1e-9)
+
+
+def test_a_type_with_an_adapter_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from stateform.hub.adapter import ADAPTERS
+    from stateform.hub.adapters.attention import Attention
+
+    small("qwen3_moe").save_pretrained(tmp_path)
+    with pytest.raises(sf.StateformError, match="'qwen3_moe' have no adapter"):
+        open_model(tmp_path)
+    monkeypatch.setitem(ADAPTERS, "Qwen3MoeAttention", Attention)
+    opened = open_model(tmp_path)
+    assert all(sf.lift(opened.model, torch.arange(1, 9), dtype="float64").certificates())
+
+
+def test_the_commands_check_their_settings_first() -> None:
+    from typer.testing import CliRunner
+
+    from stateform.cli import app
+
+    for given, said in (
+        (["open", "nowhere", "--only", "x"], "unknown question"), (["open", "nowhere", "--dtype", "x"], "dtype is"),
+        (["open", "nowhere", "--max-length", "1"], "max_length is"), (["reduce", "nowhere", "--tol", "2"], "tol is"),
+        (["reduce", "nowhere", "--max-length", "1"], "max_length is"),
+    ):  # fmt: skip
+        assert said in str(CliRunner().invoke(app, given).exception)

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._errors import StateformError, nearest, require
+from .._errors import StateformError, require
 from ..models import SequenceModel, open_folder
 from ..models.pretrained import CONFIG, read_kind
 from .plain import Words, open_file, read_words
-from .supported import FAMILIES, HOW
+from .supported import FAMILIES, no_adapter, require_supported
 
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -36,12 +36,13 @@ class Opened:
     tokenizer: Any
     """Of transformers; the Words of a llama2.c file; "bytes" for the bytes of a text; None if there is none."""
 
-    def tokens(self, text: bytes, most: int | None = None) -> Tensor:
+    def tokens(self, text: bytes | str, most: int | None = None) -> Tensor:
         """The first tokens of a text, [1,T].
 
         Raises:
             StateformError: there is no tokenizer; the text gives no token.
         """
+        text = text.encode() if isinstance(text, str) else text
         require(
             self.tokenizer is not None,
             f"{self.name} has no tokenizer; give one (tokenizer='bytes' reads the bytes of the text, where the "
@@ -93,7 +94,10 @@ def open_model(
             do not fit.
     """
     require(dtype in ("auto", *_BYTES), f"dtype is {dtype!r}; expected auto, {', '.join(_BYTES)}")
-    where = os.fspath(name)
+    require(
+        isinstance(name, str | os.PathLike), f"the name of the model is {name!r}; expected a folder or a repository"
+    )
+    where = os.path.expanduser(os.fspath(name))
     require(where.strip() != "", "the name of the model is empty; give a folder or the name of a repository")
     folder = Path(where)
     ours = _of_ours(folder, tokenizer)
@@ -109,7 +113,7 @@ def open_model(
     if folder.is_dir():
         check_weights(folder)
     maker = _class(hf, config)
-    _check_memory(maker, config, dtype, memory_limit_gb, trust_remote_code)
+    _check_model(maker, config, dtype, memory_limit_gb, trust_remote_code)
     try:
         with _quiet(hf):
             model, info = maker.from_pretrained(
@@ -158,11 +162,7 @@ def _configuration(hf: Any, where: str, options: dict[str, Any]) -> Any:
         f"{where} (type {kind!r}) comes with code of its own, which is not run unless you ask for it by name: read it, "
         "then give trust_remote_code=True (on the command line --trust-remote-code)",
     )
-    require(
-        kind in FAMILIES or options["trust_remote_code"],
-        f"models of type {kind!r} have no adapter: {nearest(str(kind), FAMILIES)} "
-        f"All types: {', '.join(FAMILIES)}; {HOW}",
-    )
+    require(kind in FAMILIES or options["trust_remote_code"] or kind in hf.CONFIG_MAPPING, no_adapter(kind))
     try:
         return hf.AutoConfig.from_pretrained(where, **options)
     except (OSError, ValueError, TypeError) as error:
@@ -182,21 +182,25 @@ def _class(hf: Any, config: Any) -> Any:
     return hf.AutoModel if encoder or not known else hf.AutoModelForCausalLM
 
 
-def _check_memory(maker: Any, config: Any, dtype: str, limit: float | None, trusted: bool) -> None:
-    """Raise if the weights, counted on a model without any, are more than fits."""
+def _check_model(maker: Any, config: Any, dtype: str, limit: float | None, trusted: bool) -> None:
+    """Raise if a model without weights has no mixer with an adapter, or if the weights it would have do not fit."""
+    kind = getattr(config, "model_type", None)
     try:
         with torch.device("meta"):
             model = maker.from_config(config, trust_remote_code=trusted)
     except Exception:  # a model that cannot be made without weights is loaded as it is
+        require(kind in FAMILIES or trusted, no_adapter(kind))
         return
+    if not trusted:
+        require_supported(model)
     count = sum(p.numel() for p in model.parameters())
     saved = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     size = count * _BYTES.get(saved if dtype == "auto" else dtype, 4)
     free = LEFT * free_memory() if limit is None else limit * 1e9
     require(
         size <= free,
-        f"the model has {count:,} weights, {size / 1e9:.1f} GB in {saved if dtype == 'auto' else dtype}; "
-        f"{free / 1e9:.1f} GB may be used: give dtype='bfloat16', a smaller model, or a higher memory_limit_gb",
+        f"the model has {count:,} weights, {size / 1e9:.3g} GB in {saved if dtype == 'auto' else dtype}; "
+        f"{free / 1e9:.3g} GB may be used: give dtype='bfloat16', a smaller model, or a higher memory_limit_gb",
     )
 
 

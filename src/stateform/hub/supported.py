@@ -14,9 +14,12 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "bailing_hybrid": ("BailingHybridDeltaAttention", "BailingHybridAttention"),
     "bamba": ("BambaMixer", "BambaAttention"),
     "bert": ("BertSelfAttention",),
+    "distilbert": ("DistilBertSelfAttention",),
+    "electra": ("ElectraSelfAttention",),
     "falcon_h1": ("FalconH1Mixer", "FalconH1Attention"),
     "falcon_mamba": ("FalconMambaMixer",),
     "gemma": ("GemmaAttention",),
+    "gemma2": ("Gemma2Attention",),
     "gemma3_text": ("Gemma3Attention",),
     "gpt2": ("GPT2Attention",),
     "granite": ("GraniteAttention",),
@@ -31,10 +34,13 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "mamba2": ("Mamba2Mixer",),
     "minimax": ("MiniMaxLightningAttention", "MiniMaxAttention"),
     "mistral": ("MistralAttention",),
+    "mixtral": ("MixtralAttention",),
     "nemotron_h": ("NemotronHMamba2Mixer", "NemotronHAttention"),
+    "olmo": ("OlmoAttention",),
     "olmo2": ("Olmo2Attention",),
     "olmo3": ("Olmo3Attention",),
     "olmo_hybrid": ("OlmoHybridGatedDeltaNet", "OlmoHybridAttention"),
+    "phi3": ("Phi3Attention",),
     "qwen2": ("Qwen2Attention",),
     "qwen3": ("Qwen3Attention",),
     "qwen3_5_moe_text": ("Qwen3_5MoeGatedDeltaNet", "Qwen3_5MoeAttention"),
@@ -72,13 +78,19 @@ def kind_of(model: Any) -> str | None:
 def require_supported(model: Any) -> None:
     """Raise unless the model is of a type with adapters."""
     kind = kind_of(model)
-    require(kind is not None, f"{type(model).__name__} is no model of transformers; its config has no model_type")
+    inner = getattr(model, "model", None)
+    hint = "; give .model of what was opened" if kind is None and kind_of(inner) is not None else ""
+    require(kind is not None, f"{type(model).__name__} is no model of transformers; its config has no model_type{hint}")
     known = {name for names in FAMILIES.values() for name in names}
     own = any(type(m).__name__ in ADAPTERS and type(m).__name__ not in known for m in model.modules())
-    require(
-        kind in FAMILIES or own,
+    require(kind in FAMILIES or own, no_adapter(kind))
+
+
+def no_adapter(kind: str | None) -> str:
+    """What to say of a type without adapters."""
+    return (
         f"models of type {kind!r} have no adapter: {nearest(str(kind), FAMILIES)} "
-        f"All types: {', '.join(FAMILIES)}; {HOW}",
+        f"All types: {', '.join(FAMILIES)}; {HOW}"
     )
 
 
