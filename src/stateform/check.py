@@ -58,6 +58,8 @@ def check(
     if is_language_model(thing):
         require(not options, f"a model is checked as it is; leave out {', '.join(options)}")
         return check_model(thing, seed=seed, exhaustive=exhaustive, on_progress=on_progress)
+    opened = not isinstance(thing, nn.Module) and isinstance(getattr(thing, "model", None), nn.Module)
+    require(not opened, f"a {type(thing).__name__} was given; give .model of what was opened")
     if not isinstance(thing, nn.Module):
         options.setdefault("d_model", 32)
         torch.manual_seed(seed)

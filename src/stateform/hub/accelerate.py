@@ -142,6 +142,7 @@ def accelerate(model: nn.Module) -> Acceleration:
 
 def undo(model: nn.Module) -> int:
     """Let every module compute as before `accelerate`; returns how many were changed back."""
+    require(isinstance(model, nn.Module), f"a {type(model).__name__} was given; expected a model")
     count = 0
     for module in model.modules():
         if module.__dict__.pop(_KEY, None) is not None:

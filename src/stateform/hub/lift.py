@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ from .adapters.attention import Attention
 from .supported import mixers, require_supported
 from .widen import widened
 
-DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,11 @@ def _arguments(site: _Site, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def lift(
-    model: nn.Module, tokens: Tensor, *, dtype: str | torch.dtype | None = None, layers: list[str] | None = None
+    model: nn.Module,
+    tokens: Tensor,
+    *,
+    dtype: str | torch.dtype | None = None,
+    layers: Sequence[str] | str | None = None,
 ) -> Lift:
     """Every mixer of a model of transformers as a System on these tokens.
 
@@ -191,10 +195,12 @@ def lift(
     require_supported(model)
     tokens = check_tokens(model, tokens)
     wanted = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    require(wanted is not None or dtype is None, f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    good = dtype is None or (isinstance(wanted, torch.dtype) and wanted.is_floating_point)
+    require(good, f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
     found = mixers(model)
     require(found, f"no sequence mixer that is known was found in this {type(model).__name__}")
     if layers is not None:
+        layers = [layers] if isinstance(layers, str) else layers
         missing = [name for name in layers if name not in found]
         require(not missing, f"there is no layer {missing[:1]}; there are {', '.join(found)}")
         found = {name: found[name] for name in layers}
@@ -250,4 +256,18 @@ def check_tokens(model: Any, tokens: Tensor) -> Tensor:
         not size or (int(tokens.min()) >= 0 and int(tokens.max()) < size),
         f"the tokens reach from {int(tokens.min())} to {int(tokens.max())}; the vocabulary is 0..{size - 1}",
     )
+    most = _positions(model)
+    require(
+        most is None or tokens.shape[1] <= most, f"there are {tokens.shape[1]} tokens; the model has {most} positions"
+    )
     return tokens.to(next(model.parameters()).device)
+
+
+def _positions(model: Any) -> int | None:
+    """How many positions a model has learned; None for one without."""
+    tables = ("wpe", "position_embeddings")
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in tables and isinstance(module, nn.Embedding):
+            pad = module.padding_idx  # RoBERTa counts from behind it
+            return module.num_embeddings - (0 if pad is None else pad + 1)
+    return None
