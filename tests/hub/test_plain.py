@@ -118,6 +118,40 @@ def test_stories_are_told_again() -> None:
     assert words.encode(expected).tolist() == told.tolist()
 
 
+def test_a_lifted_llama_tells_them_too() -> None:
+    """transformers' Llama with these weights, its attention computed from Systems, token by token from its cache."""
+    hf = pytest.importorskip("transformers")
+    from stateform.hub.adapters.attention import NAME, register
+
+    place = recorded("stories260k")
+    words, w = read_words(place / "tok512.bin"), open_file(place / "stories260K.bin").state_dict()
+    config = hf.LlamaConfig(
+        hidden_size=64, intermediate_size=172, num_hidden_layers=5, num_attention_heads=8, num_key_value_heads=4,
+        vocab_size=512, max_position_embeddings=512, rms_norm_eps=1e-5, tie_word_embeddings=True,
+    )  # fmt: skip
+    given = {"model.embed_tokens.weight": w["embedding.weight"], "lm_head.weight": w["embedding.weight"]}
+    given["model.norm.weight"] = w["norm.weight"]
+    maps = {"q_proj": "q_proj", "k_proj": "k_proj", "v_proj": "v_proj", "out_proj": "o_proj"}
+    for i in range(5):
+        ours, theirs = f"blocks.{i}.", f"model.layers.{i}."
+        given |= {f"{theirs}self_attn.{b}.weight": w[f"{ours}mixer.{a}.weight"] for a, b in maps.items()}
+        given[f"{theirs}input_layernorm.weight"] = w[f"{ours}mixer_norm.weight"]
+        given[f"{theirs}post_attention_layernorm.weight"] = w[f"{ours}mlp_norm.weight"]
+        gate, up = w[f"{ours}mlp.in_proj.weight"].chunk(2)
+        parts = {"gate": gate[:172], "up": up[:172], "down": w[f"{ours}mlp.out_proj.weight"][:, :172]}
+        given |= {f"{theirs}mlp.{name}_proj.weight": x for name, x in parts.items()}
+    model = hf.LlamaForCausalLM(config).eval()
+    model.load_state_dict(given)
+    register()
+    model.set_attn_implementation(NAME)
+    told = model.generate(torch.tensor([[1]]), max_new_tokens=200, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert (
+        words.decode(told[0])
+        == ast.literal_eval((place / "expected_stdout.txt").read_text().partition("=")[2].strip()).decode()
+    )
+    assert all(sf.lift(model, told[:, :100], dtype="float64").certificates())
+
+
 def test_a_damaged_llama2c_file_is_refused(tmp_path: Path) -> None:
     path = write_llama(tmp_path / "model.bin", llama_arrays(True), True)
     data = path.read_bytes()
