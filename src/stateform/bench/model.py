@@ -19,14 +19,13 @@ from .._errors import nearest, require
 from .._machine import machine, stateform_version
 from .._printed import Printed
 from ..hub import accelerate, undo
+from ..hub.contract import CACHES
 from ..hub.lift import check_tokens, evaluating
 from ..state import write_atomically
 from ..tolerances import relative_error, tolerance, wide
 from .rounds import Clock, Job, spread, take_turns
 
 MODEL_MODES = ("prefill", "decode", "training")
-CACHES = ("past_key_values", "cache_params", "state")
-"""The names by which models of transformers take and give their caches."""
 AS_IT_IS, OURS = "as it is", "stateform"
 PROMPT = 16
 """Tokens before those that are decoded."""

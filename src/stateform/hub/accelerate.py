@@ -34,14 +34,13 @@ class _Accelerated:
         if state is not None and torch.is_grad_enabled():
             state = state.clone()  # the cache is written to, and gradients may need what was read
         with _as_given():
-            one = state is not None and call.u.shape[1] == 1 and call.mask is None and call.cu_seqlens is None
-            y, state = (
-                layer._run(call.u, state, "auto")
-                if one
-                else layer(  # a step is short beside its checks
+            whole = call.mask is None and call.cu_seqlens is None
+            if whole and state is not None and call.u.shape[1] == 1:  # a step is short beside a Layer's checks
+                y, state = layer._run(call.u, state, "auto")
+            else:
+                y, state = layer(
                     call.u, initial_state=state, return_state=True, attention_mask=call.mask, cu_seqlens=call.cu_seqlens
                 )
-            )
         if call.cache is not None:
             layer.write(call.cache, state if call.cu_seqlens is None else state.select([-1]))
         return layer.returns(y, call)

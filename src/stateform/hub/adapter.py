@@ -217,7 +217,7 @@ def short_conv(conv: nn.Conv1d, x: Tensor, past: Past | None, name: str = "conv"
 def gated_norm(norm: Any, y: Tensor, gate: Tensor, activation: str) -> Tensor | None:
     """An RMS norm of transformers, of y [B,T,..,p], times activation(gate) [B,T,c]: [B,T,c], in one pass.
 
-    None where that is not to be had: with gradients, in half precision, for other activations.
+    None where that is not to be had: in half precision, for other activations.
     """
     if activation not in ("silu", "sigmoid") or norm.weight.dtype != y.dtype:
         return None

@@ -26,7 +26,7 @@ from .._errors import StateformError, require
 from ..outcome import Report
 from ..tolerances import relative_error, tolerance, wide
 
-_CACHES = ("past_key_values", "cache_params", "state")
+CACHES = ("past_key_values", "cache_params", "state")
 """The names under which models give and take what they remember."""
 _MARGIN = 4.0
 _MOST_NOISE = 1e-3
@@ -316,7 +316,7 @@ class _Bench:
         output = self.call(tokens, use_cache=True)
         self.recurrent = self.remembers(output)
         self.forget()
-        taken = [name for name in _CACHES if name in self.takes]
+        taken = [name for name in CACHES if name in self.takes]
         for name in taken:
             if (cache := getattr(output, name, None)) is not None:
                 self.dynamic = type(cache).__name__ == "DynamicCache"
@@ -325,7 +325,7 @@ class _Bench:
 
     def remembers(self, output: Any) -> bool:
         """Whether there is more in the memory than keys and values: in the cache, or in the modules themselves."""
-        caches = [c for c in (getattr(output, name, None) for name in _CACHES) if c is not None]
+        caches = [c for c in (getattr(output, name, None) for name in CACHES) if c is not None]
         held = any(self.model_changed())
         own = any(hasattr(layer, "conv_states") for c in caches for layer in getattr(c, "layers", []))
         other = any(hasattr(c, "linear_cache") or not hasattr(c, "layers") for c in caches)

@@ -64,7 +64,6 @@ class _Site:
     module: nn.Module
     u: Tensor
     given: dict[str, Any]
-    shared: dict[str, Tensor]
 
 
 class Lift(Mapping[str, System], Printed):
@@ -83,9 +82,9 @@ class Lift(Mapping[str, System], Printed):
         return len(self._sites)
 
     def __getitem__(self, name: str) -> System:
-        layer, u, site = self._open(name)
+        layer, u, _ = self._open(name)
         with torch.no_grad(), validate(False), widened(u.dtype):
-            return layer.system(u, Past(None, site.shared))
+            return layer.system(u, Past())
 
     def layer(self, name: str) -> Lifted:
         """The module as a Layer, a copy in the dtype asked for."""
@@ -115,7 +114,7 @@ class Lift(Mapping[str, System], Printed):
             own, u, _ = self._open(name)
             layer = own if layer is None else layer
             with torch.no_grad(), validate(False), widened(u.dtype):
-                past = Past(None, dict(site.shared))
+                past = Past()
                 system = layer.system(u, past) if system is None else system
                 y = run(system, "auto" if system.causal else "matrix")
                 assert isinstance(y, Tensor)
@@ -206,7 +205,6 @@ def lift(
         found = {name: found[name] for name in layers}
     sites: dict[str, _Site] = {}
     hooks = []
-    shared: dict[str, Tensor] = {}
     uses: dict[str, int] = {}
 
     def recorder(name: str) -> Callable[..., None]:
@@ -215,7 +213,7 @@ def lift(
             given = {k: v for k, v in call.rest.items() if k not in (*CACHES, "use_cache", "output_attentions")}
             uses[name] = uses.get(name, 0) + 1
             label = name if uses[name] == 1 else f"{name} (use {uses[name]})"
-            sites[label] = _Site(module, call.u.detach(), given, shared)
+            sites[label] = _Site(module, call.u.detach(), given)
 
         return record
 
