@@ -599,6 +599,22 @@ def test_a_choice_that_is_proposed_again_is_not_run_again(tmp_path: Path) -> Non
     studied.close()
 
 
+@pytest.mark.parametrize(
+    "names", [["try?1", "try?2", "a#b"], ["100%", "%41", "{x}", "a{0}"], ["~", "file:", ":memory:"]]
+)
+def test_a_folder_of_any_name_has_a_search_of_its_own(
+    names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("optuna")
+    monkeypatch.chdir(tmp_path)
+    for trials, name in enumerate(names, 1):
+        sweep(searched(trials), name, workers=0, runner=works)
+    for trials, name in enumerate(names, 1):
+        assert len(sweep(searched(trials), name, workers=0, runner=works).runs) == trials
+        assert {x.name for x in Path(name).iterdir()} == {"calls.txt", "runs", "store.db"}
+    assert {x.name for x in tmp_path.iterdir()} == set(names)
+
+
 # -- Ray ----------------------------------------------------------------------------------------------------------
 
 

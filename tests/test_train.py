@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 import numpy as np
 import pytest
@@ -585,6 +587,17 @@ def test_numbers_are_logged_once(tmp_path: Path) -> None:
     assert {"lr", "step", "train/loss", "valid/loss", "valid/accuracy"} <= set(names)
     assert [row[names.index("step")] for row in rows] == ["4", "8", "12"]
     assert files(tmp_path) == FINISHED | {"log"}
+
+
+@pytest.mark.parametrize("name", ["~", "file:", "a::b", "100%?#"])
+def test_numbers_are_logged_in_a_folder_of_any_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    train(experiment(steps=2), Path(name, "run"), machine=Machine(accelerator="cpu"))
+    assert (tmp_path / name / "run" / "log" / "version_0" / "metrics.csv").is_file()
+    asked: list[str] = []
+    monkeypatch.setattr("pytorch_lightning.loggers.MLFlowLogger", lambda *_, tracking_uri: asked.append(tracking_uri))
+    trainee.loggers(("mlflow",), Path(name), experiment())
+    assert Path(url2pathname(urlparse(asked[0]).path)) == tmp_path / name / "mlruns"
 
 
 # -- checkpoints ----------------------------------------------------------------------------------------------------

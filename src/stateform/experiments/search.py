@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sqlite3
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,10 +36,12 @@ class Search:
             raise StateformError('a sweep with [search] needs Optuna: pip install "stateform[sweep]"') from None
         self.optuna, self.plan = optuna, plan
         optuna.logging.set_verbosity(optuna.logging.ERROR)
+        where = path.absolute()
         self.space = {name: self._distribution(space) for name, space in plan.space.items()}
-        options: dict[str, Any] = {"connect_args": {"timeout": 60}, "poolclass": pool.NullPool}
+        # The file is opened by its path: what a URL takes for its own (? % {}) may be in the name of a folder.
+        options = {"creator": lambda: sqlite3.connect(where, timeout=60), "poolclass": pool.NullPool}
         try:
-            self.storage = optuna.storages.RDBStorage(f"sqlite:///{path.absolute()}", engine_kwargs=options)
+            self.storage = optuna.storages.RDBStorage("sqlite:///store.db", engine_kwargs=options)
         except Exception as error:  # whatever SQLAlchemy, Alembic or Optuna raise
             raise StateformError(
                 f"Optuna cannot use {path}: {' '.join(str(error).split())}; name another store"

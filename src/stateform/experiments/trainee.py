@@ -278,6 +278,7 @@ def loggers(names: tuple[str, ...], folder: Path | None, experiment: Experiment)
 
     if folder is None:
         return False
+    folder = folder.absolute()  # "~" and "file:" at its beginning would be read as more than names
     made: list[Any] = []
     for name in names:
         try:
@@ -289,7 +290,7 @@ def loggers(names: tuple[str, ...], folder: Path | None, experiment: Experiment)
             elif name == "wandb":
                 made.append(known.WandbLogger(name=experiment.name, save_dir=folder, id=experiment.key))
             else:
-                made.append(known.MLFlowLogger(experiment.task.name, tracking_uri=f"file:{folder / 'mlruns'}"))
+                made.append(known.MLFlowLogger(experiment.task.name, tracking_uri=(folder / "mlruns").as_uri()))
         except ImportError as error:
             raise StateformError(f"the logger {name} needs a package that is not installed: {error}") from None
     return made
