@@ -306,6 +306,92 @@ def test_truncated_backpropagation_goes_on_from_a_detached_state() -> None:
     assert any(not close(p.grad, whole[n], 1e-6) for n, p in m.named_parameters())
 
 
+# -- activation checkpointing ---------------------------------------------------------------------------------------
+
+
+def gradients(m: Any, run: Callable[[Any], Tensor], on: bool) -> tuple[Tensor, dict[str, Tensor], int]:
+    """The loss and the gradients of a run, and how many numbers are kept for the backward pass."""
+    (m.gradient_checkpointing_enable if on else m.gradient_checkpointing_disable)()
+    kept: list[int] = []
+
+    def pack(x: Tensor) -> Tensor:
+        kept.append(x.numel())
+        return x
+
+    m.zero_grad()
+    torch.manual_seed(5)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        loss = run(m)
+    loss.backward()
+    return loss.detach(), {n: p.grad.clone() for n, p in m.named_parameters() if p.grad is not None}, sum(kept)
+
+
+def going_on(m: Any) -> Tensor:
+    """A loss whose gradient goes through the states between two stretches, one of them padded."""
+    mask = torch.ones(2, 9)
+    mask[1, 5:] = 0
+    first = m(ids(2, 9), mask, return_state=True)
+    second = m(ids(2, 7), initial_state=first.state, return_state=True)
+    states = [s.abs().square().mean() for s in second.state.tensors.values() if s.requires_grad]
+    return first.logits.square().mean() + second.logits.square().mean() + torch.stack(states).sum()
+
+
+CHECKPOINTED: dict[str, tuple[str, Callable[[Any], Tensor]]] = {
+    "trained": (HYBRID, lambda m: m(ids(2, 40), labels=ids(2, 40)).loss),
+    "states": (HYBRID, going_on),
+    "packed": ("mlstm softmax", lambda m: m(ids(1, 20), labels=ids(1, 20), cu_seqlens=torch.tensor([0, 7, 20])).loss),
+    "handed on": ("rwkv7*3", going_on),
+    "nonlinear": ("lstm slstm", going_on),
+}
+
+
+@pytest.mark.parametrize("name", CHECKPOINTED)
+def test_checkpointed_gradients_are_the_same(name: str) -> None:
+    pattern, run = CHECKPOINTED[name]
+    m = model(pattern, dropout=0.2, lambda_skip=1.0).train()
+    with torch.no_grad():
+        for p in m.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    loss, want, size = gradients(m, run, on=False)
+    again, got, less = gradients(m, run, on=True)
+    assert torch.equal(again, loss)
+    assert want.keys() == got.keys()
+    for n, g in want.items():
+        assert close(got[n], g), n
+    assert less < size / 2
+    assert gradients(m, run, on=False)[2] == size
+
+
+def test_a_checkpointed_classifier_has_the_same_gradients() -> None:
+    torch.manual_seed(0)
+    m = sf.Classifier("mamba2 softmax", d_model=D, d_input=3, n_classes=4).double()
+    x = torch.randn(2, 30, 3, dtype=torch.float64)
+
+    def run(m: Any) -> Tensor:
+        loss: Tensor = m(x, labels=torch.tensor([1, 3])).loss
+        return loss
+
+    loss, want, size = gradients(m, run, on=False)
+    again, got, less = gradients(m, run, on=True)
+    assert torch.equal(again, loss) and less < size / 2
+    assert all(close(got[n], g) for n, g in want.items())
+
+
+def test_checkpointing_does_nothing_where_there_are_no_gradients() -> None:
+    m, x = model(), ids(2, 9)
+    want = m.generate(x, max_new_tokens=4)
+    m.gradient_checkpointing_enable({"preserve_rng_state": False})
+
+    def called(*_: object, **__: object) -> None:
+        raise AssertionError("nothing is to be kept")
+
+    for block in m.blocks:
+        block._gradient_checkpointing_func = called
+    assert torch.equal(m.generate(x, max_new_tokens=4), want)
+    with refused("use_reentrant is True", "through states"):
+        m.gradient_checkpointing_enable({"use_reentrant": True})
+
+
 def test_parameter_groups_hold_every_parameter_once() -> None:
     m = model(lambda_skip=1.0, max_positions=9, tie_embeddings=False)
     decayed, plain = m.parameter_groups(0.3)

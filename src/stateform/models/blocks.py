@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from .._errors import StateformError, require, values_checked
 from ..forms import known_form
@@ -41,6 +43,10 @@ class GatedMLP(nn.Module):
 class Block(nn.Module):
     """x <- lambda x + mixer(norm(x)), x <- x + mlp(norm(x)); lambda = 1 unless it is learned."""
 
+    gradient_checkpointing = False
+    """Set by `SequenceModel.gradient_checkpointing_enable`, or by transformers, to which the name belongs."""
+    _gradient_checkpointing_func: Callable[..., Any] = staticmethod(checkpoint)
+
     def __init__(self, config: ModelConfig, spec: str) -> None:
         super().__init__()
         self.spec = spec
@@ -55,6 +61,21 @@ class Block(nn.Module):
         known = inspect.signature(self.mixer.forward).parameters
         everything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
         self.takes = frozenset({*known, *(inspect.signature(Layer.forward).parameters if everything else ())})
+
+    def again(
+        self, x: Tensor, state: State | None, return_state: bool, shared: dict[str, Tensor], **call: Any
+    ) -> tuple[Tensor, State | None]:
+        """`forward`, whose backward pass computes the block once more instead of keeping what is in it."""
+        before = dict(shared)  # what earlier blocks handed on: the second run must not find what the first one adds
+
+        def run(x: Tensor) -> tuple[Tensor, State | None, dict[str, Tensor]]:
+            handed = dict(before)
+            x, new = self(x, state, return_state, handed, **call)
+            return x, new, handed
+
+        x, new, handed = self._gradient_checkpointing_func(run, x)
+        shared.update(handed)
+        return x, new
 
     def forward(
         self, x: Tensor, state: State | None, return_state: bool, shared: dict[str, Tensor], **call: Any
@@ -181,7 +202,8 @@ class SequenceModel(nn.Module):
         states: list[State] = []
         shared: dict[str, Tensor] = {}
         for block, part in zip(self.blocks, self._parts(initial_state), strict=True):
-            x, state = block(x, part, return_state, shared, **call)
+            run = block.again if block.gradient_checkpointing and torch.is_grad_enabled() else block
+            x, state = run(x, part, return_state, shared, **call)  # type: ignore[operator]
             states.append(state)
         return self.norm(x), None if not return_state or end is None else self._joined(states, end)
 
@@ -264,6 +286,26 @@ class SequenceModel(nn.Module):
         if device != self.device:
             raise StateformError(f"the state is on {device}, the model on {self.device}; use state.to(device)")
 
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
+        """Train in less memory: blocks keep their inputs alone, and the backward pass computes them once more.
+
+        Gradients are the same. Nothing changes where no gradients are asked for.
+
+        Args:
+            gradient_checkpointing_kwargs: of `torch.utils.checkpoint.checkpoint`.
+
+        Raises:
+            StateformError: use_reentrant=True, which would lose the gradients that go through states.
+        """
+        for block in self.blocks:
+            block._gradient_checkpointing_func = checkpointing(gradient_checkpointing_kwargs)  # type: ignore[assignment]
+            block.gradient_checkpointing = True  # type: ignore[assignment]
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep everything that the backward pass needs again."""
+        for block in self.blocks:
+            block.gradient_checkpointing = False  # type: ignore[assignment]
+
     def parameter_groups(self, weight_decay: float = 0.1) -> list[dict[str, Any]]:
         """The parameters in two groups for an optimizer: with weight decay, and without.
 
@@ -295,6 +337,16 @@ class SequenceModel(nn.Module):
                 that is not whole, a configuration of another version, a layer that is not registered.
         """
         return load(cls, Path(folder))
+
+
+def checkpointing(options: Mapping[str, Any] | None = None) -> Callable[..., Any]:
+    """Bind the options of `torch.utils.checkpoint.checkpoint`, without reentrance. Raises if they ask for it."""
+    options = {"use_reentrant": False, **(options or {})}
+    require(
+        not options["use_reentrant"],
+        "use_reentrant is True, which would lose the gradients that go through states; leave it out, or give False",
+    )
+    return functools.partial(checkpoint, **options)
 
 
 def positions(
