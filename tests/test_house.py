@@ -18,7 +18,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 BASE = "errors transition kernels system"
 CHECKS = "draw check equivalence timing"
 HOUSE = [
-    ("errors", "_errors", ""),
+    ("errors", "_errors _files", ""),
     ("transition", "transition", "errors"),
     ("kernels", "kernels", "errors"),
     ("system", "system state core dense attend ridge _[!_]*", "errors transition kernels"),

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from ._errors import StateformError, nearest, require, validate
+from ._files import write_atomically
 from ._machine import machine, stateform_version
 from ._printed import Printed
 from .compare import DTYPES, Progress
 from .hub import Opened
 from .questions import QUESTIONS, Question, Site, about, findings
-from .state import write_atomically
 from .subject import subject_of
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ._errors import StateformError, require, validate
+from ._files import write_atomically
 from ._machine import machine, stateform_version
 from ._printed import Printed
 from ._text import read_text
@@ -25,7 +26,6 @@ from .forms import exists, run
 from .layers import REGISTRY, accepted, build, resolve
 from .models import open_folder
 from .questions import SHOWN, effective_attention, rounded
-from .state import write_atomically
 from .timing import blank_cost, measure, system_of
 from .tolerances import relative_error, tolerance, wide
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ._errors import StateformError, nearest, require, values_checked
+from ._files import write_atomically
 from .transition import complex_dtype, real_dtype
 
 
@@ -167,25 +167,6 @@ class State:
     def __repr__(self) -> str:
         parts = ", ".join(f"{k} {list(x.shape)}" for k, x in self.tensors.items())
         return f"State({parts}; {self.nbytes:,} bytes)"
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a whole file or nothing: a temporary file beside it, then a rename."""
-    require(not path.is_dir(), f"cannot write {path}: it is a folder; name a file in it")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        if path.exists() and not path.is_file():  # a pipe or a terminal takes bytes, but no other file's name
-            path.write_bytes(data)
-            return
-        with temporary.open("xb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise StateformError(
-            f"cannot write {path}: {error.strerror or error}; give a path in a folder you can write to"
-        ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def unchecked(tensors: dict[str, Any], fingerprint: str = "") -> State:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ._errors import StateformError, require
+from ._files import read_json
 from ._text import read_text
 from .compare import DTYPES, embed, printable
 from .experiments import Experiment
-from .experiments.train import EXPERIMENT, read_json
+from .experiments.train import EXPERIMENT
 from .hub import Opened, lift
 from .hub.supported import kind_of
 from .layers import REGISTRY, Past, accepted, build, resolve

@@ -19,13 +19,13 @@ from rich.text import Text
 from torch import nn
 
 from ._errors import nearest, require, validate
+from ._files import write_atomically
 from ._printed import Printed
 from .analysis import Expressivity, contraction, describe, describe_read, expressivity
 from .analysis.structure import TRANSITION
 from .draw import redraw
 from .forms import blank_state
 from .layers import REGISTRY, accepted, build, resolve
-from .state import write_atomically
 from .system import System
 
 FAMILIES = {

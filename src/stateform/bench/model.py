@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from .._errors import nearest, require
+from .._files import write_atomically
 from .._machine import machine, stateform_version
 from .._printed import Printed
 from ..hub import accelerate, undo
 from ..hub.contract import CACHES
 from ..hub.lift import check_tokens, evaluating
-from ..state import write_atomically
 from ..tolerances import relative_error, tolerance, wide
 from .rounds import Clock, Job, spread, take_turns
 

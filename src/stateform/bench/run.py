@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from .._errors import nearest, require
+from .._files import write_atomically
 from .._machine import machine, stateform_version
 from .._printed import Printed
 from ..analysis import peak_bytes
 from ..layers import REGISTRY
-from ..state import write_atomically
 from ..tolerances import GRADIENT, HALF, PROJECTED
 from .pair import MODES, Operation, Pair, Rival, Setting, like, version_of
 from .party import Inputs, Party, copying

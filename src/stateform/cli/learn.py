@@ -10,10 +10,11 @@ import typer
 from rich.console import Console
 
 from .._errors import StateformError, require
+from .._files import write_json
 from ..compare import writable
 from ..experiments import Experiment, Machine, evaluate, overridden, read_toml, train
 from ..experiments.checkpoint import CHECKPOINT
-from ..experiments.train import OUTCOME, first_process, length_table, write_json
+from ..experiments.train import OUTCOME, first_process, length_table
 from ..tasks import TASKS
 from .app import Bar, app
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from .._errors import require
+from .._files import write_atomically
 from .._printed import show_wide
 from .._text import read_text
 from ..analyze import analyze
@@ -19,7 +20,6 @@ from ..hub import open_model
 from ..layers import build, names
 from ..models import LanguageModel, continue_text
 from ..questions import QUESTIONS
-from ..state import write_atomically
 from ..subject import is_folder
 from ..zoo import insert, zoo
 from .app import Bar, app, check_writable, give

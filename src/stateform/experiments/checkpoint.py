@@ -16,7 +16,7 @@ from safetensors.torch import save as as_bytes
 from torch import Tensor
 
 from .._errors import StateformError, require
-from ..state import write_atomically
+from .._files import write_atomically
 
 CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
 """Files of a training on its way: everything, and the weights of the best validation."""

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from .._errors import StateformError, nearest, require
+from .._files import write_atomically
 from .._printed import Printed
-from ..state import write_atomically
 from .claims import SEED, Claim, Verdict, judge
 from .config import read_value
 from .store import Run, Store

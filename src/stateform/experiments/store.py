@@ -41,6 +41,7 @@ from pathlib import Path
 from typing import Any
 
 from .._errors import StateformError, require
+from .._files import make_folder
 
 FORMAT = 1
 """Version of the tables."""
@@ -114,12 +115,7 @@ class Store:
         self.worker = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         require(not self.path.is_dir(), f"{self.path} is a folder; expected the file of a store in it")
         if create:
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise StateformError(
-                    f"cannot make the folder {self.path.parent}: {error.strerror}; name one where you may write"
-                ) from None
+            make_folder(self.path.parent)
         else:
             require(self.path.exists(), f"there is no store {self.path}; `stateform sweep` makes one")
         self.connection = self._connect("rwc" if create else "rw")
@@ -133,7 +129,9 @@ class Store:
     def _connect(self, mode: str) -> sqlite3.Connection:
         with self._clear():
             where = f"{self.path.absolute().as_uri()}?mode={mode}"
-            return sqlite3.connect(where, uri=True, timeout=60, isolation_level=None)
+            connection = sqlite3.connect(where, uri=True, timeout=60, isolation_level=None)
+            connection.execute("PRAGMA synchronous = FULL")  # some systems' SQLite leaves a commit to the next one
+            return connection
 
     def _open(self, create: bool) -> None:
         tables = [name for (name,) in self.connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]

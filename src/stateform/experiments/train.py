@@ -8,7 +8,6 @@ checkpoint.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import re
@@ -23,10 +22,10 @@ from typing import Any
 import torch
 
 from .._errors import StateformError, nearest, require, validate
+from .._files import make_folder, read_json, write_json
 from .._machine import machine, stateform_version
 from .._printed import Printed
 from ..models import Classifier, LanguageModel
-from ..state import write_atomically
 from ..tasks import Task
 from . import checkpoint
 from .checkpoint import BEST, CHECKPOINT
@@ -244,12 +243,12 @@ def _begun(folder: Path, experiment: Experiment) -> Outcome | None:
 
 def _make(folder: Path, experiment: Experiment) -> None:
     """The folder with the experiment, and without what a kill left half written."""
+    make_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for path in filter(_half_written, folder.iterdir()):
             path.unlink()
     except OSError as error:
-        raise StateformError(f"cannot make the folder {folder}: {error.strerror or error}") from None
+        raise StateformError(f"cannot write in the folder {folder}: {error.strerror or error}") from None
     if not (folder / EXPERIMENT).is_file():
         write_json(folder / EXPERIMENT, experiment.to_dict())
 
@@ -400,28 +399,6 @@ def flat(values: dict[str, Any], before: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in values.items():
         found |= flat(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
-    return found
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write plain values, whole or not at all."""
-    write_atomically(path, (json.dumps(values, indent=1) + "\n").encode())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote.
-
-    Raises:
-        StateformError: a file that cannot be read, or is no JSON.
-    """
-    try:
-        values = json.loads(path.read_bytes())
-    except OSError as error:
-        raise StateformError(f"cannot read {path}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise StateformError(f"{path} is damaged, no JSON: {error}") from None
-    require(isinstance(values, dict), f"{path} holds {type(values).__name__}; expected a table")
-    found: dict[str, Any] = values
     return found
 
 

@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from .._errors import StateformError
+from .._files import write_atomically
 from ..models import Classifier, LanguageModel
-from ..state import write_atomically
 from ..tasks import Batch
 from .checkpoint import BEST, CHECKPOINT, read, write
 from .config import Experiment, Training

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -17,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .._errors import require
+from .._files import write_atomically
 from .._machine import machine
 from ..kernels.backend import backend
 from ..system import System
@@ -158,9 +157,6 @@ def calibrate(device: str = "cpu", *, on_progress: Callable[[str, int, int], Non
     content = {"machine": machine(device), "date": datetime.now(UTC).strftime("%Y-%m-%d"),
                "constants": {**kept, **fit(rows, device)}, "rows": rows}  # fmt: skip
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    handle, draft = tempfile.mkstemp(dir=target.parent, suffix=".json")
-    with os.fdopen(handle, "w") as file:
-        json.dump(content, file)
-    os.replace(draft, target)
+    write_atomically(target, json.dumps(content).encode())
     _stored.cache_clear()
     return target

@@ -25,6 +25,8 @@ from typing import Any
 
 import torch
 
+from .._files import rename_durably
+
 NAMES = ("loops.c", "vectors.h", "matrix.h", "channel.h", "conv.h", "step.h", "norm.h", "modes.h")
 SOURCES = [Path(__file__).with_name(name) for name in NAMES]
 FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread", "-ffp-contract=fast"]
@@ -157,7 +159,7 @@ def _made(folder: Path, name: str, compiler: list[str], precision: int) -> Path:
             command = [*compiler, *FLAGS, *hint, f"-DPRECISION={precision}", "-o", draft, str(SOURCES[0])]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode == 0:
-                os.replace(draft, path)
+                rename_durably(draft, path)
                 return path
             said = (done.stderr or done.stdout).strip()
         first = said.splitlines()[0] if said else "it said nothing"

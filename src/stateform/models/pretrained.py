@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._errors import StateformError, require
-from ..state import write_atomically
+from .._files import make_folder, write_atomically
 from .config import MODEL_TYPE, ModelConfig
 
 M = TypeVar("M", bound=nn.Module)
@@ -25,10 +25,7 @@ def save(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> No
     from safetensors.torch import save as as_bytes
 
     require(not any(x.is_meta for x in weights.values()), "a model on the device meta has no weights to save")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StateformError(f"cannot make the folder {folder}: {error.strerror or error}") from None
+    make_folder(folder)
     whole = {k: x.detach().clone(memory_format=torch.contiguous_format) for k, x in weights.items()}
     write_atomically(folder / WEIGHTS, as_bytes(whole, metadata={"format": "pt"}))
     write_atomically(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
