@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _validation: ContextVar[bool | None] = ContextVar("stateform_validation", default=None)
 
@@ -104,3 +104,32 @@ def require_finite(x: Tensor, name: str, *, allow_minus_inf: bool = False) -> No
             f"{' or -inf' if allow_minus_inf else ''}. Mask padded positions with attention_mask, or switch this check "
             "off with `with sf.validate(False):`"
         )
+
+
+def require_finite_weights(module: nn.Module) -> None:
+    """Raise if a parameter holds NaN or inf, naming the first and its module: NaN would pass for equal, or for fast.
+
+    A layer's own parameter (one of a module that gives a System) may be -inf, the log decay of a reset.
+    """
+    for path, owner in module.named_modules():
+        for name, p in owner.named_parameters(recurse=False):
+            first = _first_not_finite(p, minus_inf=hasattr(owner, "system"))
+            if first is not None:
+                where = f"{path} ({type(owner).__name__})" if path else type(owner).__name__
+                raise StateformError(
+                    f"the parameter {name} of {where} holds {p[first].item()} at index {first} of shape "
+                    f"{list(p.shape)}; expected finite numbers, without which nothing can be compared or measured: "
+                    "load the weights again, or take them from before the training diverged"
+                )
+
+
+def _first_not_finite(p: Tensor, *, minus_inf: bool) -> tuple[int, ...] | None:
+    """The index of the first entry that is NaN or inf; None if there is none, or no values can be read."""
+    if not (p.is_floating_point() or p.is_complex()) or p.numel() == 0 or not readable(p):
+        return None
+    p = p.detach().float() if p.element_size() == 1 else p.detach()
+    if bool(p.sum(dtype=torch.promote_types(p.dtype, torch.float32)).isfinite()):  # it is not if an entry is not
+        return None
+    bad = ~p.isfinite()
+    bad = bad & ~p.isneginf() if minus_inf and not p.is_complex() else bad
+    return tuple(int(i) for i in bad.nonzero()[0]) if bool(bad.any()) else None

@@ -100,7 +100,7 @@ def analyze(
 
     Raises:
         StateformError: before any work: an unknown name or question, an unreadable or empty text, a folder that holds
-            no model, a model that has no bytes for tokens.
+            no model, a model that has no bytes for tokens, a weight that is not finite.
     """
     questions = check_settings(only, dtype, max_length)
     subject = subject_of(

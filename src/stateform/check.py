@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._errors import StateformError, require, validate
+from ._errors import StateformError, require, require_finite_weights, validate
 from .draw import REGIMES, drawn, in_regime, sensitivity
 from .forms import backend, exists, run
 from .hub.contract import check_model, is_language_model
 from .layers import Layer, build
+from .outcome import REMEMBERS_NOTHING
 from .outcome import Outcome as Outcome
 from .outcome import Report as Report
 from .state import State
@@ -71,6 +72,7 @@ def check(
     name = thing if isinstance(thing, str) else type(layer).__name__
     missing = [x for x in ("initial_state", "return_state") if x not in _arguments(layer)]
     require(not missing, f"{name} does not take {' and '.join(missing)}; expected both, as in sf.Layer.forward")
+    require_finite_weights(layer)
     report, generator = Report(name), torch.Generator().manual_seed(seed)
     with validate(False):
         for part, function in PARTS.items():
@@ -150,18 +152,32 @@ class _Bench:
             if key not in got:
                 self.report.expect(self.part, False, f"{where}: the state has no {key}")
             else:
-                self.report.compare(self.part, f"{where}, state {key}", got[key], want[key], allowed)
+                logs = key in ("log_scale", "log_weight")  # -inf: nothing yet, or nothing any more
+                self.report.compare(
+                    self.part, f"{where}, state {key}", got[key], want[key], allowed, infinite=logs
+                )  # fmt: skip
 
 
 def _parts_matter(b: _Bench) -> None:
     """The parameters drawn below make state, decay, feedback and eta each change y by over 1%."""
     if not b.ours:
-        return
+        return _memory_matters(b)
     _, changes = drawn(b.layer, b.input(2, 48), b.generator)
     for name, change in changes.items():
         b.report.expect(
             b.part, change > 0.01, f"without {name}, y changes by {change:.2g} only: the checks could not see it"
         )
+    return None
+
+
+def _memory_matters(b: _Bench) -> None:
+    """Note it where the last output of a module, whose parameters are not drawn, depends on the last token alone."""
+    x = b.input(2, 9)
+    other = torch.cat([b.input(2, 8), x[:, 8:]], 1)
+    with torch.no_grad():
+        y, z = (b.call(b.layer, u)[0] for u in (x, other))
+    if torch.equal(y[:, -1], z[:, -1]):
+        b.report.note(REMEMBERS_NOTHING)
 
 
 def _forms(b: _Bench) -> None:

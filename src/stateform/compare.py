@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._errors import StateformError, require, validate
+from ._errors import StateformError, require, require_finite_weights, validate
 from ._files import write_atomically
 from ._machine import machine, stateform_version
 from ._printed import Printed
@@ -27,7 +27,7 @@ from .layers import REGISTRY, accepted, build, resolve
 from .models import open_folder
 from .questions import SHOWN, effective_attention, rounded
 from .timing import blank_cost, measure, system_of
-from .tolerances import relative_error, tolerance, wide
+from .tolerances import largest, relative_error, tolerance, why_no_proof, wide
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much is done and how much there is."""
@@ -203,6 +203,8 @@ def _try(name: str, layer: nn.Module, x: Tensor) -> None:
     require(
         shape == list(x.shape), f"{name} gave {shape} for an input {list(x.shape)}; expected a tensor of the same shape"
     )
+    why = why_no_proof(y)
+    require(not why, f"{name}: {why}")
 
 
 # -- one layer ----------------------------------------------------------------------------------------------------
@@ -233,6 +235,7 @@ def _build_all(
             getattr(layer, "d_model", None) == d_model,
             f"{name} has d_model = {getattr(layer, 'd_model', None)}, not {d_model}",
         )
+        require_finite_weights(layer)
         label, n = name, 2
         while label in built:
             label, n = f"{name} #{n}", n + 1
@@ -289,7 +292,7 @@ def _certificate(layer: nn.Module, x: Tensor) -> dict[str, Any]:
     for form in exists(system):
         got = run(system, form)
         assert isinstance(got, Tensor)
-        errors[form] = float(relative_error(wide(got), wide(want), heads=True).max())
+        errors[form] = torch.inf if why_no_proof(want) else largest(relative_error(wide(got), wide(want), heads=True))
     allowed, worst = tolerance(torch.float64, x.shape[1]), max(errors.values())
     refused = {name: why.partition(";")[0] for name, why in system.forms().items() if why is not None}
     return {

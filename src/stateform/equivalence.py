@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._errors import require
+from ._errors import require, require_finite_weights
 from .forms import run
 from .system import System
-from .tolerances import first_difference, relative_error, tolerance, wide
+from .tolerances import first_difference, is_constant, largest, relative_error, tolerance, why_no_proof, wide
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,11 @@ def equivalent(a: Any, b: Any, x: Tensor | None = None, *, rtol: float | None = 
         rtol: relative error allowed (default: from dtype and length).
 
     Returns:
-        Whether they are equal within the tolerance, or the first position and row where not, and by how much.
+        Whether they are equal within the tolerance, or the first position and row where not, and by how much. Outputs
+        that are not finite are equal to none.
 
     Raises:
-        StateformError: if an input is missing or the outputs have different shapes.
+        StateformError: if an input is missing, a weight is not finite or the outputs have different shapes.
     """
     with torch.no_grad():
         y, z = _output(a, x), _output(b, x)
@@ -60,10 +61,14 @@ def equivalent(a: Any, b: Any, x: Tensor | None = None, *, rtol: float | None = 
     allowed = rtol if rtol is not None else tolerance(dtype, length, rounded=4)
     if y.numel() == 0:
         return Equivalence(True, 0.0, allowed, text="equal: nothing to compare")
+    why = why_no_proof(wide(z))
+    if why:
+        return Equivalence(False, torch.inf, allowed, text=why)
     error = relative_error(wide(y), wide(z))
-    bad, top = ~(error <= allowed), float(error.nan_to_num(torch.inf, torch.inf).max())
+    bad, top = ~(error <= allowed), largest(error)
     if not bool(bad.any()):
-        return Equivalence(True, top, allowed, text=f"equal to {top:.1g} (allowed {allowed:.1g})")
+        little = ", but constant: this says nothing of how they depend on their input" if is_constant(z) else ""
+        return Equivalence(True, top, allowed, text=f"equal to {top:.1g} (allowed {allowed:.1g}){little}")
     position = int(bad.flatten(2).any(2).any(0).nonzero()[0]) if y.ndim > 2 else int(bad.any(0).nonzero()[0])
     row = int(bad[:, position].reshape(len(bad), -1).any(1).nonzero()[0])
     return Equivalence(
@@ -80,6 +85,8 @@ def _output(thing: Any, x: Tensor | None) -> Tensor:
         return y
     require(callable(thing), f"cannot compare a {type(thing).__name__}; expected a layer, a System or a tensor")
     require(x is not None, "to compare layers, give the input x [B,T,d_model]")
+    if isinstance(thing, nn.Module):
+        require_finite_weights(thing)
     out = thing(x)
     return out[0] if isinstance(out, tuple) else out
 

@@ -8,7 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from .tolerances import first_difference, relative_error, wide
+from .tolerances import first_difference, largest, relative_error, why_no_proof, wide
+
+REMEMBERS_NOTHING = (
+    "the last output is the same whatever comes before the last token: no comparison can see what is remembered wrongly"
+)
+"""A note on what keeps the contract for want of a memory, a module whose output weights are 0, say."""
 
 
 @dataclass
@@ -29,6 +34,8 @@ class Report:
     name: str
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     not_offered: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What makes the comparisons say less than they seem to."""
 
     @property
     def ok(self) -> bool:
@@ -57,6 +64,7 @@ class Report:
                 lines.append(f"       ... and {len(o.failures) - 3} more")
         if self.not_offered:
             lines.append(f"  not offered by this module: {', '.join(self.not_offered)}")
+        lines += [f"  note: {text}" for text in self.notes]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,13 +73,19 @@ class Report:
             o.part: {"comparisons": o.comparisons, "worst": o.worst, "failures": o.failures}
             for o in self.outcomes.values()
         }
-        return {"name": self.name, "ok": self.ok, "parts": parts, "not_offered": self.not_offered}
+        told = {"not_offered": self.not_offered, "notes": self.notes}
+        return {"name": self.name, "ok": self.ok, "parts": parts, **told}
 
     # -- filling it ----------------------------------------------------------------------------------------------
 
     def outcome(self, part: str) -> Outcome:
         """The outcome of a part, made on first use."""
         return self.outcomes.setdefault(part, Outcome(part))
+
+    def note(self, text: str) -> None:
+        """Keep a note, once."""
+        if text not in self.notes:
+            self.notes.append(text)
 
     def compare(
         self,
@@ -83,9 +97,10 @@ class Report:
         *,
         heads: bool = False,
         floor: float = 0.0,
+        infinite: bool = False,
     ) -> None:
         """Compare two tensors; time is axis 1 (and heads axis 2 if `heads`, each measured on its own scale, but on none
-        below `floor`).
+        below `floor`). What is wanted has to be finite unless it may be `infinite`.
         """
         outcome = self.outcome(part)
         outcome.comparisons += 1
@@ -96,9 +111,12 @@ class Report:
         if want.numel() == 0:
             return
         got, want = (wide(x.detach()) for x in (got, want))
+        if not infinite and (why := why_no_proof(want)):
+            outcome.failures.append(f"{where}: {why}")
+            outcome.worst = math.inf
+            return
         error = relative_error(got, want, heads=heads, floor=floor)
-        bad = ~(error <= allowed)
-        top = float(error.nan_to_num(math.inf, math.inf).max())
+        bad, top = ~(error <= allowed), largest(error)
         outcome.worst = max(outcome.worst, top / allowed)
         if bool(bad.any()):
             outcome.failures.append(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._errors import StateformError, require
+from ._errors import StateformError, require, require_finite, require_finite_weights, validate
 from ._files import read_json
 from ._text import read_text
 from .compare import DTYPES, embed, printable
@@ -94,6 +94,7 @@ def subject_of(
     if isinstance(module, SequenceModel):
         return _own(name, module, source, _fits(module, ids, given), words, excerpt)
     require(not given, "token ids are for a model; give a layer a text, whose bytes it reads")
+    require_finite_weights(module)
     width = getattr(module, "d_model", None)
     return Subject(name, module, source, ids, words, excerpt, width, [name], [name],
                    lambda: _layer(module, ids, seed), is_model=False)  # fmt: skip
@@ -101,6 +102,7 @@ def subject_of(
 
 def _own(name: str, model: SequenceModel, source: str, ids: Tensor, words: list[str], excerpt: str) -> Subject:
     """The layers of a model of Stateform."""
+    require_finite_weights(model)
     kinds = [str(block.spec).partition("(")[0] for block in model.blocks]
     labels = [f"{i}: {kind}" for i, kind in enumerate(kinds)]
     return Subject(name, model, source, ids, words, excerpt, model.config.d_model, kinds, labels,
@@ -111,7 +113,10 @@ def _layer(layer: nn.Module, ids: Tensor, seed: int) -> Iterator[Look]:
     """One layer, which reads bytes as fixed random vectors."""
     weight = next(layer.parameters(), torch.empty(0))
     x = embed(bytes(ids[0].tolist()), layer.d_model, seed).to(weight.dtype)  # type: ignore[arg-type]
-    yield Look(layer, system_of(layer, x), {})
+    system = system_of(layer, x)
+    with validate(True):
+        system.check_values()
+    yield Look(layer, system, {})
 
 
 def _layers(model: SequenceModel, ids: Tensor) -> Iterator[Look]:
@@ -124,10 +129,12 @@ def _layers(model: SequenceModel, ids: Tensor) -> Iterator[Look]:
     mixers: list[Any] = [block.mixer for block in model.blocks]
     hooks = [mixer.register_forward_pre_hook(keep, with_kwargs=True) for mixer in mixers]
     try:
-        model(ids)
+        out = model(ids)
     finally:
         for hook in hooks:
             hook.remove()
+    with validate(True):
+        require_finite(out.logits, f"the logits of this {type(model).__name__}")
     for i, mixer in enumerate(mixers):
         u, shared = seen[i]
         seen[i] = (torch.empty(0), {})

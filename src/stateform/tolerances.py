@@ -38,15 +38,44 @@ the strongest head's scale: its few digits are lost in every form alike."""
 
 
 def relative_error(got: Tensor, want: Tensor, *, heads: bool = False, floor: float = 0.0) -> Tensor:
-    """|got - want| / max |want|, the maximum taken per head (axis 2) if `heads`, and at least `floor`."""
-    scale = want.abs()
+    """|got - want| / max |want|, the maximum taken per head (axis 2) if `heads`, and at least `floor`.
+
+    Equal infinities are 0 apart and set no scale. NaN is equal to nothing: where there is one, so is the error.
+    """
+    scale = torch.where(want.isfinite(), want.abs(), 0.0)
     if heads and want.ndim > 2:
         scale = scale.amax([i for i in range(want.ndim) if i != 2], keepdim=True)
         scale = torch.maximum(scale, FAINT * scale.amax())
     else:
         scale = scale.amax()
-    same = (got == want) | (torch.isnan(got) & torch.isnan(want))
-    return torch.where(same, 0.0, (got - want).abs() / scale.clamp_min(max(floor, torch.finfo(scale.dtype).tiny)))
+    return torch.where(
+        got == want, 0.0, (got - want).abs() / scale.clamp_min(max(floor, torch.finfo(scale.dtype).tiny))
+    )
+
+
+def largest(error: Tensor) -> float:
+    """The largest error; inf if one is NaN."""
+    return float(error.nan_to_num(math.inf, math.inf).max()) if error.numel() else 0.0
+
+
+def why_no_proof(want: Tensor) -> str:
+    """Why nothing is proved by being equal to `want`: its first entry that is not finite, in words; "" if all are."""
+    bad = ~want.isfinite()
+    if not bool(bad.any()):
+        return ""
+    at = tuple(bad.nonzero()[0].tolist())
+    if want.ndim > 1:  # the first in time, as in `first_difference`
+        time = int(bad.transpose(0, 1).flatten(1).any(1).nonzero()[0])
+        at = tuple(bad[:, time].nonzero()[0].tolist())
+        value, where = want[:, time][at].item(), f"position {time} of {want.shape[1]}, row {at[0]}"
+    else:
+        value, where = want[at].item(), f"index {at[0] if at else 0}"
+    return f"no proof: what it is compared with is not finite, {value} first at {where}"
+
+
+def is_constant(want: Tensor) -> bool:
+    """True if all rows and times [B,T,...] hold the same: an output that does not depend on the input."""
+    return want.ndim > 1 and want.shape[0] * want.shape[1] > 1 and bool((want == want[:1, :1]).all())
 
 
 def wide(x: Tensor) -> Tensor:

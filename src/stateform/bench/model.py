@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._errors import nearest, require
+from .._errors import nearest, require, require_finite_weights
 from .._files import write_atomically
 from .._machine import machine, stateform_version
 from .._printed import Printed
 from ..hub import accelerate, undo
 from ..hub.contract import CACHES
 from ..hub.lift import check_tokens, evaluating
-from ..tolerances import relative_error, tolerance, wide
+from ..tolerances import is_constant, largest, relative_error, tolerance, why_no_proof, wide
 from .rounds import Clock, Job, spread, take_turns
 
 MODEL_MODES = ("prefill", "decode", "training")
@@ -64,6 +64,7 @@ class ModelBench(Printed):
         yield Text(
             f"{r['name']}: {r['parameters']:,} weights, {len(r['replaced'])} mixers in our forms, {len(r['left'])} as "
             f"before; logits differ by {r['difference']:.1e} of the largest ({r['allowed']:.1e} allowed)"
+            + (", but are the same at every position, whatever the tokens" if r["constant"] else "")
         )
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for heading in ("", "as it is, ms", "in our forms, ms", "times as fast"):
@@ -109,12 +110,13 @@ def bench_model(
         A ModelBench; after Ctrl-C in the rounds with what was measured.
 
     Raises:
-        StateformError: before any work: an unknown mode, too few tokens, a type without adapter. Then: the accelerated
-            model is not the same function.
+        StateformError: before any work: an unknown mode, too few tokens, a type without adapter, a weight that is not
+            finite. Then: the accelerated model is not the same function.
     """
     for mode in modes:
         require(mode in MODEL_MODES, f"unknown mode {mode!r}: {nearest(mode, MODEL_MODES)}")
     require(length >= 2 and train_length >= 2 and repeats >= 1, "length and train_length need 2 or more, repeats 1")
+    require_finite_weights(model)
     weight = next(model.parameters())
     size = int(model.config.get_text_config().vocab_size)  # type: ignore[operator, union-attr]
     if tokens is None:
@@ -163,8 +165,7 @@ def bench_model(
         made = accelerate(model)
         require(made.replaced, "no mixer of this model has a form of ours that is not its own: nothing to compare")
         cache = cache_name(model, tokens[:, :2])
-        off, allowed = _compared(model, tokens[:, : min(length, 300)])
-        result |= {"replaced": made.replaced, "left": made.left, "difference": off, "allowed": allowed}
+        result |= {"replaced": made.replaced, "left": made.left, **_compared(model, tokens[:, : min(length, 300)])}
         try:
             for i, mode in enumerate(modes):
                 report(mode, i, len(modes))
@@ -205,17 +206,21 @@ def cache_name(model: Any, tokens: Tensor) -> str:
     return str(found)
 
 
-def _compared(model: Any, tokens: Tensor) -> tuple[float, float]:
-    """How far the accelerated model is from the model as it is, and how far it may be; raise if it is farther."""
+def _compared(model: Any, tokens: Tensor) -> dict[str, Any]:
+    """How far the accelerated model is from the model as it is, and how far it may be; raise if it is farther. And
+    whether that says little, as the logits are constant.
+    """
     with torch.no_grad():
         undo(model)
         want = model(tokens, use_cache=False).logits
         accelerate(model)
         got = model(tokens, use_cache=False).logits
-    off = float(relative_error(wide(got), wide(want)).max())
+    why = why_no_proof(want)
+    require(not why, f"the logits of {type(model).__name__}: {why}")
+    off = largest(relative_error(wide(got), wide(want)))
     allowed = tolerance(want.dtype, tokens.shape[1], rounded=64)
     require(
         off <= allowed, f"the accelerated model is off by {off:.1e} of the largest logit ({allowed:.1e} allowed): this "
         "is a fault of Stateform, please report it"
     )  # fmt: skip
-    return off, allowed
+    return {"difference": off, "allowed": allowed, "constant": is_constant(want)}

@@ -12,7 +12,7 @@ from .._errors import require
 from ..equivalence import Equivalence, equivalent
 from ..forms import run
 from ..system import System
-from ..tolerances import relative_error, tolerance, wide
+from ..tolerances import largest, relative_error, tolerance, wide
 
 S = TypeVar("S", System, Tensor)
 
@@ -81,7 +81,7 @@ def per_head(got: Tensor, want: Tensor) -> tuple[float, ...]:
     if got.numel() == 0:
         return (0.0,) * got.shape[2]
     error = relative_error(wide(got), wide(want), heads=True)
-    return tuple(error.movedim(2, 0).flatten(1).amax(1).tolist())
+    return tuple(largest(head) for head in error.unbind(2))
 
 
 def check_system(system: System, what: str) -> None:

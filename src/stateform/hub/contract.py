@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._errors import StateformError, require
-from ..outcome import Report
-from ..tolerances import relative_error, tolerance, wide
+from .._errors import StateformError, require, require_finite_weights
+from ..outcome import REMEMBERS_NOTHING, Report
+from ..tolerances import largest, relative_error, tolerance, why_no_proof, wide
 
 CACHES = ("past_key_values", "cache_params", "state")
 """The names under which models give and take what they remember."""
@@ -63,7 +63,7 @@ def check_model(
         on_progress: called with the name of each part before it runs.
 
     Raises:
-        StateformError: if `model` is no causal language model, or cannot run.
+        StateformError: if `model` is no causal language model, cannot run, or has NaN or inf in weights or logits.
     """
     _refuse(model)
     report = Report(f"{type(model).__name__} ({getattr(model.config, 'model_type', '?')})")
@@ -118,6 +118,7 @@ def _refuse(model: Any) -> None:
     require(size > 1, f"the vocabulary of {kind} has {size} tokens; expected two or more")
     quantized = getattr(model, "hf_quantizer", None) is not None
     require(not quantized, f"{kind} is quantized; load it without quantization_config, in float32")
+    require_finite_weights(model)
 
 
 def _arguments(model: nn.Module) -> dict[str, Any]:
@@ -275,7 +276,8 @@ class _Bench:
         """Run it once, and find out how it is called, what it holds, and what rounding does to it."""
         tokens = self.tokens(1, 12)
         try:
-            output = self.call(tokens)
+            with self.ears.listening() as heard:
+                output = self.call(tokens)
         except Exception as error:
             if self.dtype != torch.float32:
                 raise
@@ -287,9 +289,13 @@ class _Bench:
             f"{type(self.model).__name__} gives no logits [B,T,vocabulary] for its input_ids; expected a causal "
             "language model, as AutoModelForCausalLM gives it",
         )
+        if why := why_no_proof(output.logits):
+            site = next(name for name, outputs in heard.items() if why_no_proof(outputs[0]))
+            at = f", first at {site} ({self.ears.kinds[site]})" if site in self.ears.kinds else ""
+            raise StateformError(f"the logits of {type(self.model).__name__} on a text alone{at}: {why}")
         other = tokens.clone()
         other[:, -1] = self.another(tokens[:, -1])
-        looks_ahead = float(relative_error(wide(self.call(other).logits[:, :1]), wide(output.logits[:, :1])).max())
+        looks_ahead = largest(relative_error(wide(self.call(other).logits[:, :1]), wide(output.logits[:, :1])))
         encoder = getattr(self.model.config, "is_decoder", None) is False or not self.causal()
         require(
             not (encoder and looks_ahead > _MOST_NOISE),
@@ -303,6 +309,9 @@ class _Bench:
         self.cache_name, self.gives = self.find_cache(tokens)
         self.positions = "position_ids" in self.takes
         self.noise = self.measure_noise()
+        other = torch.cat([self.another(tokens[:, :-1]), tokens[:, -1:]], 1)
+        if torch.equal(self.call(other).logits[:, -1], output.logits[:, -1]):
+            self.report.note(REMEMBERS_NOTHING)
 
     def causal(self) -> bool:
         """Whether the class says that it is made to generate."""

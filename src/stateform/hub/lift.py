@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._errors import StateformError, require, validate
+from .._errors import StateformError, require, require_finite_weights, validate
 from .._printed import Printed
 from ..forms import run
 from ..layers.base import Past
 from ..system import System
-from ..tolerances import relative_error, tolerance, wide
+from ..tolerances import is_constant, largest, relative_error, tolerance, why_no_proof, wide
 from .accelerate import undo
 from .adapter import ADAPTERS, CACHES, Lifted
 from .adapters.attention import Attention
@@ -38,7 +38,9 @@ class Certificate:
     allowed: float
     dtype: str
     refused: str = ""
-    """Why there is no System, where there is none."""
+    """Why there is no System, or no proof."""
+    note: str = ""
+    """What makes the proof say less than it seems to."""
 
     def __bool__(self) -> bool:
         return not self.refused and self.error <= self.allowed
@@ -53,7 +55,7 @@ class Certificate:
         verdict = "the same function" if self else "NOT the same function"
         return (
             f"{self.layer} ({self.module}): {verdict}, relative error {self.error:.2g} of {self.allowed:.2g} allowed "
-            f"in {self.dtype}"
+            f"in {self.dtype}{f'; {self.note}' if self.note else ''}"
         )
 
 
@@ -122,8 +124,11 @@ class Lift(Mapping[str, System], Printed):
                 want = own.module(u, **_arguments(site, u.dtype))
         except StateformError as error:
             return Certificate(name, kind, float("nan"), allowed, dtype, str(error))
-        want = want[0] if isinstance(want, tuple) else want
-        return Certificate(name, kind, float(relative_error(wide(got), wide(want)).max()), allowed, dtype)
+        want = wide(want[0] if isinstance(want, tuple) else want)
+        if why := why_no_proof(want):
+            return Certificate(name, kind, float("nan"), allowed, dtype, why)
+        note = "its output is constant, whatever it reads" if is_constant(want) else ""
+        return Certificate(name, kind, largest(relative_error(wide(got), want)), allowed, dtype, note=note)
 
     def certificates(self, on_progress: Callable[[str, int, int], None] | None = None) -> list[Certificate]:
         """The certificate of every layer."""
@@ -189,9 +194,11 @@ def lift(
         A Lift: a mapping from the names of the modules to Systems, with certificates.
 
     Raises:
-        StateformError: a model of another type, or without a mixer that is known; tokens outside its vocabulary.
+        StateformError: a model of another type, or without a mixer that is known; tokens outside its vocabulary; a
+            weight that is not finite.
     """
     require_supported(model)
+    require_finite_weights(model)
     tokens = check_tokens(model, tokens)
     wanted = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     good = dtype is None or (isinstance(wanted, torch.dtype) and wanted.is_floating_point)
@@ -225,6 +232,9 @@ def lift(
     finally:
         for hook in hooks:
             hook.remove()
+    for label, site in sites.items():
+        why = why_no_proof(site.u)
+        require(not why, f"what {label} ({type(site.module).__name__}) reads on these tokens: {why}")
     return Lift(sites, wanted)
 
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._errors import StateformError, require, validate
+from .._errors import StateformError, require, require_finite_weights, validate
 from ..forms import run
 from ..layers import Layer
 from ..layers.base import Past
 from ..models import LanguageModel, SequenceModel
 from ..system import System
-from ..tolerances import relative_error, tolerance
+from ..tolerances import largest, relative_error, tolerance, why_no_proof
 from .adapter import ADAPTERS, CACHES
 from .adapters.attention import Attention
 from .lift import check_tokens, evaluating
@@ -64,11 +64,12 @@ class Runs:
         inputs: token ids [T] or [B,T] (of a Layer or a Classifier of numbers: [B,T,.]); None for `modules` alone.
 
     Raises:
-        StateformError: another model, or inputs that it cannot read.
+        StateformError: another model, inputs that it cannot read, or a weight that is not finite.
     """
 
     def __init__(self, model: nn.Module, inputs: Tensor | None) -> None:
         self.model, self.modules = model, modules(model)
+        require_finite_weights(model)
         self.inputs = None if inputs is None else readable_inputs(model, inputs)
         self.refused: dict[str, str] = {}
         """Why there is no System of a mixer: known after `same`."""
@@ -88,6 +89,8 @@ class Runs:
                 hook.remove()
         out = getattr(out, "logits", getattr(out, "last_hidden_state", out))
         assert isinstance(out, Tensor)
+        why = "" if changes else why_no_proof(out)
+        require(not why, f"{type(self.model).__name__} on this text: {why}")
         return Score(out, _nats(self.model, out, self.inputs))
 
     def _record(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -120,7 +123,7 @@ class Runs:
                 except StateformError as why:
                     self.refused[name] = str(why)
                     return
-                error = float(relative_error(got.double(), want.double()).max())
+                error = largest(relative_error(got.double(), want.double()))
                 found[name] = error / tolerance(want.dtype, want.shape[1], rounded=8)
 
             return hook
