@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import os
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 import stateform as sf
 from stateform import cli
 from stateform._form import FORMS
+from stateform.experiments.config import read_toml, read_value
 from stateform.layers import REGISTRY, accepted
 
 B, T, H, N, P, D = 2, 7, 4, 6, 3, 16
@@ -929,3 +931,44 @@ def test_an_interrupted_check_gives_what_was_finished(folder: Path) -> None:
     assert "Traceback" not in done.stdout + done.stderr
     assert "linear: the contract holds" in done.stdout
     assert "Interrupted after 1 of 2 layers" in done.stderr
+
+
+# -- text files of the user ---------------------------------------------------------------------------------------
+
+SETTINGS = '# größer\ntask = "mqar"\n[train]\nsteps = 3\n'
+WRITTEN = {
+    "plain": SETTINGS.encode(),
+    "with a byte-order mark": SETTINGS.encode("utf-8-sig"),
+    "lines of Windows": SETTINGS.replace("\n", "\r\n").encode(),
+    "UTF-16": SETTINGS.encode("utf-16"),
+    "UTF-16 of the other kind": codecs.BOM_UTF16_BE + SETTINGS.encode("utf-16-be"),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_toml_file_is_read_however_an_editor_saved_it(name: str, tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_bytes(WRITTEN[name])
+    assert read_toml(tmp_path / "a.toml") == {"task": "mqar", "train": {"steps": 3}}
+
+
+TOMLS: dict[str, tuple[bytes, tuple[str, ...]]] = {
+    "another encoding": (SETTINGS.encode("cp1252"), ("is no text in UTF-8", "byte 4 is 0xf6", "save it in UTF-8")),
+    "half a letter": (codecs.BOM_UTF16_LE + b"a", ("is no text in UTF-16-LE",)),
+    "nested": (b"x = " + b"[" * 10**5, ("as TOML", "nested too deeply")),
+    "a number of 40 digits": (b"x = [1, {y = " + b"9" * 40 + b"}]", ("whole number of 133 bits", "64 at most")),
+    "a number of 5000 digits": (b"x = " + b"9" * 5000, ("as TOML",)),
+    "a long number": (b"x = 0x" + b"f" * 5000, ("whole number of 20000 bits", "64 at most")),
+    "no value": (b"x = ", ("as TOML", "Invalid value")),
+}
+
+
+@pytest.mark.parametrize("name", TOMLS)
+def test_a_toml_file_that_cannot_be_used_is_refused(name: str, tmp_path: Path) -> None:
+    data, words = TOMLS[name]
+    (tmp_path / "a.toml").write_bytes(data)
+    with refused("a.toml", *words):
+        read_toml(tmp_path / "a.toml")
+
+
+def test_a_value_that_is_none_in_toml_is_a_word() -> None:
+    assert [read_value(text) for text in ("3", "linear", "[" * 10**5, "")] == [3, "linear", "[" * 10**5, ""]

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -97,6 +98,11 @@ PATTERNS: dict[str, tuple[str, ...]] = {
     "mamba2(d_stat=32)": ("mamba2(d_stat=32)", "no option 'd_stat'", "did you mean d_state"),
     "mamba2(d_state=0)": ("mamba2(d_state=0)", "d_state is 0"),
     "softmax(n_heads=5)": ("softmax(n_heads=5)", "not divisible by n_heads = 5"),
+    "lru*10001": ("lru*10001", "10,000 layers at most"),
+    "lru*9999 softmax*2": ("softmax*2", "10,000 layers at most"),
+    "lru*" + "9" * 5000: ("lru*999", "10,000 layers at most"),
+    "lru(x=" + "[" * 3000 + ")": ("cannot read",),
+    "mamba2(d_state=" + "1" * 40 + ")": ("d_state is 111", "at most"),
     "layers.py:Mine": ("names 'layers.py:Mine'", "registered layer", "@sf.register"),
 }
 
@@ -130,6 +136,16 @@ CONFIGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "options": ({"options": 3}, ("options is 3", "a dict")),
     "option that does not fit": ({"n_heads": 5}, ("the layer gated_deltanet of the pattern", "n_heads = 5")),
     "classes": ({"n_classes": 3}, ("n_classes is a setting of classifiers",)),
+    "forty digits": ({"d_model": 10**39}, ("d_model is 1000", "9e+15 at most")),
+    "forty digits below zero": ({"n_classes": -(10**39)}, ("n_classes is -1000",)),
+    "ten million layers": ({"n_layers": 10**7}, ("n_layers is 10000000", "10,000 at most")),
+    "an endless MLP": ({"mlp_ratio": 1e308}, ("mlp_ratio is 1e+308", "too large")),
+    "a wide MLP": ({"mlp_ratio": 1e9}, ("3.07e+12 weights", "1e+12 at most", "mlp_ratio")),
+    "a wide model": ({"d_model": 2**22}, ("weights", "1e+12 at most", "d_model")),
+    "a model too wide to count": ({"d_model": 2**30}, ("the layer", "too large")),
+    "a large vocabulary": ({"vocab_size": 2**50}, ("weights", "1e+12 at most", "vocab_size")),
+    "many positions": ({"max_positions": 2**50}, ("weights", "1e+12 at most", "max_positions")),
+    "more than there is memory": ({"vocab_size": 2**35}, ("GB may be used", "make it smaller")),
 }
 
 
@@ -148,6 +164,22 @@ def test_a_vocabulary_and_classes_are_needed() -> None:
     for both in ({}, {"vocab_size": 3, "d_input": 2}):
         with refused("vocab_size", "d_input", "one of them"):
             sf.Classifier("lru", n_classes=2, **both)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"vocab_size": V},
+        {"vocab_size": V, "tie_embeddings": False, "mlp_ratio": None},
+        {"vocab_size": V, "max_positions": 9, "lambda_skip": 0.5, "conv": 4, "n_layers": 6, "n_heads": 2},
+        {"d_input": 3, "n_classes": 5, "mlp_ratio": 0.7},
+        {"vocab_size": V, "n_classes": 5, "pooling": "last"},
+    ],
+)
+def test_the_number_of_weights_is_known_before_they_are_made(settings: dict[str, Any]) -> None:
+    kind = sf.Classifier if "n_classes" in settings else sf.LanguageModel
+    made = kind(HYBRID, d_model=D, **settings)
+    assert made.config.n_parameters == sum(p.numel() for p in made.parameters())
 
 
 def test_options_go_to_the_layers_that_take_them() -> None:
@@ -886,6 +918,10 @@ def _edit(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+def _whole(folder: Path) -> None:
+    save_file({k: x.long() for k, x in load_file(folder / "model.safetensors").items()}, folder / "model.safetensors")
+
+
 BROKEN: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "no config": (lambda f: (f / "config.json").unlink(), ("has no config.json",)),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), ("there is no file", "model.safetensors")),
@@ -895,7 +931,19 @@ BROKEN: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "empty": (lambda f: (f / "model.safetensors").write_bytes(b""), ("not a whole safetensors file",)),
     "no JSON": (lambda f: (f / "config.json").write_text("{"), ("config.json is no JSON",)),
+    "nested": (lambda f: (f / "config.json").write_text("[" * 10**5), ("config.json is no JSON", "nested too deeply")),
+    "no text": (
+        lambda f: (f / "config.json").write_bytes(b"\x80{}"),
+        ("config.json is no text in UTF-8", "byte 0 is 0x80"),
+    ),
     "a list": (lambda f: (f / "config.json").write_text("[]"), ("type None", "'stateform'")),
+    "a class": (lambda f: _edit(f, architectures="LanguageModel"), ("architectures is 'LanguageModel'", "a list")),
+    "classes by number": (lambda f: _edit(f, architectures={"0": 1}), ("architectures is {'0': 1}", "a list")),
+    "a large number": (lambda f: _edit(f, d_model=10**39), ("whole number of 130 bits", "64 at most")),
+    "no number": (lambda f: _edit(f, dropout=math.nan), ("dropout is nan",)),
+    "options": (lambda f: _edit(f, options=[1]), ("options is [1]", "a dict")),
+    "a nested pattern": (lambda f: _edit(f, pattern=["lru"]), ("pattern is ['lru']", "a string")),
+    "whole numbers": (_whole, ("embedding.weight", "is torch.int64", "a floating dtype")),
     "another type": (lambda f: _edit(f, model_type="llama"), ("type 'llama'", "'stateform'")),
     "another version": (lambda f: _edit(f, format=9), ("format is 9",)),
     "unknown key": (lambda f: _edit(f, n_layer=2), ("no setting 'n_layer'", "n_layers")),
@@ -906,6 +954,15 @@ BROKEN: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "unregistered": (lambda f: _edit(f, pattern="my_own"), ("unknown layer 'my_own'", "import the module that reg")),
     "a file": (lambda f: _edit(f, pattern="evil.py:Evil"), ("names 'evil.py:Evil'", "registered layer")),
 }
+
+
+def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
+    m = model("lru")
+    m.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    for encoding in ("utf-8-sig", "utf-16"):
+        path.write_text(m.config.to_json(), encoding=encoding)
+        assert sf.LanguageModel.from_pretrained(tmp_path).config == m.config
 
 
 @pytest.mark.parametrize("name", BROKEN)

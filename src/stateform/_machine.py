@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 
+LEFT = 0.9
+"""The share of the memory that is free now that a model may take."""
+
 
 def machine(device: str = "cpu") -> dict[str, Any]:
     """The processor, how many of its cores and threads are used, the device, and the versions that matter."""
@@ -33,3 +36,14 @@ def stateform_version() -> str:
         return version("stateform")
     except PackageNotFoundError:
         return "unknown"
+
+
+def free_memory() -> float:
+    """Bytes that a model may take: `LEFT` of the memory that is free now; infinite where the system does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return LEFT * float(line.split()[1]) * 1024
+        return LEFT * float(os.sysconf("SC_AVPHYS_PAGES")) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):
+        return float("inf")

@@ -7,7 +7,6 @@ import hashlib
 import inspect
 import json
 import math
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property, lru_cache
@@ -16,6 +15,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from .._errors import StateformError, nearest, require
 from .._spec import read_spec
+from .._text import parse_toml, read_bytes
 from ..layers import accepted, resolve
 from ..layers._options import check_options
 from ..models import Classifier, LanguageModel, ModelConfig
@@ -247,12 +247,8 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         StateformError: no such file, or one that is no TOML.
     """
     path = Path(path)
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise StateformError(f"there is no file {path}; expected a TOML file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise StateformError(f"cannot read {path} as TOML: {error}") from None
+    require(path.exists(), f"there is no file {path}; expected a TOML file")
+    return parse_toml(read_bytes(path), path)
 
 
 def put(values: dict[str, Any], name: str, value: Any) -> None:
@@ -287,6 +283,6 @@ def overridden(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str,
 def read_value(text: str) -> Any:
     """A TOML value, or the text itself where it is none."""
     try:
-        return tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
+        return parse_toml(f"x = {text}", "the value")["x"]
+    except StateformError:
         return text

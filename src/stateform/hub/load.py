@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .._errors import StateformError, require
+from .._machine import free_memory
 from ..models import SequenceModel, open_folder
 from ..models.pretrained import CONFIG, read_kind
 from .plain import Words, open_file, read_words
@@ -22,8 +23,6 @@ from .supported import FAMILIES, no_adapter, require_supported
 
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-LEFT = 0.9
-"""The share of the memory that is free now that a model may take."""
 _BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -196,23 +195,12 @@ def _check_model(maker: Any, config: Any, dtype: str, limit: float | None, trust
     count = sum(p.numel() for p in model.parameters())
     saved = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
     size = count * _BYTES.get(saved if dtype == "auto" else dtype, 4)
-    free = LEFT * free_memory() if limit is None else limit * 1e9
+    free = free_memory() if limit is None else limit * 1e9
     require(
         size <= free,
         f"the model has {count:,} weights, {size / 1e9:.3g} GB in {saved if dtype == 'auto' else dtype}; "
         f"{free / 1e9:.3g} GB may be used: give dtype='bfloat16', a smaller model, or a higher memory_limit_gb",
     )
-
-
-def free_memory() -> float:
-    """Bytes of memory that are free now; infinite where the system does not say."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return float(line.split()[1]) * 1024
-        return float(os.sysconf("SC_AVPHYS_PAGES")) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, AttributeError):
-        return float("inf")
 
 
 def check_weights(folder: Path) -> None:

@@ -15,6 +15,8 @@ from .._errors import StateformError
 SIZES = {"d_model", "n_heads", "n_kv_heads", "n_groups", "d_state", "d_head", "d_conv", "expand", "dt_rank",
          "gate_rank", "mix_rank", "decay_rank", "rate_rank", "value_rank"}  # fmt: skip
 """Names that are sizes in every layer: 1 or more."""
+LARGEST = 2**53
+"""A larger whole number is a slip: no tensor could have such a size."""
 
 
 def check_options(bound: inspect.BoundArguments, init: Callable[..., None]) -> None:
@@ -40,9 +42,11 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
                 return value
             expected.append({bool: "True or False", str: "a string"}.get(kind, "None"))
         elif kind is int:
-            if isinstance(value, Integral) and not isinstance(value, bool) and (int(value) >= 1 or name not in SIZES):
+            whole = isinstance(value, Integral) and not isinstance(value, bool)
+            if whole and abs(int(value)) <= LARGEST and (int(value) >= 1 or name not in SIZES):
                 return int(value)
-            expected.append("a whole number, 1 or more" if name in SIZES else "a whole number")
+            most = f", {LARGEST:.0e} at most" if whole and abs(int(value)) > LARGEST else ""
+            expected.append(("a whole number, 1 or more" if name in SIZES else "a whole number") + most)
         elif kind is float:
             if isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value):
                 return value if isinstance(value, int) else float(value)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -17,11 +16,12 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from .._errors import StateformError, require, values_checked
+from .._machine import free_memory
 from ..forms import known_form
 from ..forms._packing import check_cu_seqlens, from_mask
 from ..layers import Convolved, Layer
 from ..state import State, unchecked
-from .config import ModelConfig
+from .config import ModelConfig, mlp_width
 from .pretrained import load, save
 
 
@@ -30,7 +30,7 @@ class GatedMLP(nn.Module):
 
     def __init__(self, d_model: int, ratio: float) -> None:
         super().__init__()
-        hidden = 8 * math.ceil(ratio * d_model / 8)
+        hidden = mlp_width(d_model, ratio)
         self.in_proj = nn.Linear(d_model, 2 * hidden, bias=False)
         self.out_proj = nn.Linear(hidden, d_model, bias=False)
 
@@ -99,6 +99,19 @@ class Block(nn.Module):
         return x, new
 
 
+def _check_memory(config: ModelConfig) -> None:
+    """Raise if the weights of a model that is made in this computer's memory do not fit there."""
+    if torch.get_default_device().type != "cpu":
+        return
+    count, free = config.n_parameters, free_memory()
+    size = count * torch.get_default_dtype().itemsize
+    require(
+        size <= free,
+        f"the model has {count:,} weights, {size / 1e9:.3g} GB; {free / 1e9:.3g} GB may be used: make it "
+        "smaller, or make it on another device: with torch.device(...)",
+    )
+
+
 class SequenceModel(nn.Module):
     """Embedding, blocks, final norm: what the models here have in common.
 
@@ -116,6 +129,7 @@ class SequenceModel(nn.Module):
         super().__init__()
         self.config = config = ModelConfig.of(config, **settings)
         self._require(config)
+        _check_memory(config)
         d = config.d_model
         self.embedding = None if config.vocab_size is None else nn.Embedding(config.vocab_size, d)
         self.in_proj = None if config.d_input is None else nn.Linear(config.d_input, d)

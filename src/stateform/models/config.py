@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from .._errors import StateformError, nearest, require
+from .._text import parse_json
 from ..layers import Convolved, accepted, build, resolve
 from ..layers._options import check_options
 from .pattern import expand
@@ -20,8 +22,11 @@ from .pattern import expand
 MODEL_TYPE = "stateform"
 FORMAT = 1
 """Version of what `to_dict` gives."""
-_MADE: set[tuple[Any, ...]] = set()
-"""Layers that were made once without memory, so that plans of many experiments are checked in no time."""
+MOST_WEIGHTS = 10**12
+"""A model of more weights is a slip, or was written to do harm: it is refused before anything is made."""
+_MADE: dict[tuple[Any, ...], int] = {}
+"""The weights of layers that were made once without memory, so that plans of many experiments are checked in no time.
+"""
 FOREIGN = {"architectures", "transformers_version", "dtype", "torch_dtype", "_name_or_path"}
 """What other software adds to a config.json, and what is of no use here."""
 
@@ -100,8 +105,12 @@ class ModelConfig:
         )
         object.__setattr__(self, "n_layers", self.n_layers or len(expand(self.pattern)))
         self._check_options()
-        for spec in dict.fromkeys(self.layers):
-            self._try(spec)
+        count = self.n_parameters
+        require(
+            count <= MOST_WEIGHTS,
+            f"the model would have {count:.3g} weights; expected {MOST_WEIGHTS:.0e} at most: make it narrower "
+            "(d_model, mlp_ratio), less deep (n_layers), or its tables smaller (vocab_size, max_positions)",
+        )
 
     def _check_options(self) -> None:
         require(
@@ -120,18 +129,35 @@ class ModelConfig:
                 plain, f"the option {name} is a {type(value).__name__}; expected a number, a string, a bool or None"
             )
 
-    def _try(self, spec: str) -> None:
+    @property
+    def n_parameters(self) -> int:
+        """How many weights the model has. Nothing large is allocated; a mixer that cannot be made without memory
+        counts for nothing.
+        """
+        d, table = self.d_model, (self.vocab_size or 0) * self.d_model
+        hidden = 0 if self.mlp_ratio is None else mlp_width(d, self.mlp_ratio)
+        block = d + (0 if self.lambda_skip is None else 1) + (d + 3 * d * hidden if hidden else 0)
+        mixers = sum(count * self._weights_of(spec) for spec, count in Counter(self.layers).items())
+        around = table + (0 if self.d_input is None else (self.d_input + 1) * d) + (self.max_positions or 0) * d + d
+        untied = 0 if self.tie_embeddings else table
+        head = untied if self.n_classes is None else (d + 1) * self.n_classes
+        return around + len(self.layers) * block + mixers + head
+
+    def _weights_of(self, spec: str) -> int:
+        """The weights of a mixer, which is made without memory: a StateformError where it cannot be made."""
         made = (resolve(spec)[0], spec, self.d_model, self.conv, tuple(sorted(self.options.items())))
-        if made in _MADE:
-            return
-        try:
-            with torch.device("meta"):  # no memory is allocated, no random number drawn
-                self.mixer(spec)
-        except StateformError as error:
-            raise StateformError(f"the layer {spec} of the pattern {self.pattern!r}: {error}") from None
-        except Exception:  # a layer that cannot be made without memory shows its faults when it is made
-            return
-        _MADE.add(made)
+        if made not in _MADE:
+            try:
+                with torch.device("meta"):  # no memory is allocated, no random number drawn
+                    mixer = self.mixer(spec)
+            except StateformError as error:
+                raise StateformError(f"the layer {spec} of the pattern {self.pattern!r}: {error}") from None
+            except Exception as error:  # a layer that cannot be made without memory shows its faults when it is made
+                large = "overflow" in str(error).lower() or isinstance(error, OverflowError | MemoryError)
+                require(not large, f"the layer {spec} of the pattern {self.pattern!r} is too large: {error}")
+                return 0
+            _MADE[made] = sum(p.numel() for p in mixer.parameters())
+        return _MADE[made]
 
     @property
     def layers(self) -> list[str]:
@@ -201,8 +227,11 @@ class ModelConfig:
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:
         """What `to_json` gave. Raises StateformError as `from_dict` does, and for a text that is no JSON."""
-        try:
-            values = json.loads(text)
-        except ValueError as error:
-            raise StateformError(f"a configuration that is no JSON: {error}") from None
-        return cls.from_dict(values)
+        return cls.from_dict(parse_json(text, "the configuration"))
+
+
+def mlp_width(d_model: int, ratio: float) -> int:
+    """The hidden width of the gated MLP, a multiple of 8."""
+    wide = ratio * d_model / 8
+    require(wide < MOST_WEIGHTS, f"mlp_ratio is {ratio:g}; an MLP {ratio * d_model:.3g} wide is too large")
+    return 8 * math.ceil(wide)

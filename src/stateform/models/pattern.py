@@ -12,6 +12,9 @@ _BRACKETS = r"""\((?:[^()'"]|'[^']*'|"[^"]*"|\([^()]*\))*\)"""
 _ITEM = re.compile(rf"\s*(?P<spec>(?P<name>[^\s()*]+)(?:{_BRACKETS})?)(?:\s*\*\s*(?P<times>[^\s*]+))?(?=\s|$)")
 _HINT = 'expected names of layers, each with options in brackets and *count if you like: "mamba2(d_state=32)*3 softmax"'
 
+MOST_LAYERS = 10_000
+"""A pattern of more is a slip: ten times as deep as any model that was trained."""
+
 
 def expand(pattern: str, n_layers: int | None = None) -> list[str]:
     """The layers that a pattern names, first to last.
@@ -43,10 +46,14 @@ def expand(pattern: str, n_layers: int | None = None) -> list[str]:
             'it, and give the name in its @sf.register("...")',
         )
         require(
-            times is None or (re.fullmatch("[0-9]+", times) and int(times) > 0),
+            times is None or (re.fullmatch("[0-9]+", times) and times.strip("0")),
             f"{spec}*{times} in the pattern {pattern!r}: expected a whole number of layers, 1 or more, after *",
         )
+        digits = (times or "1").lstrip("0")
+        deep = len(digits) > len(str(MOST_LAYERS)) or len(specs) + int(digits) > MOST_LAYERS
+        require(not deep, f"{spec}*{digits} in the pattern: expected {MOST_LAYERS:,} layers at most in a model")
         resolve(spec)
-        specs += [spec] * int(times or 1)
+        specs += [spec] * int(digits)
         at = item.end()
+    require(n_layers is None or n_layers <= MOST_LAYERS, f"n_layers is {n_layers}; expected {MOST_LAYERS:,} at most")
     return specs if n_layers is None else list(itertools.islice(itertools.cycle(specs), n_layers))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .._errors import StateformError, require
 from .._files import make_folder, write_atomically
+from .._text import parse_json, read_bytes
 from .config import MODEL_TYPE, ModelConfig
 
 M = TypeVar("M", bound=nn.Module)
@@ -36,15 +37,22 @@ def load(cls: type[M], folder: Path) -> M:
     config = read_config(folder, cls.__name__)
     weights = _read_weights(folder / WEIGHTS)
     model = cls(config)
-    _check_fit(folder, {k: tuple(x.shape) for k, x in model.state_dict().items()}, weights)
+    _check_fit(folder, model.state_dict(), weights)
     model.load_state_dict(weights, assign=True)  # the tensors of the file, in its dtypes
     return model.eval()
 
 
 def read_kind(folder: Path) -> str | None:
     """The name of the class that was saved in a folder; None if it does not say."""
-    made = _read_values(folder).get("architectures") or [None]
-    return None if made[0] is None else str(made[0])
+    return next(iter(_classes(_read_values(folder))), None)
+
+
+def _classes(values: dict[str, Any]) -> list[str]:
+    """The names of the classes that a configuration is for: of one that says nothing, none."""
+    made = values.get("architectures") or []
+    named = isinstance(made, list) and all(isinstance(name, str) for name in made)
+    require(named, f"architectures is {made!r} in {CONFIG}; expected a list of names")
+    return list(made)
 
 
 def _read_values(folder: Path) -> dict[str, Any]:
@@ -52,12 +60,7 @@ def _read_values(folder: Path) -> dict[str, Any]:
     require(folder.is_dir(), f"there is no folder {folder}; expected one that save_pretrained wrote")
     path = folder / CONFIG
     require(path.is_file(), f"{folder} has no {CONFIG}; expected a folder that save_pretrained wrote")
-    try:
-        values = json.loads(path.read_bytes())
-    except OSError as error:
-        raise StateformError(f"cannot read {path}: {error.strerror or error}") from None
-    except ValueError as error:
-        raise StateformError(f"{path} is no JSON: {error}") from None
+    values = parse_json(read_bytes(path), path)
     return values if isinstance(values, dict) else {}
 
 
@@ -66,7 +69,7 @@ def read_config(folder: Path, wanted: str) -> ModelConfig:
     path, values = folder / CONFIG, _read_values(folder)
     kind = values.get("model_type")
     require(kind == MODEL_TYPE, f"{folder} holds a model of type {kind!r}; expected {MODEL_TYPE!r}")
-    made = values.get("architectures") or [wanted]
+    made = _classes(values) or [wanted]
     require(wanted in made, f"{folder} holds a {made[0]}; expected a {wanted}: use {made[0]}.from_pretrained")
     try:
         return ModelConfig.from_dict(values)
@@ -92,8 +95,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
         raise StateformError(f"cannot read {path}: not a whole safetensors file ({error})") from None
 
 
-def _check_fit(folder: Path, expected: dict[str, tuple[int, ...]], weights: dict[str, Tensor]) -> None:
-    found = {k: tuple(x.shape) for k, x in weights.items()}
+def _check_fit(folder: Path, own: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
+    expected, found = ({k: tuple(x.shape) for k, x in some.items()} for some in (own, weights))
     differ = [
         f"{name} is {list(found[name])}, expected {list(expected[name])}"
         if name in found and name in expected
@@ -109,3 +112,7 @@ def _check_fit(folder: Path, expected: dict[str, tuple[int, ...]], weights: dict
             f"the weights in {folder} do not fit its configuration: {'; '.join(differ[:SHOWN])}{more}. They are those "
             "of another architecture, or a layer has changed since they were saved"
         )
+    for name, x in own.items():
+        whole = not (weights[name].is_floating_point() or weights[name].is_complex())
+        require(not whole or not x.is_floating_point(),
+                f"{name} in {folder} is {weights[name].dtype}; expected a floating dtype, as {x.dtype}")  # fmt: skip
