@@ -130,6 +130,35 @@ def test_what_a_model_raises_is_quoted_in_one_line() -> None:
     assert found["continue"] == "1 then 12 tokens: raised ValueError: one token at a time"
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings"), [("recurrent_gemma", {"num_hidden_layers": 2}), ("bamba", {"attn_layer_indices": []})]
+)
+def test_a_model_that_raises_with_a_cache_is_a_finding(kind: str, settings: dict[str, Any]) -> None:
+    """Without a layer of attention there is nothing to ask for the length of the cache."""
+    report = sf.check(small(kind, **settings))
+    found = {name: o.failures[0] for name, o in report.outcomes.items() if o.failures}
+    assert {"cache", "continue", "steps", "padded, continued"} <= set(found)
+    assert found["cache"].startswith(f"use_cache=True: raised ValueError at modeling_{kind}.py:")
+    assert report.outcomes["rows"].failures == report.outcomes["future"].failures == []
+
+
+class Single(LlamaForCausalLM):
+    """Takes one row at a time."""
+
+    def forward(self, input_ids: Any, **kwargs: Any) -> Any:
+        if len(input_ids) > 1:
+            raise RuntimeError("one row")
+        return super().forward(input_ids, **kwargs)
+
+
+def test_a_model_of_one_row_is_a_finding_and_keeps_its_weights() -> None:
+    model = small("llama")
+    model.__class__ = Single
+    report = sf.check(model)
+    assert report.outcomes["rows"].failures[0] == "3 rows of 19 tokens: raised RuntimeError: one row"
+    assert report.outcomes["future"].failures == []
+
+
 def test_rows_and_tokens_that_see_each_other() -> None:
     model = small("llama")
     model.__class__ = Mixing

@@ -75,7 +75,7 @@ def check_model(
         except StateformError:
             raise
         except Exception:  # some operations exist in float32 alone
-            bench = narrow = _Bench(model, report, torch.float32, seed, exhaustive)
+            bench = narrow = _narrow(model, report, seed, exhaustive)
         for part, function in PARTS.items():
             if on_progress is not None:
                 on_progress(part)
@@ -83,10 +83,22 @@ def check_model(
             failed = part in report.outcomes and report.outcomes[part].failures
             if failed and bench.dtype != torch.float32:  # models are made for float32: what fails there counts
                 if narrow is None:
-                    narrow = _Bench(model, report, torch.float32, seed, exhaustive)
+                    narrow = _narrow(model, report, seed, exhaustive)
                 report.outcomes.pop(part)
                 narrow.run(part, function)
     return report
+
+
+def _narrow(model: Any, report: Report, seed: int, exhaustive: bool) -> _Bench:
+    """The bench in float32; what the model raises there is said."""
+    try:
+        return _Bench(model, report, torch.float32, seed, exhaustive)
+    except StateformError:
+        raise
+    except Exception as error:
+        raise StateformError(
+            f"{type(model).__name__} does not run on a text alone: {type(error).__name__}: {_line(error)}"
+        ) from error
 
 
 # -- what is given ------------------------------------------------------------------------------------------------
@@ -275,15 +287,8 @@ class _Bench:
     def settle(self) -> None:
         """Run it once, and find out how it is called, what it holds, and what rounding does to it."""
         tokens = self.tokens(1, 12)
-        try:
-            with self.ears.listening() as heard:
-                output = self.call(tokens)
-        except Exception as error:
-            if self.dtype != torch.float32:
-                raise
-            raise StateformError(
-                f"{type(self.model).__name__} does not run on a text alone: {type(error).__name__}: {_line(error)}"
-            ) from error
+        with self.ears.listening() as heard:
+            output = self.call(tokens)
         require(
             isinstance(getattr(output, "logits", None), Tensor) and output.logits.shape[:2] == tokens.shape,
             f"{type(self.model).__name__} gives no logits [B,T,vocabulary] for its input_ids; expected a causal "
@@ -322,10 +327,14 @@ class _Bench:
         """Under which name the model takes what it remembers, and whether its output gives it."""
         if not self.accepts("use_cache"):
             return None, False
-        output = self.call(tokens, use_cache=True)
+        taken = [name for name in CACHES if name in self.takes]
+        try:
+            output = self.call(tokens, use_cache=True)
+        except Exception:  # as the parts will: theirs is the finding
+            self.recurrent = True
+            return (taken[0] if taken else CACHES[0]), True
         self.recurrent = self.remembers(output)
         self.forget()
-        taken = [name for name in CACHES if name in self.takes]
         for name in taken:
             if (cache := getattr(output, name, None)) is not None:
                 self.dynamic = type(cache).__name__ == "DynamicCache"
@@ -348,16 +357,20 @@ class _Bench:
     def measure_noise(self) -> float:
         """How much the logits change if every weight is rounded to float32 differently."""
         tokens = self.tokens(2, 24)
-        before = wide(self.call(tokens).logits)
         saved = {name: p.detach().clone() for name, p in self.model.named_parameters()}
-        for p in self.model.parameters():
-            if p.is_floating_point():
-                wobble = torch.rand(p.shape, generator=self.generator, dtype=torch.float64).to(p) * 2 - 1
-                p.mul_(1 + wobble * 2.0**-23)
-        after = wide(self.call(tokens).logits)
-        for name, p in self.model.named_parameters():
-            p.copy_(saved[name])
-        return min(float(relative_error(after, before).max()), _MOST_NOISE)
+        try:
+            before = wide(self.call(tokens).logits)
+            for p in self.model.parameters():
+                if p.is_floating_point():
+                    wobble = torch.rand(p.shape, generator=self.generator, dtype=torch.float64).to(p) * 2 - 1
+                    p.mul_(1 + wobble * 2.0**-23)
+            after = wide(self.call(tokens).logits)
+        except Exception:  # of two rows, say: the part "rows" finds it
+            return 0.0
+        finally:
+            for name, p in self.model.named_parameters():
+                p.copy_(saved[name])
+        return min(largest(relative_error(after, before)), _MOST_NOISE)
 
     def claims_packing(self) -> bool:
         """Whether the model may be expected to keep packed texts apart: its source speaks of it, or it has nothing but
