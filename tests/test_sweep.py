@@ -662,3 +662,24 @@ def test_a_plan_can_be_given_as_it_is(tmp_path: Path) -> None:
     plan = read_plan(grid())
     assert isinstance(plan, Plan)
     assert json.dumps(sweep(plan, tmp_path, workers=0, runner=works).to_dict())
+
+
+@pytest.mark.parametrize(
+    "damaged, content", [("checkpoint.safetensors", b""), ("experiment.json", b"{"), ("outcome.json", b"")]
+)
+def test_a_run_with_one_damaged_file_begins_anew(
+    damaged: str, content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = {"steps": 2, "batch_size": 2, "eval_every": 1, "eval_examples": 2, "test_examples": 2}
+    plan = read_plan(grid(1, train=short))
+    folder = tmp_path / "runs" / plan.runs[0].experiment.key
+    first = sweep(plan, tmp_path, workers=0)
+    for name in ("config.json", "model.safetensors", "outcome.json"):
+        (folder / name).unlink()
+    (folder / damaged).write_bytes(content)
+    (tmp_path / "store.db").unlink()
+    again = sweep(plan, tmp_path, workers=0)
+    assert [run.status for run in again.runs] == ["done"], again.runs[0].error
+    assert again.runs[0].outcome["metrics"]["test"] == first.runs[0].outcome["metrics"]["test"]  # type: ignore[index]
+    assert "damaged" in (said := capsys.readouterr().err) and "begins anew" in said
+    assert {x.name for x in folder.iterdir()} >= {"experiment.json", "outcome.json", "model.safetensors"}

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -39,6 +40,7 @@ from stateform.experiments import (
     trainee,
 )
 from stateform.experiments import checkpoint as checkpoints
+from stateform.experiments import lock as locks
 from stateform.experiments.data import Batches, fresh, held_out, pool
 from stateform.models import Classifier, LanguageModel
 from stateform.tasks import IGNORED, TASKS, Batch, Split, Task, make_task
@@ -682,17 +684,48 @@ def unfinished(folder: Path, made: Experiment | None = None) -> Path:
     return folder / "checkpoint.safetensors"
 
 
-def test_a_broken_checkpoint_is_one_clear_error(tmp_path: Path) -> None:
-    path = unfinished(tmp_path / "run")
+OTHERS = ("weights", "older")
+"""Checkpoints that are whole, and not of this version."""
+
+
+def test_a_broken_checkpoint_is_said_and_the_training_begins_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = experiment(steps=5)
+    undisturbed = train(made, machine=CPU)
+    path = unfinished(tmp_path / "run", made)
+    (path.parent / "previous.safetensors").unlink(missing_ok=True)
+    whole = {x.name: x.read_bytes() for x in path.parent.iterdir()}
     for how, content in broken(path).items():
-        path.write_bytes(content)
-        with pytest.raises(StateformError) as error:
-            train(experiment(), tmp_path / "run", machine=CPU)
-        assert str(path) in str(error.value) and "delete it to begin this training anew" in str(error.value), how
-        assert path.read_bytes() == content, "it is left as it is"
+        for name, data in (whole | {path.name: content}).items():
+            (path.parent / name).write_bytes(data)
+        (path.parent / "outcome.json").unlink(missing_ok=True)
+        capsys.readouterr()
+        if how in OTHERS:
+            with pytest.raises(StateformError, match=r"checkpoint.safetensors is no .* delete it to begin .* anew"):
+                train(made, path.parent, machine=CPU)
+            assert path.read_bytes() == content, "it is left as it is"
+            continue
+        assert numbers(train(made, path.parent, machine=CPU)) == numbers(undisturbed), how
+        said = capsys.readouterr().err
+        assert said.startswith(f"stateform: {path} is damaged") and "begins anew" in said and said.count("\n") == 1, how
+        assert files(path.parent) == FINISHED
     assert not (path.parent / "ran").exists()
-    path.unlink()
-    assert numbers(train(experiment(), tmp_path / "run", machine=CPU)) == numbers(train(experiment(), machine=CPU))
+
+
+def test_a_broken_checkpoint_has_one_before_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = experiment(keep="best", model={"dropout": 0.2})
+    undisturbed = train(made, tmp_path / "whole", machine=CPU)
+    folder = tmp_path / "run"
+    assert in_a_fork(lambda: kill_at_batch(made, folder, 9)) == signal.SIGKILL  # in the third round
+    assert {"checkpoint.safetensors", "previous.safetensors", "best.safetensors"} < files(folder)
+    (folder / "checkpoint.safetensors").write_bytes(b"")
+    rounds: list[int] = []
+    outcome = train(made, folder, machine=CPU, on_round=lambda row: rounds.append(row["step"]))
+    assert "is damaged" in (said := capsys.readouterr().err) and "the one before it" in said
+    assert rounds == [8, 12], "the first round was kept"
+    assert numbers(outcome) == numbers(undisturbed) and weights(folder) == weights(tmp_path / "whole")
+    assert files(folder) == FINISHED
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
@@ -712,14 +745,16 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
             train(experiment(), tmp_path / "run", machine=CPU)
 
 
-def test_lost_weights_of_the_best_validation(tmp_path: Path) -> None:
+def test_lost_weights_of_the_best_validation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = experiment(keep="best", lr=1e-20)  # the first round stays the best
-    path = unfinished(tmp_path, made)
-    (tmp_path / "best.safetensors").write_bytes(b"x")
-    with pytest.raises(StateformError, match=r"cannot read .*best.safetensors.* delete checkpoint.safetensors"):
-        train(made, tmp_path, machine=CPU)
-    path.unlink()
-    assert train(made, tmp_path, machine=CPU).metrics["steps"] == 12
+    undisturbed = train(made, machine=CPU)
+    for content in (b"x", b"", None):
+        path = unfinished(tmp_path / str(content), made)
+        best = path.parent / "best.safetensors"
+        best.unlink() if content is None else best.write_bytes(content)
+        assert numbers(train(made, path.parent, machine=CPU)) == numbers(undisturbed)
+        said = capsys.readouterr().err
+        assert re.search(r"best.safetensors, the weights of the best .* cannot be read: .*begins anew", said)
 
 
 @pytest.mark.parametrize("fails", ["checkpoint.safetensors", "best.safetensors", "model.safetensors", "outcome.json"])
@@ -963,6 +998,71 @@ def test_folders_that_hold_something_else(tmp_path: Path) -> None:
         train(made, tmp_path / "foreign" / "thesis.tex", machine=CPU)
     with pytest.raises(StateformError, match=r"cannot make the folder .*below"):
         train(made, tmp_path / "foreign" / "thesis.tex" / "below", machine=CPU)
+
+
+def test_two_trainings_in_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "PATIENCE", 0.0)
+    made, refused = experiment(), []
+
+    def second(what: str, done: int, total: int) -> None:
+        if not refused:
+            with pytest.raises(StateformError, match="is in use by another training") as error:
+                train(made, tmp_path / "run", machine=CPU)
+            refused.append(str(error.value))
+
+    outcome = train(made, tmp_path / "run", machine=CPU, on_progress=second)
+    assert refused and f"(process {os.getpid()} on " in refused[0] and "choose another folder" in refused[0]
+    assert numbers(outcome) == numbers(train(made, machine=CPU)) and files(tmp_path / "run") == FINISHED
+
+
+@pytest.mark.parametrize("at", ["before the folder", "in a begun one", "in one without its outcome"])
+def test_of_two_trainings_that_start_together_one_is_refused(
+    at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "PATIENCE", 0.0)
+    made, folder = experiment(), tmp_path / "run"
+
+    def kill(what: str, done: int, total: int) -> None:
+        if what == "testing":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if at == "in a begun one":
+        unfinished(folder, made)
+    elif at == "in one without its outcome":
+        assert in_a_fork(lambda: train(made, folder, machine=CPU, on_progress=kill)) == signal.SIGKILL
+    with locks.Lock(folder) as other:
+        if folder.exists():
+            other.take()
+        else:  # the other one makes the folder while this one has found none
+            module = sys.modules["stateform.experiments.train"]  # the name is that of a function too
+            monkeypatch.setattr(module, "make_folder", lambda path: (path.mkdir(), other.take()))
+        with pytest.raises(StateformError, match="is in use by another training"):
+            train(made, folder, machine=CPU)
+        assert "outcome.json" not in files(folder)
+    monkeypatch.undo()
+    assert train(made, folder, machine=CPU).metrics["steps"] == 12
+
+
+def test_the_lock_of_a_killed_training_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "PATIENCE", 0.0)
+    unfinished(tmp_path / "run")
+    assert (tmp_path / "run" / locks.LOCK).is_file(), "it was killed with its lock"
+    assert train(experiment(), tmp_path / "run", machine=CPU).metrics["steps"] == 12
+    assert files(tmp_path / "run") == FINISHED
+
+
+def test_a_lock_that_is_deleted_by_its_last_holder_is_no_lock(tmp_path: Path) -> None:
+    """Opened before it was deleted, it would be held beside that of another process."""
+    with locks.Lock(tmp_path) as first:
+        first.take()
+        handle = os.open(tmp_path / locks.LOCK, os.O_RDWR)
+    assert not locks._is_still(tmp_path / locks.LOCK, handle)
+    with locks.Lock(tmp_path) as second:
+        second.take()
+        assert not locks._is_still(tmp_path / locks.LOCK, handle) and second.handle is not None
+        assert locks._is_still(tmp_path / locks.LOCK, second.handle)
+    os.close(handle)
+    assert files(tmp_path) == set()
 
 
 def test_damaged_books(tmp_path: Path) -> None:

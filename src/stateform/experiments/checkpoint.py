@@ -6,7 +6,9 @@ rest is written down with its types, so that reading gives back what was written
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,10 @@ from safetensors.torch import save as as_bytes
 from torch import Tensor
 
 from .._errors import StateformError, require
-from .._files import write_atomically
+from .._files import DamagedError, parsed_json, write_atomically
 
-CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
-"""Files of a training on its way: everything, and the weights of the best validation."""
+CHECKPOINT, PREVIOUS, BEST = "checkpoint.safetensors", "previous.safetensors", "best.safetensors"
+"""Files of a training on its way: everything, the same a round before, and the weights of the best validation."""
 FORMAT = "stateform-checkpoint-1"
 PLAIN = (str, int, float, bool, type(None))
 
@@ -39,11 +41,18 @@ def write(path: Path, checkpoint: dict[str, Any]) -> None:
     write_atomically(path, data)
 
 
+def keep_previous(path: Path) -> None:
+    """Give a checkpoint that is about to be replaced a second name beside it, where the disk lets a file have two."""
+    with contextlib.suppress(OSError):
+        path.with_name(PREVIOUS).unlink(missing_ok=True)
+        os.link(path, path.with_name(PREVIOUS))
+
+
 def read(path: Path) -> dict[str, Any]:
     """What `write` wrote.
 
     Raises:
-        StateformError: a file that is not there, not whole, or of another format.
+        StateformError: a file that is not there, or of another format; DamagedError if it is not whole.
     """
     require(path.is_file(), f"there is no checkpoint {path}")
     try:
@@ -52,16 +61,14 @@ def read(path: Path) -> dict[str, Any]:
             require(header.get("format") == FORMAT,
                     f"{path} is no checkpoint of a training, or one of another version; expected {FORMAT}: delete it "
                     "to begin this training anew")  # fmt: skip
-            found: dict[str, Any] = _unpack(json.loads(header["skeleton"]), file.get_tensor)
+            found: dict[str, Any] = _unpack(parsed_json(header["skeleton"], str(path)), file.get_tensor)
             return found
     except StateformError:
         raise
     except OSError as error:
         raise StateformError(f"cannot read {path}: {error.strerror or error}") from None
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise StateformError(
-            f"{path} is damaged: {' '.join(str(error).split())}; delete it to begin this training anew"
-        ) from None
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedError(f"{path} is damaged: {' '.join(str(error).split())}") from None
 
 
 def _pack(value: Any, tensors: dict[str, Tensor], place: str) -> Any:

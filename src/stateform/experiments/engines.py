@@ -12,6 +12,7 @@ import importlib
 import json
 import multiprocessing as mp
 import os
+import secrets
 import signal
 import sys
 import threading
@@ -26,6 +27,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from .._errors import StateformError, require
+from .._files import DamagedError
 from .config import Experiment
 from .store import Run, finite
 
@@ -34,11 +36,17 @@ Runner = Callable[[dict[str, Any], Path, Progress], dict[str, Any]]
 
 
 def trained(experiment: dict[str, Any], folder: Path, on_progress: Progress) -> dict[str, Any]:
-    """The runner of a sweep: `train`, on one device."""
+    """The runner of a sweep: `train`, on one device. A folder whose books are damaged is set aside."""
     from .train import Machine, train
 
-    machine = Machine(devices=1, threads=torch.get_num_threads())
-    return train(Experiment.from_dict(experiment), folder, machine=machine, on_progress=on_progress).to_dict()
+    made, machine = Experiment.from_dict(experiment), Machine(devices=1, threads=torch.get_num_threads())
+    try:
+        return train(made, folder, machine=machine, on_progress=on_progress).to_dict()
+    except DamagedError as error:
+        aside = folder.with_name(f"{folder.name}-damaged-{secrets.token_hex(4)}")
+        folder.rename(aside)
+        print(f"stateform: {error}; {folder} is now {aside}, and the run begins anew", file=sys.stderr, flush=True)
+        return train(made, folder, machine=machine, on_progress=on_progress).to_dict()
 
 
 @dataclass(frozen=True)

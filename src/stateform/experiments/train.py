@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -22,14 +23,15 @@ from typing import Any
 import torch
 
 from .._errors import StateformError, nearest, require, validate
-from .._files import make_folder, read_json, write_json
+from .._files import DamagedError, make_folder, read_json, write_json
 from .._machine import machine, stateform_version
 from .._printed import Printed
 from ..models import Classifier, LanguageModel
 from ..tasks import Task
 from . import checkpoint
-from .checkpoint import BEST, CHECKPOINT
+from .checkpoint import BEST, CHECKPOINT, PREVIOUS
 from .config import Experiment
+from .lock import LOCK, Lock
 from .scores import as_read, test
 
 OnProgress = Callable[[str, int, int], None]
@@ -116,8 +118,9 @@ def train(
     Args:
         experiment: what to train.
         folder: where the model (as `save_pretrained` writes it), the checkpoint, the logs and the outcome go. If it
-            holds a checkpoint of the same experiment, the training goes on from there; if it holds the outcome, that is
-            returned. None: nothing is written.
+            holds a checkpoint of the same experiment, the training goes on from there (from the one before, or from the
+            beginning, where it is damaged; that is said); if it holds the outcome, that is returned. None: nothing is
+            written.
         machine: where it runs.
         on_progress: called as it goes, with (what, steps done, steps at most).
         on_round: called with each new row of the history, once its checkpoint is written.
@@ -126,8 +129,8 @@ def train(
         The Outcome. The trained model: `LanguageModel.from_pretrained(folder)` (or `Classifier`).
 
     Raises:
-        StateformError: a folder with another experiment, a damaged checkpoint, a loss that is not finite (the last
-            checkpoint is kept), a missing extra.
+        StateformError: a folder with another experiment, or in use by another training; a loss that is not finite (the
+            last checkpoint is kept), a missing extra.
         KeyboardInterrupt: after Ctrl-C; the last checkpoint is kept.
         SystemExit: 143 after SIGTERM; the last checkpoint is kept. 0, of several processes, in all but the first.
     """
@@ -139,21 +142,23 @@ def train(
     lightning()
     from .trainee import Rounds, Trainee
 
-    with _quiet(machine.threads):
+    with Lock(where if first_process() else None) as lock, _quiet(machine.threads):
+        if where is not None and where.is_dir():
+            lock.take()
         torch.manual_seed(experiment.train.seed)
         model = experiment.build()
         if experiment.train.precision == "64-true":
             model.double()
         rounds = Rounds(experiment, where, on_progress, on_round)
-        start = None if where is None or not (where / CHECKPOINT).is_file() else where / CHECKPOINT
-        if start is not None:
-            _go_on(start, model, rounds)
+        start = None if where is None else _start(where, model, rounds)
         if not rounds.finished:  # else killed between the last checkpoint and the outcome
-            _fit(Trainee(model, experiment), rounds, machine, where, start)
+            _fit(Trainee(model, experiment), rounds, machine, where, start, lock)
         return _finished(model, experiment, rounds, where, on_progress)
 
 
-def _fit(trainee: Any, rounds: Any, machine: Machine, folder: Path | None, start: Path | None) -> None:
+def _fit(
+    trainee: Any, rounds: Any, machine: Machine, folder: Path | None, start: Path | None, lock: Lock
+) -> None:  # fmt: skip
     """The training itself, from the beginning or from a checkpoint; the model stays on the device."""
     import pytorch_lightning as L
     from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
@@ -190,7 +195,7 @@ def _fit(trainee: Any, rounds: Any, machine: Machine, folder: Path | None, start
             f"{trainer.world_size} devices share batches of {given.batch_size} examples and {len(trainee.valid)} of "
             "validation; ask for fewer devices, or a larger batch_size or eval_examples")  # fmt: skip
     if folder is not None and trainer.is_global_zero:
-        _make(folder, experiment)
+        _make(folder, experiment, lock)
     try:
         with validate(False):
             trainer.fit(trainee, ckpt_path=start)
@@ -224,7 +229,7 @@ def _begun(folder: Path, experiment: Experiment) -> Outcome | None:
     try:
         require(not folder.exists() or folder.is_dir(), f"{folder} is a file; choose another folder")
         if not (folder / EXPERIMENT).is_file():
-            foreign = [x.name for x in folder.iterdir() if not _half_written(x)] if folder.is_dir() else []
+            foreign = [x.name for x in folder.iterdir() if not _passing(x)] if folder.is_dir() else []
             require(not foreign,
                     f"{folder} is not empty ({sorted(foreign)[0] if foreign else ''}) and holds no experiment; choose "
                     "another folder")  # fmt: skip
@@ -241,9 +246,10 @@ def _begun(folder: Path, experiment: Experiment) -> Outcome | None:
     return outcome
 
 
-def _make(folder: Path, experiment: Experiment) -> None:
-    """The folder with the experiment, and without what a kill left half written."""
+def _make(folder: Path, experiment: Experiment, lock: Lock) -> None:
+    """The folder with the experiment, this process's own, and without what a kill left half written."""
     make_folder(folder)
+    lock.take()
     try:
         for path in filter(_half_written, folder.iterdir()):
             path.unlink()
@@ -258,6 +264,38 @@ def _half_written(path: Path) -> bool:
     return re.fullmatch(r"\.\w+\.(json|safetensors)\.[0-9a-f]{8}", path.name) is not None
 
 
+def _passing(path: Path) -> bool:
+    """Whether a kill may have left it: a lock that nobody holds, or a file that is half written."""
+    return path.name == LOCK or _half_written(path)
+
+
+def _start(folder: Path, model: LanguageModel | Classifier, rounds: Any) -> Path | None:
+    """The checkpoint to go on from, read into model and books; None: there is none, begin at the beginning."""
+    there = [path for path in (folder / CHECKPOINT, folder / PREVIOUS) if path.is_file()]
+    try:
+        if there and rounds.experiment.train.keep == "best":
+            rounds.best_weights()
+    except DamagedError as error:
+        _say(f"{error}; this training begins anew")
+        return None
+    for path in there:
+        try:
+            _go_on(path, model, rounds)
+            if path.name == PREVIOUS and first_process():  # in the place of the damaged one, which is not kept again
+                os.replace(path, folder / CHECKPOINT)
+            return folder / CHECKPOINT
+        except DamagedError as error:
+            left = "the one before it is looked for" if path != there[-1] else "this training begins anew"
+            _say(f"{error}; {left}")
+    return None
+
+
+def _say(text: str) -> None:
+    """Tell on the standard error what is not an error, and not as one would expect."""
+    if first_process():
+        print(f"stateform: {text}", file=sys.stderr, flush=True)
+
+
 def _read_experiment(folder: Path) -> Experiment:
     try:
         return Experiment.from_dict(read_json(folder / EXPERIMENT))
@@ -269,7 +307,7 @@ def _read_outcome(folder: Path) -> Outcome:
     try:
         return Outcome.from_dict(read_json(folder / OUTCOME))
     except StateformError as error:
-        raise StateformError(f"{_about(folder / OUTCOME, error)}; delete it to train again") from None
+        raise DamagedError(f"{_about(folder / OUTCOME, error)}; delete it to train again") from None
 
 
 def _about(path: Path, error: StateformError) -> StateformError:
@@ -318,9 +356,9 @@ def _finished(
 def _tidy(folder: Path) -> None:
     """Without what only an unfinished training needs; a kill after the outcome leaves that too."""
     with contextlib.suppress(OSError):
-        for name in (CHECKPOINT, BEST):
+        for name in (CHECKPOINT, PREVIOUS, BEST):
             (folder / name).unlink(missing_ok=True)
-        for path in filter(_half_written, folder.iterdir()):
+        for path in filter(_passing, folder.iterdir()):
             path.unlink()
 
 

@@ -23,10 +23,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from .._errors import StateformError
-from .._files import write_atomically
+from .._files import DamagedError, write_atomically
 from ..models import Classifier, LanguageModel
 from ..tasks import Batch
-from .checkpoint import BEST, CHECKPOINT, read, write
+from .checkpoint import BEST, CHECKPOINT, keep_previous, read, write
 from .config import Experiment, Training
 from .data import Batches, held_out, pieces, pool
 from .scores import Score, better, score
@@ -218,6 +218,8 @@ class Rounds(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if self.folder is not None:
+            if trainer.is_global_zero:
+                keep_previous(self.folder / CHECKPOINT)
             trainer.save_checkpoint(self.folder / CHECKPOINT)
         if self.on_round is not None and trainer.is_global_zero:  # what is said is saved
             self.on_round(self.history[-1])
@@ -231,18 +233,21 @@ class Rounds(L.Callback):
         elif trainer.is_global_zero:
             write_atomically(self.folder / BEST, as_bytes(weights))
 
+    def best_weights(self) -> dict[str, Tensor]:
+        """The weights of the best validation. Raises DamagedError if they are lost."""
+        try:
+            weights = self.best if self.folder is None else load_file(self.folder / BEST)
+        except (OSError, SafetensorError) as error:
+            raise DamagedError(
+                f"{self.folder}/{BEST}, the weights of the best validation, cannot be read: {error}"
+            ) from None
+        assert weights is not None
+        return weights
+
     def use_kept_weights(self, model: torch.nn.Module) -> None:
         """Put the weights that the experiment asks for into the model."""
         if self.experiment.train.keep == "best":
-            try:
-                weights = self.best if self.folder is None else load_file(self.folder / BEST)
-            except (OSError, SafetensorError) as error:
-                raise StateformError(
-                    f"cannot read {self.folder}/{BEST}, the weights of the best validation: {error}; delete "
-                    f"{CHECKPOINT} there to begin this training anew"
-                ) from None
-            assert weights is not None
-            model.load_state_dict(weights)
+            model.load_state_dict(self.best_weights())
 
 
 class PlainFiles(CheckpointIO):
