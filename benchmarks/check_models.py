@@ -23,7 +23,8 @@ import stateform as sf
 from stateform.hub.families import families, redraw, small
 
 PARTS = [
-    "rows", "future", "cache", "continue", "steps", "left padding", "right padding", "padded, continued", "packed",
+    "rows", "future", "cache", "continue", "steps", "left padding", "right padding", "padded, continued",
+    "padding between", "packed",
 ]  # fmt: skip
 START, END = "<!-- table -->", "<!-- end of table -->"
 

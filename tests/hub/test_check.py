@@ -19,7 +19,8 @@ from stateform.hub.families import small
 from stateform.models.auto import StateformConfig, StateformForCausalLM
 
 PARTS = [
-    "rows", "future", "cache", "continue", "steps", "left padding", "right padding", "padded, continued", "packed",
+    "rows", "future", "cache", "continue", "steps", "left padding", "right padding", "padded, continued",
+    "padding between", "packed",
 ]  # fmt: skip
 
 
@@ -37,29 +38,39 @@ def test_attention_keeps_every_part_and_says_so() -> None:
     model = small("llama", eos_token_id=[1, 2])
     before = {name: x.clone() for name, x in model.state_dict().items()}
     report = sf.check(model, on_progress=told.append)
-    assert report.ok and report.not_offered == [], str(report)
+    assert report.ok and report.not_offered == ["padding between without position_ids"], str(report)
     assert told == list(report.outcomes) == PARTS
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
     assert "contract holds" in str(report)
     assert json.loads(json.dumps(report.to_dict()))["parts"]["steps"]["failures"] == []
 
 
-def test_a_recurrent_model_keeps_all_but_packing() -> None:
+def test_a_recurrent_model_keeps_all_but_packing_and_padding_between() -> None:
+    """Padding goes through its states; the row without padding is right, as are both in Llama."""
     report = sf.check(small("mamba2"))
-    assert report.ok and report.not_offered == ["packing"] and not report.notes, str(report)
+    assert report.not_offered == ["packing"] and not report.notes, str(report)
+    assert [name for name, o in report.outcomes.items() if o.failures] == ["padding between"]
+    found = report.outcomes["padding between"].failures
+    site = (
+        "attention_mask, text 0 of 2: first at backbone.layers.0.mixer (Mamba2Mixer): differs first at position 6 of 11"
+    )
+    assert [text.partition(", row")[0] for text in found] == [f"in one forward, {site}", f"continued, {site}"]
 
 
 def test_positions_that_a_mask_does_not_give_are_passed_as_generate_does() -> None:
     report = sf.check(small("gpt2"))
-    assert report.ok and report.not_offered == ["left padding without position_ids"], str(report)
+    needed = [f"{part} without position_ids" for part in ("left padding", "padding between")]
+    assert report.ok and report.not_offered == needed, str(report)
 
 
 @pytest.mark.parametrize("pattern", ["mamba2 gated_deltanet softmax", "rwkv4"])
 def test_our_own_models_keep_it(pattern: str) -> None:
     torch.manual_seed(0)
     report = sf.check(StateformForCausalLM(StateformConfig(pattern=pattern, d_model=32, vocab_size=64)))
-    assert report.ok and report.not_offered == ["packing"], str(report)
+    hole = "attention_mask has a hole in row 0; expected padding on the left or right alone"
+    assert report.ok and report.not_offered == [f"padding between, in one forward ({hole})", "packing"], str(report)
     assert report.outcomes["padded, continued"].comparisons > 12
+    assert report.outcomes["padding between"].comparisons == 2  # continued from the state
 
 
 # -- what is broken on purpose ------------------------------------------------------------------------------------
@@ -108,7 +119,7 @@ def test_a_cache_that_loses_a_token() -> None:
     model = small("llama")
     model.__class__ = Forgetful
     found = failed(model)
-    assert set(found) == {"continue", "steps", "padded, continued"}
+    assert set(found) == {"continue", "steps", "padded, continued", "padding between"}
     assert "1 then 12 tokens, text 0 of 2: first at model.layers.1.self_attn (LlamaAttention)" in found["continue"]
     assert "position 1 of 13" in found["continue"]
     assert "1 row, from an empty cache: first at model.layers.1.self_attn" in found["steps"]
@@ -126,7 +137,7 @@ def test_what_a_model_raises_is_quoted_in_one_line() -> None:
     model = small("llama")
     model.__class__ = OneByOne
     found = failed(model)
-    assert set(found) == {"continue", "padded, continued"}
+    assert set(found) == {"continue", "padded, continued", "padding between"}
     assert found["continue"] == "1 then 12 tokens: raised ValueError: one token at a time"
 
 
@@ -193,7 +204,7 @@ def mamba2(mixer: type, layer: int) -> Mamba2ForCausalLM:
 
 def test_padding_that_leaks() -> None:
     found = failed(mamba2(Leaking, 1))
-    assert set(found) == {"left padding", "padded, continued"}
+    assert set(found) == {"left padding", "padded, continued", "padding between"}
     assert (
         "text 1 of 3: first at backbone.layers.1.mixer (Leaking): differs first at position 0" in found["left padding"]
     )
@@ -201,7 +212,7 @@ def test_padding_that_leaks() -> None:
 
 def test_a_state_that_is_not_carried() -> None:
     found = failed(mamba2(Starting, 0))
-    assert set(found) == {"continue", "padded, continued"}
+    assert set(found) == {"continue", "padded, continued", "padding between"}
     assert "first at backbone.layers.0.mixer (Starting): differs first at position 1 of 13" in found["continue"]
     assert "text 0 of 3: first at backbone.layers.0.mixer" in found["padded, continued"]
 
@@ -218,16 +229,16 @@ def test_a_kind_with_errors_that_are_known() -> None:
 class Memoryless(LlamaForCausalLM):
     """Takes no cache."""
 
-    def forward(self, input_ids: Any, attention_mask: Any = None) -> Any:  # type: ignore[override]
-        return super().forward(input_ids, attention_mask=attention_mask, use_cache=False)
+    def forward(self, input_ids: Any, attention_mask: Any = None, position_ids: Any = None) -> Any:  # type: ignore[override]
+        return super().forward(input_ids, attention_mask, position_ids, use_cache=False)
 
 
 def test_without_a_cache_some_parts_are_not_offered() -> None:
     model = small("llama")
     model.__class__ = Memoryless
     report = sf.check(model)
-    assert report.ok and report.not_offered == ["a cache", "packing"], str(report)
-    assert set(report.outcomes) == {"rows", "future", "left padding", "right padding"}
+    assert report.ok and report.not_offered == ["a cache", "padding between without position_ids"], str(report)
+    assert set(report.outcomes) == {"rows", "future", "left padding", "right padding", "padding between", "packed"}
 
 
 def test_what_is_no_causal_model_is_refused() -> None:

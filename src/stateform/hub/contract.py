@@ -447,14 +447,18 @@ class _Bench:
             raise _WrongShapeError(self.misshapen(heard, shapes))
         return _Heard({name: x for name, x in found.items() if x is not None})
 
-    def whole(self, run: Callable[[], Any], lengths: Sequence[int], spans: Sequence[tuple[int, int]]) -> _Heard:
-        """What the modules gave in calls of these lengths: of row i, the positions `spans[i]` of all calls together."""
+    def whole(
+        self, run: Callable[[], Any], lengths: Sequence[int], spans: Sequence[tuple[int, int] | Tensor]
+    ) -> _Heard:
+        """What the modules gave in calls of these lengths: of row i, the positions `spans[i]` of all calls together
+        (from and to, or a mask).
+        """
 
         def rows(outputs: list[Tensor]) -> Rows | None:
             if [x.shape[1] for x in outputs] != list(lengths) or any(len(x) != len(spans) for x in outputs):
                 return None
             x = torch.cat(outputs, 1)
-            return [x[i : i + 1, low:high] for i, (low, high) in enumerate(spans)]
+            return [x[i : i + 1, s if isinstance(s, Tensor) else slice(*s)] for i, s in enumerate(spans)]
 
         return self.heard(run, rows, [[len(spans), n] for n in lengths])
 
@@ -663,21 +667,30 @@ def _padding(left: bool) -> Callable[[_Bench], None]:
         T = tokens.shape[1]
         want = b.alone([row[low:high] for row, (low, high) in zip(tokens, spans, strict=True)])
         ways = [{}, {"position_ids": _where_they_are(mask)}] if b.positions else [{}]
-        found: list[_Heard] = []
-        for more in ways:
-            with b.attempt("attention_mask" + " and position_ids" * bool(more)):
-                b.forget()
-                got = b.whole(lambda more=more: b.call(tokens, attention_mask=mask, **more), [T], spans)  # type: ignore[misc]
-                found.append(got)
-                if b.agree(got, want):
-                    if more:
-                        b.without(f"{b.part} without position_ids")
-                    return b.compare("attention_mask" + " and position_ids" * bool(more), got, want)
-        if found:
-            b.compare("attention_mask", found[0], want)
-        return None
+        return _any_way(b, "", lambda more: b.call(tokens, attention_mask=mask, **more), ways, [T], spans, want)
 
     return part
+
+
+def _any_way(
+    b: _Bench, text: str, run: Callable[[dict[str, Tensor]], Any], ways: Sequence[dict[str, Tensor]],
+    lengths: Sequence[int], spans: Sequence[tuple[int, int] | Tensor], want: _Heard,
+) -> None:  # fmt: skip
+    """Compare with attention_mask alone, as users call it, or else with the first of `ways` that agrees."""
+    found: list[_Heard] = []
+    for more in ways:
+        where = text + " and ".join(["attention_mask", *more])
+        with b.attempt(where):
+            b.forget()
+            got = b.whole(lambda more=more: run(more), lengths, spans)  # type: ignore[misc]
+            found.append(got)
+            if b.agree(got, want):
+                if more:
+                    b.without(f"{b.part} without {' and '.join(more)}")
+                return b.compare(where, got, want)
+    if found:
+        b.compare(f"{text}attention_mask", found[0], want)
+    return None
 
 
 def _padded_continued(b: _Bench) -> None:
@@ -704,6 +717,54 @@ def _padded_continued(b: _Bench) -> None:
             b.compare(text, got, b.alone([row[low:length] for row, (low, _) in zip(every, spans, strict=True)]))
     with b.attempt("generate"):
         _generate(b, tokens, mask, spans)
+
+
+_BETWEEN = (6, 3, 5)
+"""Tokens, padding, and tokens again."""
+
+
+def _padding_between(b: _Bench) -> None:
+    """Padding between tokens, as a batch of chats has it whose turns have different lengths: all in one forward, and
+    the tokens after it from the cache, as generate calls it. Each row gives what its tokens give without padding.
+    """
+    if "attention_mask" not in b.takes:
+        return
+    first, T = _BETWEEN[0] + _BETWEEN[1], sum(_BETWEEN)
+    tokens, keep = b.tokens(2, T), torch.ones(2, T, dtype=torch.bool, device=b.device)
+    keep[0, _BETWEEN[0] : first] = False
+    tokens, mask = tokens.masked_fill(~keep, b.pad), keep.long()
+    want = b.alone([row[there] for row, there in zip(tokens, keep, strict=True)])
+
+    def at_once(more: dict[str, Tensor]) -> Any:
+        return b.call(tokens, attention_mask=mask, **more)
+
+    def continued(_: dict[str, Tensor]) -> Any:
+        cache = _prepared(b, tokens[:, :first], mask[:, :first], first, b.fresh())
+        return _prepared(b, tokens, mask, T - first, cache)
+
+    def compare(
+        text: str, run: Callable[[dict[str, Tensor]], Any], ways: Sequence[dict[str, Tensor]], lengths: list[int]
+    ) -> None:
+        why = _refusal(lambda: run({}))
+        if why:
+            b.without(f"{b.part}, {text} ({why})")
+        else:
+            _any_way(b, f"{text}, ", run, ways, lengths, list(keep), want)
+
+    compare("in one forward", at_once, [{}, {"position_ids": _where_they_are(mask)}][: 1 + b.positions], [T])
+    if b.cache_name is not None:
+        compare("continued", continued, [{}], [first, T - first])
+
+
+def _refusal(run: Callable[[], Any]) -> str:
+    """What a model itself says of a mask that it does not take; "" if it takes it, or fails in another way."""
+    try:
+        run()
+    except (ValueError, NotImplementedError) as error:
+        return _line(error) if "mask" in str(error) else ""
+    except Exception:  # a finding of the comparison that follows
+        return ""
+    return ""
 
 
 def _prepared(b: _Bench, tokens: Tensor, mask: Tensor, new: int, cache: Any) -> Any:
@@ -837,5 +898,6 @@ PARTS: dict[str, Callable[[_Bench], None]] = {
     "left padding": _padding(left=True),
     "right padding": _padding(left=False),
     "padded, continued": _padded_continued,
+    "padding between": _padding_between,
     "packed": _packed,
 }
