@@ -16,12 +16,13 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # From the bottom up: a part, its modules, and the parts that it may import besides itself. Imports inside functions
 # and those for type checking count like any other.
 BASE = "errors transition kernels system"
-CHECKS = "draw check equivalence timing"
+CHECKS = "definition draw check equivalence timing"
 HOUSE = [
     ("errors", "_errors _files", ""),
     ("transition", "transition", "errors"),
     ("kernels", "kernels", "errors"),
     ("system", "system state core dense attend ridge _[!_]*", "errors transition kernels"),
+    ("definition", "definition", "errors system"),
     ("discretise", "discretise", "errors transition"),
     ("tolerances", "tolerances outcome", ""),
     ("report", "report", "errors"),
@@ -35,7 +36,7 @@ HOUSE = [
     ("hub", "hub", f"{BASE} tolerances forms analysis layers models convert"),
     ("experiments", "experiments", f"{BASE} report forms analysis layers tasks models convert hub"),
     ("draw", "draw", f"{BASE} tolerances forms"),
-    ("check", "check", f"{BASE} tolerances draw forms analysis layers models hub"),
+    ("check", "check", f"{BASE} definition tolerances draw forms analysis layers models hub"),
     ("timing", "timing", f"{BASE} forms analysis layers"),
     ("questions", "questions", f"{BASE} forms analysis layers"),
     ("compare", "compare", f"{BASE} tolerances report forms analysis layers models convert questions {CHECKS}"),

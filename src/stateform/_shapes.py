@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._errors import StateformError, require
 from ._solver import Solver
-from .transition import DOUBLE, HALF, autocast_on, real_dtype
+from .transition import DOUBLE, HALF, autocast_on, real_dtype, upcast
 
 if TYPE_CHECKING:
     from .system import System
@@ -174,8 +174,13 @@ def _check_kinds(parts: dict[str, Tensor]) -> None:
         if x.is_complex() and name in GATES:
             hint = "give the angle of the decay as phase" if name in DECAYS else "its phase belongs to k, v or q"
             raise StateformError(f"{label(name)} is complex; expected a real tensor: {hint}")
-        # Decays may be more precise than the values they act on. There is no complex half: complex64 goes with half.
-        if x.dtype == k.dtype or name in (*DECAYS, "log_b", "eta_floor"):
+        # Decays may be more precise than the values they act on, and so may f: `stabilise` multiplies it by one.
+        # There is no complex half: complex64 goes with half.
+        if (
+            x.dtype == k.dtype
+            or name in (*DECAYS, "log_b", "eta_floor")
+            or (name == "f" and x.dtype == upcast(k).dtype)
+        ):
             continue
         fits = (x.dtype in DOUBLE) == (k.dtype in DOUBLE)
         if name in VECTORS and not autocast_on(k.device):  # autocast lowers what it likes

@@ -208,8 +208,11 @@ def _alpha(system: System, logits: Tensor, rows: slice | Tensor) -> tuple[Tensor
         x = system.gate(name)
         return (x if x.shape[1] == 1 else x[:, rows]).transpose(1, 2).unsqueeze(-1)
 
-    # With eta = "sum" only ratios matter: the largest logit is taken out before the exponential.
+    # With eta = "sum" only ratios matter: the largest exponent is taken out before the exponential.
     top = logits.amax(-1, keepdim=True).detach() if system.eta == "sum" else torch.zeros_like(logits[..., :1])
+    for name in ("d", "eta_floor"):
+        if system.eta == "sum" and getattr(system, name) is not None:
+            top = torch.maximum(top, gate(name).detach().abs().log())
     weights, d = torch.exp(logits - top), None
     if system.d is not None:
         d = gate("d") * torch.exp(-top)

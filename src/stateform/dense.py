@@ -51,7 +51,8 @@ def normaliser(system: System) -> Tensor:
     if B * T == 0:
         return torch.ones(B, T, H, dtype=real_dtype(upcast(system.k).dtype), device=system.device)
     if system.readout == "exp" and system.eta == "sum":
-        return log_normaliser(system).exp()
+        eta = log_normaliser(system).exp() + system.gate("d")
+        return eta if system.eta_floor is None else torch.maximum(eta.abs(), system.gate("eta_floor"))
     if system.eta != "sum":
         eta = system.gate("eta", 1.0).expand(B, T, H)
         floored = system.eta is not None and system.eta_floor is not None
@@ -131,11 +132,12 @@ def eta_ratio(system: System) -> Tensor:
     if system.readout == "exp":
         require(system.eta_floor is None, "with a floor the ratio of normalisers of an exp readout is not computed")
         log = log_normaliser(system)
-        # (e^{L_{t-1}} + d_{t-1}) / (e^{L_t} + d_t), divided through by e^{L_t}
+        # (e^{L_{t-1}} + d_{t-1}) / (e^{L_t} + d_t), each sum without the largest of its exponents
         d = system.gate("d").expand_as(log)
-        below = 1 + d * torch.exp(-log)
-        above = torch.exp(log[:, :-1] - log[:, 1:]) + d[:, :-1] * torch.exp(-log[:, 1:])
-        return torch.cat([torch.zeros_like(log[:, :1]), above / below[:, 1:]], 1)
+        top = torch.maximum(log, d.abs().log())
+        eta = torch.exp(log - top) + d * torch.exp(-top)
+        later = eta[:, :-1] / eta[:, 1:] * torch.exp(top[:, :-1] - top[:, 1:])
+        return torch.cat([torch.zeros_like(log[:, :1]), later], 1)
     eta = normaliser(system)
     return torch.cat([torch.zeros_like(eta[:, :1]), eta[:, :-1]], 1) / eta
 

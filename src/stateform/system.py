@@ -577,6 +577,8 @@ def stabilise(system: System, log_scale: Tensor | None = None) -> tuple[System, 
 
         m_t = max(g_t + m_{t-1}, log b_t)      by a max-plus scan, detached: any m gives the same y
         g'_t = g_t + m_{t-1} - m_t <= 0,       b'_t = exp(log b_t - m_t) <= 1,       eta_floor' = exp(-m_t) eta_floor
+        f'_t = exp(m_{t-1} - m_t) f_t          with max(g_t, min(log max |f_t w_t^T|, 0)) for g_t in m_t: feedback
+                                               keeps what the decay alone would lose
 
     Source: xLSTM (arXiv 2405.04517, eq. 15), RWKV-4 (arXiv 2305.13048, appendix D).
 
@@ -607,21 +609,39 @@ def stabilise(system: System, log_scale: Tensor | None = None) -> tuple[System, 
     log_b = per_head(system.log_b)
     g = per_head(parts["log_decay"]).to(log_b) if "log_decay" in parts else torch.zeros_like(log_b)
     g = g * per_head(parts["rate"]).to(log_b) if "rate" in parts else g
+    d = None if system.d is None else system.gate("d")
     start = log_b.new_full((system.B, log_b.shape[2]), -torch.inf) if log_scale is None else log_scale.to(log_b)
     with torch.no_grad():
-        peaks, first = _peaks(g, log_b, start.detach()), start.detach().unsqueeze(1)
+        kept = g if system.f is None else torch.maximum(g, per_head(_log_feedback(system)).clamp(max=0.0))
+        peaks, first = _peaks(kept, log_b, start.detach()), start.detach().unsqueeze(1)
         before = first if system.T == 1 else torch.cat([first, peaks[:, :-1]], 1)
         # -inf before the first write, where the state is 0 and its decay may be anything.
         shift = torch.nan_to_num(before - peaks, nan=0.0, posinf=0.0, neginf=-torch.inf)
         written = _finite(peaks)
         read = spread_heads(_finite(before) if system.exclusive else written, system.H)
-    floor = None if system.eta_floor is None else system.gate("eta_floor") * torch.exp(-read)
-    d = None
-    if system.d is not None:  # e^69 times the scale of the state it is all of y, to the last digit: more could overflow
-        d = system.gate("d")
-        d = d * torch.exp(torch.minimum(-read, 69 - d.detach().abs().log()))
+        scale = -read
+        if d is not None:  # e^69 times the scale of the state it is all of y, to the last digit: more could overflow
+            scale = torch.minimum(scale, 69 - d.abs().log())
+        scale = torch.exp(scale)
+    floor = None if system.eta_floor is None else system.gate("eta_floor") * scale
+    d = d if d is None else d * scale
+    f = None if system.f is None else _rescaled(system.f, torch.exp(shift))
     b = torch.exp(log_b - written)
-    return replace(system, log_decay=g + shift, log_b=None, b=b, eta_floor=floor, d=d), peaks
+    return replace(system, log_decay=g + shift, log_b=None, b=b, f=f, eta_floor=floor, d=d), peaks
+
+
+def _log_feedback(system: System) -> Tensor:
+    """log of the largest entry of |f_t w_t^T|, [B,T,H] or [H]."""
+    f, w = (upcast(x).abs().amax(-1).log() for x in (system.f, system.w))  # type: ignore[arg-type]
+    heads = lcm(f.shape[-1], w.shape[-1])
+    return spread_heads(f, heads, axis=-1) + spread_heads(w, heads, axis=-1)
+
+
+def _rescaled(f: Tensor, factor: Tensor) -> Tensor:
+    """f [B,T,heads,n] or [heads,n] times a factor [B,T,heads]."""
+    f = upcast(f if f.ndim == 4 else f[None, None])
+    heads = lcm(f.shape[2], factor.shape[2])
+    return spread_heads(f, heads) * spread_heads(factor, heads).to(f.real.dtype).unsqueeze(-1)
 
 
 def _finite(m: Tensor) -> Tensor:

@@ -72,7 +72,10 @@ def _run(
     check_cu_seqlens(cu_seqlens, system.T, system.B, system.device)
     rows = len(cu_seqlens) - 1
     given = as_state(system, initial_state, rows)
-    state = blank_state(system, rows) if given is None else given
+    state = blank_state(system, rows)
+    if given is not None:  # a bare S has the scale 1 and no token behind it
+        blank = {name: torch.zeros_like(x) for name, x in state.tensors.items()}
+        state = State({**blank, **given.tensors}, given.fingerprint)
     packed: Tensor | None = None
     for group in groups(cu_seqlens, system.device):
         part = system.gather(partial(_take, tokens=group.tokens))

@@ -1,0 +1,542 @@
+"""Systems of every combination of parts, drawn at random and held against the definition.
+
+A Recipe says in plain values which parts a system has; `made` turns it into tensors, and `differences` computes it in
+every form and compares. A recipe that fails is one line to keep as a test. To draw many and count their structures:
+
+    python -m tests.drawn 20000 --seed 0
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any
+
+import hypothesis
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.functional import normalize
+
+import stateform as sf
+from stateform.definition import defined, defined_coefficients
+from stateform.forms import exists
+from stateform.tolerances import HALF, UNIT, relative_error, tolerance
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+TEMPERS = ("own", "forgetful", "lasting", "reset", "growing")
+LAYOUTS = ("contiguous", "transposed", "strided", "expanded", "conjugate")
+PER_TOKEN = ("q", "d", "eta", "eta_floor", "ridge", "mix")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a system is made of; its printed form shows what differs from the plainest one."""
+
+    dtype: str = "float64"
+    B: int = 1
+    T: int = 3
+    H: int = 1
+    n: int = 1
+    p: int = 1
+    micro: int = 1
+    readout: str = "linear"
+    q: str = "vector"
+    """vector, outputs, none"""
+    v: bool = True
+    w_out: bool = False
+    decay: str = "identity"
+    """identity, scalar, diagonal, product, product diagonal, dense"""
+    temper: str = "own"
+    sign: str = ""
+    phase: str = ""
+    """scalar, diagonal"""
+    feedback: str = ""
+    """delta, keys, any"""
+    strength: str = ""
+    """b, log_b"""
+    spread: float = 1.0
+    """Standard deviation of log_b."""
+    unwritten: bool = False
+    """The first tokens and some others write nothing: log_b = -inf."""
+    d: bool = False
+    eta: str = ""
+    """sum, given"""
+    floor: str = ""
+    """number, tensor"""
+    exclusive: bool = False
+    positive: bool = False
+    window: int | None = None
+    causal: bool = True
+    relative: bool = False
+    mix: bool = False
+    diagonal_ridge: bool = False
+    solver: str = ""
+    constant: tuple[str, ...] = ()
+    """Parts without a time axis."""
+    shared: tuple[tuple[str, int], ...] = ()
+    """Heads of the parts that have fewer than H."""
+    is_complex: tuple[str, ...] = ()
+    layout: str = "contiguous"
+    state: str = ""
+    """S, scaled, prefix"""
+    pack: tuple[int, ...] = ()
+    """Lengths of packed sequences."""
+    seed: int = 0
+
+    def __repr__(self) -> str:
+        plain = Recipe()
+        given = [(f.name, getattr(self, f.name)) for f in fields(self)]
+        return f"Recipe({', '.join(f'{name}={x!r}' for name, x in given if x != getattr(plain, name))})"
+
+    def tags(self) -> Iterator[str]:
+        """The structures that a recipe counts for."""
+        yield f"readout {self.readout}"
+        yield f"decay {self.decay}" + (", constant" if "log_decay" in self.constant else "")
+        yield f"dtype {self.dtype}"
+        yield f"eta {self.eta or 'none'}" + (f", floor {self.floor}" if self.floor else "")
+        yield next(f"T up to {top}" for top in (0, 1, 8, 64, 200, 1000) if top >= self.T)
+        yield f"layout {self.layout}"
+        if self.decay not in ("identity", "dense"):
+            yield f"temper {self.temper}"
+        for name in ("sign", "phase", "feedback", "strength", "solver", "state"):
+            if getattr(self, name):
+                yield f"{name} {getattr(self, name)}"
+        for name in (
+            "d",
+            "exclusive",
+            "w_out",
+            "window",
+            "relative",
+            "mix",
+            "pack",
+            "shared",
+            "is_complex",
+            "unwritten",
+        ):
+            if getattr(self, name):
+                yield name
+        if self.feedback and self.strength == "log_b" and self.eta == "sum":
+            yield "feedback, log_b and eta = sum"
+        if self.micro > 1:
+            yield "micro"
+        if not self.causal:
+            yield "not causal"
+        if not self.v:
+            yield "v none"
+        if self.q != "vector":
+            yield f"q {self.q}"
+
+
+# -- the strategy ----------------------------------------------------------------------------------------------------
+
+LENGTHS = st.one_of(
+    *[st.integers(0, 9)] * 18, *[st.integers(2, 24)] * 9, *[st.sampled_from((31, 40, 63, 64, 65))] * 2,
+    st.sampled_from((65, 66, 70, 80, 129, 150, 200, 257, 400, 1000)),
+)  # fmt: skip
+
+
+@st.composite
+def recipes(draw: st.DrawFn) -> Recipe:
+    """Recipes of systems that exist."""
+
+    def one(*of: Any) -> Any:
+        return draw(st.sampled_from(of))
+
+    def yes(of: int = 2) -> bool:
+        return draw(st.integers(1, of)) == of
+
+    readout = one("linear", "linear", "linear", "exp", "ridge")
+    H = one(1, 2, 2, 3, 4, 6)
+    out: dict[str, Any] = {
+        "readout": readout, "H": H, "T": draw(LENGTHS), "B": one(1, 1, 2, 2, 3), "n": draw(st.integers(1, 5)),
+        "p": draw(st.integers(1, 4)), "dtype": one("float64", "float64", "float32", "float32", "float16", "bfloat16"),
+        "temper": one(*TEMPERS), "layout": one("contiguous", *LAYOUTS), "d": yes(3), "positive": yes(),
+        "seed": draw(st.integers(0, 2**31 - 1)), "strength": one("", "b", "log_b", "log_b"),
+        "spread": one(0.5, 2.0, 8.0, 25.0) if readout == "linear" else 0.5,
+    }  # fmt: skip
+    if readout == "linear":
+        out |= {
+            "decay": one("identity", "scalar", "scalar", "diagonal", "product", "product diagonal", "dense"),
+            "feedback": one("", "", "delta", "keys", "any"), "exclusive": yes(3), "micro": one(1, 1, 1, 2, 3),
+            "q": one("vector", "vector", "vector", "outputs", "none"), "v": not yes(5),
+            "eta": one("", "sum", "sum", "given"),
+        }  # fmt: skip
+        if out["decay"] != "dense":
+            out |= {"sign": one("", "", "", "scalar", "diagonal"), "phase": one("", "", "", "scalar", "diagonal")}
+    elif readout == "exp":
+        out |= {
+            "decay": one("identity", "identity", "scalar"), "phase": one("", "scalar", "diagonal"),
+            "eta": one("", "sum", "sum", "sum", "given"), "causal": not yes(6),
+        }  # fmt: skip
+        out |= {"window": one(None, None, 1, 3, 50)} if out["causal"] else {"decay": "identity"}
+    else:
+        out |= {
+            "decay": one("identity", "scalar", "scalar", "product"), "eta": one("", "", "given"), "exclusive": yes(3),
+            "q": one("vector", "vector", "outputs"), "relative": yes(3), "mix": yes(3), "diagonal_ridge": yes(3),
+            "solver": one("", "", "", "cg", "chebyshev"),
+        }  # fmt: skip
+    if out.get("q") == "none":
+        out["eta"] = one("", "given")
+        out["w_out"] = not out["v"] and yes(3)
+    if out["eta"]:
+        out["floor"] = one("", "", "number", "tensor")
+    wide = out.get("decay") in ("diagonal", "product diagonal", "dense") or "diagonal" in (
+        out.get("sign"), out.get("phase")
+    )  # fmt: skip
+    if readout == "linear" and out["strength"] == "log_b" and out["eta"] == "sum":
+        if wide or out["micro"] > 1:  # refused by `stabilise`
+            out["strength"] = "b"
+        else:
+            out["unwritten"] = yes(4)
+    there = _names(out)
+    varying = ("q", "k", "v") if readout == "exp" else ("v",) if "v" in there else ("k",)
+    out["constant"] = tuple(x for x in there if x not in varying and yes(3))
+    if yes() and H > 1:
+        divisors = [h for h in range(1, H) if H % h == 0]
+        whole = one(*[x for x in ("q", "k", "v") if x in there])
+        out["shared"] = tuple((x, one(*divisors)) for x in there if x != whole and yes())
+    if readout != "ridge" and yes(3):
+        of = ("q", "k") if readout == "exp" else ("q", "k", "v", "f", "w", "transition")
+        out["is_complex"] = tuple(x for x in of if x in there and yes())
+    if out.get("causal", True):
+        out["state"] = one("", "", "prefix") if readout == "exp" else one("", "", "S", "scaled", "prefix")
+        if out["state"] != "prefix" and yes(4):
+            out["B"] = 1
+            ends = sorted(draw(st.lists(st.integers(0, out["T"]), max_size=4)))
+            out["pack"] = tuple(b - a for a, b in zip([0, *ends], [*ends, out["T"]], strict=True))
+    return Recipe(**out)
+
+
+def _names(recipe: dict[str, Any]) -> list[str]:
+    """The parts that a system of these choices has."""
+    there = ["k"] + ["q"] * (recipe.get("q") != "none") + ["v"] * recipe.get("v", True)
+    decay = recipe["decay"]
+    there += {"identity": [], "dense": ["transition"]}.get(decay, ["log_decay"] + ["rate"] * ("product" in decay))
+    there += [name for name in ("sign", "phase", "d", "mix") if recipe.get(name)]
+    there += ["f", "w"] * bool(recipe.get("feedback")) + [recipe["strength"]] * bool(recipe["strength"])
+    there += ["eta"] * (recipe["eta"] == "given") + ["eta_floor"] * (recipe.get("floor") == "tensor")
+    return there + ["ridge"] * (recipe["readout"] == "ridge")
+
+
+# -- its tensors -----------------------------------------------------------------------------------------------------
+
+
+class _Maker:
+    def __init__(self, recipe: Recipe) -> None:
+        self.of = recipe
+        self.generator = torch.Generator().manual_seed(recipe.seed)
+        self.heads = dict(recipe.shared)
+
+    def random(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator, dtype=torch.float64)
+
+    def uniform(self, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=self.generator, dtype=torch.float64)
+
+    def shape(self, name: str, *inner: int) -> tuple[int, ...]:
+        x = self.of
+        heads = (self.heads.get(name, x.H), *inner)
+        return heads if name in x.constant else (x.B, x.T * (1 if name in PER_TOKEN else x.micro), *heads)
+
+    def vector(self, name: str, *inner: int) -> Tensor:
+        shape = self.shape(name, *inner)
+        x = self.random(*shape)
+        if name in self.of.is_complex:
+            return torch.complex(x, self.random(*shape))
+        return x.abs() + 0.05 if self.of.positive and name in ("q", "k") else x
+
+    def log_decay(self, shape: tuple[int, ...]) -> Tensor:
+        u = self.uniform(*shape)
+        match self.of.temper:
+            case "forgetful":
+                return (1e-4 + 0.1 * u).log()
+            case "lasting":
+                return (0.99 + 0.01 * u).log()
+            case "growing":
+                return 0.002 * u
+            case "reset":
+                return torch.where(self.uniform(*shape) < 0.1, -math.inf, -0.02 * u)
+        return -2 * u
+
+    def parts(self) -> dict[str, Any]:
+        x, out = self.of, dict[str, Any]()
+        n, p = x.n, x.p
+        k = self.vector("k", n)
+        k = normalize(k, dim=-1) if x.readout == "ridge" or x.feedback == "keys" else k
+        if x.q != "none":
+            out["q"] = self.vector("q", *((2, n) if x.q == "outputs" else (n,)))
+        out["k"], out["v"] = k, self.vector("v", p) if x.v else None
+        if x.decay == "dense":
+            out["transition"] = self.vector("transition", n, n) / (1.5 * n)
+        elif x.decay != "identity":
+            inner = (n,) if x.decay == "diagonal" else ()
+            g = self.log_decay(self.shape("log_decay", *inner))
+            if x.decay.startswith("product"):
+                rate = 0.5 + self.uniform(self.heads.get("rate", x.H), *((n,) if "diagonal" in x.decay else ()))
+                out["log_decay"] = (-g.clamp_min(-30.0), -rate)
+            else:
+                out["log_decay"] = g
+        for name in ("sign", "phase"):
+            if kind := getattr(x, name):
+                shape = self.shape(name, *((n,) if kind == "diagonal" else ()))
+                out[name] = 3 * self.random(*shape) if name == "phase" else self.random(*shape).sign()
+        self._feedback(out)
+        if x.strength == "b":
+            out["b"] = 0.1 + self.uniform(*self.shape("b"))
+        elif x.strength == "log_b":
+            out["log_b"] = x.spread * self.random(*self.shape("log_b"))
+            if x.unwritten and "log_b" not in x.constant:
+                out["log_b"][:, :3] = -math.inf
+                out["log_b"][self.uniform(*self.shape("log_b")) < 0.1] = -math.inf
+        if x.d:
+            out["d"] = self.random(*self.shape("d"))
+        if x.eta == "given":
+            out["eta"] = self.random(*self.shape("eta")).exp() * (1 if x.positive else -1)
+        if x.floor:
+            out["eta_floor"] = 0.5 if x.floor == "number" else 0.1 + self.uniform(*self.shape("eta_floor"))
+        if x.readout == "ridge":
+            inner = (n,) if x.diagonal_ridge else ()
+            out["ridge"] = 0.3 + self.uniform(*self.shape("ridge", *inner))
+            out["mix"] = self.uniform(*self.shape("mix")) if x.mix else None
+        if x.w_out:
+            out["w_out"] = self.random(3, x.H, n)
+        return out
+
+    def _feedback(self, out: dict[str, Any]) -> None:
+        x = self.of
+        if x.feedback == "keys":  # f is k, as the delta rule has it
+            out["f"], w = out["k"], out["k"].conj() if out["k"].is_complex() else out["k"]
+            out["w"] = -self.uniform(*w.shape[:-1], 1) * w
+        elif x.feedback:
+            w = normalize(self.vector("w", x.n), dim=-1)
+            f = normalize(self.vector("f", x.n), dim=-1)
+            if x.feedback == "delta" and f.shape == w.shape:
+                f = -2 * self.uniform(*w.shape[:-1], 1) * (w.conj() if w.is_complex() else w)
+            elif x.T > 40:
+                f = 0.1 * f
+            out["f"], out["w"] = f, w
+
+    def laid_out(self, x: Tensor) -> Tensor:
+        """The same numbers in another layout of memory (expanded: those of the first entry throughout)."""
+        match self.of.layout:
+            case "transposed" if x.ndim > 1:
+                return x.mT.contiguous().mT
+            case "strided":
+                wide = torch.empty(*x.shape[:-1], 2 * x.shape[-1], dtype=x.dtype)
+                wide[..., ::2] = x
+                return wide[..., ::2]
+            case "expanded" if x.ndim > 2 and x.numel():
+                return x[:, :1].expand_as(x)
+            case "conjugate" if x.is_complex():
+                return x.resolve_conj().conj().resolve_conj().conj()
+        return x
+
+    def state(self, system: sf.System) -> sf.State | Tensor | None:
+        x = self.of
+        rows = len(x.pack) or x.B
+        shape = (rows, system.state_heads, system.n, system.columns)
+        S = self.random(*shape)
+        if system.is_complex:
+            S = torch.complex(S, self.random(*shape))
+        if x.positive and x.eta == "sum":
+            S = S.abs().to(S.dtype)
+        if x.readout == "ridge":
+            G = S[..., x.p :]
+            S = torch.cat([S[..., : x.p], G @ G.mT / x.n], -1)
+        half = system.k.dtype in HALF or system.k.dtype == torch.complex64
+        S = S.to((torch.complex64 if S.is_complex() else torch.float32) if half or x.dtype != "float64" else S.dtype)
+        if x.state == "S":
+            return S
+        parts = {"S": S}
+        if x.strength == "log_b" and x.eta == "sum":
+            parts["log_scale"] = 5 * self.random(*shape[:2]).to(S.real.dtype)
+        return sf.State(parts)
+
+
+def made(recipe: Recipe) -> tuple[sf.System, sf.State | Tensor | None, Tensor | None]:
+    """The system in its precision, its initial state, and the ends of its packed sequences."""
+    maker = _Maker(recipe)
+    parts = maker.parts()
+    options: dict[str, Any] = {
+        "readout": recipe.readout, "exclusive": recipe.exclusive, "micro": recipe.micro, "window": recipe.window,
+        "causal": recipe.causal, "relative": recipe.relative,
+        "solver": sf.Solver(recipe.solver) if recipe.solver else None,  # type: ignore[arg-type]
+    }  # fmt: skip
+    if recipe.eta == "sum":
+        parts["eta"] = "sum"
+    q, k, v = (parts.pop(name, None) for name in ("q", "k", "v"))
+    same = parts.get("f") is k
+    system = sf.System(q, k, v, **parts, **options).to(DTYPES[recipe.dtype])
+    system = system.map(lambda _, x: maker.laid_out(x))
+    system = replace(system, f=system.k) if same else system
+    state = maker.state(system) if recipe.state in ("S", "scaled") else None
+    ends = torch.tensor([0, *recipe.pack]).cumsum(0) if recipe.pack else None
+    return system, state, ends
+
+
+# -- the comparison --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Found:
+    """What came of comparing one system with its definition."""
+
+    failures: list[str]
+    compared: Counter[str]
+    loose: int = 0
+    """Comparisons whose bound exceeds 1%: the system itself loses the digits."""
+    out_of_range: bool = False
+    """The values exceed what the precision can hold."""
+
+
+def differences(recipe: Recipe) -> Found:
+    """Every form, whole or in two pieces, and the coefficients, against the definition."""
+    system, state, ends = made(recipe)
+    found = Found([], Counter())
+    dtype = DTYPES[recipe.dtype]
+    low = torch.float32 if dtype in HALF else dtype
+    # An exp readout keeps its keys in the precision of the system, with b and phase multiplied in.
+    unit = HALF[dtype] if dtype in HALF and recipe.readout == "exp" else UNIT[low]
+    want, S = defined(system, initial_state=state, cu_seqlens=ends)
+    if any(_largest(x) > most for x, most in ((want, 0.1 * torch.finfo(dtype).max), (S, 1e30)) if x is not None):
+        found.out_of_range = True
+        return found
+    lost: dict[str, float] = {}
+    small = 2.0**-30
+
+    def compare(what: str, where: str, got: Tensor, truth: Tensor, noisy: Callable[..., Tensor | None],
+                kept: torch.dtype) -> None:  # fmt: skip
+        found.compared[where] += 1
+        if got.shape != truth.shape:
+            found.failures.append(f"{where}: {what} has shape {list(got.shape)}, by definition {list(truth.shape)}")
+            return
+        worst = _apart(got, truth, torch.finfo(kept).tiny)
+        allowed = tolerance(kept, recipe.T * recipe.micro, rounded=4 if recipe.readout == "exp" else 1)
+        if worst > allowed:
+            summed = not all(form.startswith("recurrent") for form in where.split(", then "))
+            key = f"{what}, summed: {summed}"
+            if key not in lost:
+                noise = [{"noise": small, "seed": seed, "summed": summed} for seed in range(4)]
+                lost[key] = max(_apart(noisy(**x), truth, 0.0) for x in noise) / small
+            allowed += 4 * lost[key] * unit
+        found.loose += allowed > 0.01
+        if not worst <= allowed:
+            found.failures.append(f"{where}: {what} is off by {worst:.3g}, allowed {allowed:.3g}")
+
+    again = partial(defined, system, initial_state=state, cu_seqlens=ends)
+    for where, y, end in _computed(recipe, system, state, ends):
+        compare("y", where, y, want, lambda **noise: again(**noise)[0], dtype)
+        if S is not None:
+            compare("the state", where, _true_state(end, S.shape[1]), S, lambda **noise: again(**noise)[1], low)
+    if state is None and ends is None and recipe.T <= 24 and recipe.B * recipe.T:
+        for name, alpha, noisy in _weights(system):
+            compare(name, name, alpha, noisy(), noisy, dtype if recipe.readout == "exp" else low)
+    return found
+
+
+def _largest(x: Tensor) -> float:
+    return float(x.abs().nan_to_num(0.0, math.inf).max()) if x.numel() else 0.0
+
+
+def _computed(
+    recipe: Recipe, system: sf.System, state: sf.State | Tensor | None, ends: Tensor | None
+) -> Iterator[tuple[str, Tensor, sf.State | None]]:
+    """y and the last state in every form; the recurrence in torch and by the compiled loops."""
+    forms = exists(system)
+    for i, form in enumerate(forms):
+        for backend in ("auto", "torch") if form == "recurrent" else ("auto",):
+            with sf.backend(backend):  # type: ignore[arg-type]
+                where = form if form != "recurrent" else f"{form} ({backend})"
+                if not recipe.causal:
+                    yield where, sf.run(system, form), None
+                    continue
+                given = {"return_state": True, "cu_seqlens": ends}
+                if recipe.state != "prefix":
+                    yield where, *sf.run(system, form, initial_state=state, **given)
+                    continue
+                at, other = recipe.seed % (recipe.T + 1), forms[i - 1]  # going on in another form
+                first, middle = sf.run(system[:at], other, **given)
+                second, end = sf.run(system[at:], form, initial_state=middle, **given)
+                yield f"{other}, then {where}", torch.cat([first, second], 1), end
+
+
+def _true_state(state: sf.State | None, heads: int) -> Tensor:
+    assert state is not None
+    S = state["S"].to(torch.complex128 if state["S"].is_complex() else torch.float64)
+    if "log_scale" in state:
+        S = S * state["log_scale"].double().exp()[..., None, None]
+    return S.repeat_interleave(heads // S.shape[1], 1)
+
+
+def _weights(system: sf.System) -> Iterator[tuple[str, Tensor, Callable[..., Tensor]]]:
+    """What `coefficients` or `contributions` say, and the same by definition."""
+
+    def contributions(**noise: Any) -> Tensor:
+        parts = defined_coefficients(system, **noise).movedim(2, -1)
+        if system.w_out is None:
+            return parts
+        return torch.einsum("bhijn,ohn->bijo", parts + 0j, system.w_out.to(torch.complex128)).real.unsqueeze(1)
+
+    if system.v is None:
+        yield "contributions", system.contributions(), contributions
+    elif system.q is not None and system.q.ndim in (2, 4):
+        yield (
+            "coefficients",
+            system.coefficients().real,
+            lambda **noise: defined_coefficients(system, **noise).squeeze(2),
+        )
+
+
+def _apart(got: Tensor | None, want: Tensor, floor: float) -> float:
+    """The relative error; NaN where both are is none."""
+    assert got is not None
+    both = torch.isnan(got) & torch.isnan(want)
+    got, want = (torch.where(both, 0.0, x.to(torch.promote_types(x.dtype, torch.float64))) for x in (got, want))
+    return float(relative_error(got, want, heads=True, floor=floor).nan_to_num(math.inf).max()) if want.numel() else 0.0
+
+
+# -- many of them ----------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Draw many, print what failed and how many of each structure there were."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("systems", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    counts: Counter[str] = Counter()
+    failures: list[str] = []
+
+    @hypothesis.seed(given.seed)
+    @hypothesis.settings(max_examples=given.systems, deadline=None, database=None, phases=[hypothesis.Phase.generate],
+                         suppress_health_check=list(hypothesis.HealthCheck))  # fmt: skip
+    @hypothesis.given(recipes())
+    def every(recipe: Recipe) -> None:
+        try:
+            found = differences(recipe)
+        except Exception as error:  # the run goes on: all that fails is wanted
+            found = Found([f"{type(error).__name__}: {error}"], Counter())
+        counts.update(["systems", *recipe.tags()])
+        counts.update({f"compared: {where.split(', then ')[-1]}": n for where, n in found.compared.items()})
+        counts.update({"comparisons": found.compared.total(), "with a bound above 1%": found.loose,
+                       "beyond the range of the precision": int(found.out_of_range)})  # fmt: skip
+        for text in found.failures:
+            failures.append(f"{recipe!r}: {text}")
+            print(failures[-1], flush=True)
+        if counts["systems"] % 1000 == 0:
+            print(f"{counts['systems']} systems, {len(failures)} failures", file=sys.stderr, flush=True)
+
+    every()
+    for name, count in sorted(counts.items()):
+        print(f"{count:8d}  {name}")
+    print(f"{len(failures)} failures in {counts['comparisons']} comparisons of {counts['systems']} systems")
+
+
+if __name__ == "__main__":
+    main()
