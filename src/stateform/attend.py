@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import lcm
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +22,8 @@ from torch.nn import functional as F
 from ._errors import StateformError
 from ._form import WEIGHTS
 from ._shapes import spread_heads
+from .kernels.backend import transformed
+from .kernels.ops import gradients
 from .state import State
 from .transition import DOUBLE, angles, real_dtype, upcast, wrap
 
@@ -173,22 +176,56 @@ def _rows(system: System, q: Tensor, keys: Tensor, values: Tensor, bias: Tensor 
     H = system.H
     bias = bias if bias is None else spread_heads(bias, H, axis=1)
     if system.eta == "sum" and system.d is None and system.eta_floor is None:
-        groups = keys.shape[2] if keys.shape[2] == values.shape[2] else H
-        q, keys, values = (
-            x.transpose(1, 2) for x in (spread_heads(q, H), spread_heads(keys, groups), spread_heads(values, groups))
-        )
-        q = q.expand(-1, H, -1, -1)
-        y = F.scaled_dot_product_attention(
-            q, keys, values, None if bias is None else bias.to(q.dtype), is_causal=bias is None and q.shape[2] > 1,
-            scale=1.0, enable_gqa=groups != H,
-        )  # fmt: skip
-        return y.transpose(1, 2)
+        return (_written if transformed() else _fused)(q, keys, values, bias, H)
     alpha, direct = _alpha(system, _logits(q, keys, bias, H), slice(start, start + q.shape[1]))
-    values = upcast(spread_heads(values, H))
-    y = torch.einsum("bhij,bjhp->bihp", alpha, values.expand(-1, -1, H, -1))
+    y = _weighted(alpha, values)
     if direct is not None:
-        y = y + direct.transpose(1, 2) * values[:, values.shape[1] - q.shape[1] :]
+        y = y + direct.transpose(1, 2) * upcast(spread_heads(values, H))[:, values.shape[1] - q.shape[1] :]
     return y.to(system.dtype)
+
+
+def _fused(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, H: int) -> Tensor:
+    """Softmax attention by torch's operator."""
+    groups = keys.shape[2] if keys.shape[2] == values.shape[2] else H
+    by_head = (spread_heads(q, H), spread_heads(keys, groups), spread_heads(values, groups))
+    Q, K, V = (x.transpose(1, 2) for x in by_head)
+    y = F.scaled_dot_product_attention(
+        Q.expand(-1, H, -1, -1), K, V, None if bias is None else bias.to(Q.dtype),
+        is_causal=bias is None and q.shape[1] > 1, scale=1.0, enable_gqa=groups != H,
+    ).transpose(1, 2)  # fmt: skip
+    if y.requires_grad and not torch.compiler.is_compiling():
+        return _Differentiable.apply(y, H, q, keys, values, bias)
+    return y
+
+
+def _written(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, H: int) -> Tensor:
+    """The same with the weights written out: what has derivatives of every order, forward too, and takes vmap."""
+    return _weighted(_logits(q, keys, bias, H).softmax(-1), values).to(values.dtype)
+
+
+class _Differentiable(torch.autograd.Function):
+    """The result y of `_fused` as it is. Its gradient is that of the operator, which has none itself: where one is
+    wanted, the gradient of `_written` is taken in its place.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, H: int, *given: Tensor | None) -> Tensor:
+        ctx.H = H
+        ctx.save_for_backward(*given)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        if not torch.is_grad_enabled():
+            return g, None, None, None, None, None
+        found = gradients(partial(_written, H=ctx.H), ctx.saved_tensors, ctx.needs_input_grad[2:], (g,))
+        return None, None, *found
+
+
+def _weighted(alpha: Tensor, values: Tensor) -> Tensor:
+    """The sums of values [B,L,H|1,p] weighted by alpha [B,H,c,L]: [B,c,H,p]."""
+    H = alpha.shape[1]
+    return torch.einsum("bhij,bjhp->bihp", alpha, upcast(spread_heads(values, H)).expand(-1, -1, H, -1))
 
 
 def _logits(q: Tensor, keys: Tensor, bias: Tensor | None, H: int) -> Tensor:

@@ -201,7 +201,7 @@ def _solve(G: Run, R: Tensor, q: Tensor, solver: Solver) -> Tensor:
     # The recurrence would go through all T steps at each iteration; with G_t written out it goes through them once.
     x = []
     for at, here in G.written():
-        Q, ridge = q[:, at], R if R.shape[1] == 1 else R[:, at]
+        Q, ridge = (z if z.shape[1] == 1 else z.narrow(1, at.start, at.stop - at.start) for z in (q, R))
         x.append(_exact(plus(here.G, ridge), Q) if solver.method == "exact" else _iterate(here, ridge, Q, solver))
     return torch.cat(x, 1)
 

@@ -93,11 +93,11 @@ def _(q, k, v, log, rate, S, exclusive, keep):  # type: ignore[no-untyped-def]
     return _channel_results(S, v, keep)
 
 
-@torch.library.custom_op("stateform::channel_backward", mutates_args=())
+@operator("stateform::channel_backward")
 def channel_backward(
     gy: Tensor, gend: Tensor, q: Tensor | None, k: Tensor | None, v: Tensor, log: Tensor | None, rate: Tensor | None,
     S: Tensor, kept: Tensor, exclusive: bool,
-) -> list[Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of q, k, v, log, rate (nothing where there was none) and S."""
     B, L, n = S.shape
     T = v.shape[1]
@@ -120,7 +120,8 @@ def channel_backward(
     job.gy, job.gend, job.kept = strided(gy, "btn"), strided(gend, "bgn"), strided(kept, "n")
     call_loops(job, "channel_backward_run", S.dtype)
     found |= {name: found[name].sum(0) for name in ("dq", "dk", "drate") if name in found}
-    return [found.get(name, S.new_empty(0)) for name in ("dq", "dk", "dv", "dlog", "drate", "dS")]
+    names = ("dq", "dk", "dv", "dlog", "drate", "dS")
+    return tuple(found.get(name, S.new_empty(0)) for name in names)  # type: ignore[return-value]
 
 
 @channel_backward.register_fake
@@ -129,7 +130,7 @@ def _(gy, gend, q, k, v, log, rate, S, kept, exclusive):  # type: ignore[no-unty
     T = v.shape[1]
     keys = (B, T, n) if q is not None else (0,)
     decay = (B, T, L) if log is not None else (0,), (n, L) if rate is not None else (0,)
-    return [S.new_empty(shape) for shape in (keys, keys, (B, T, L), *decay, S.shape)]
+    return tuple(S.new_empty(shape) for shape in (keys, keys, (B, T, L), *decay, S.shape))
 
 
 def channel_reference(

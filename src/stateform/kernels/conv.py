@@ -96,10 +96,10 @@ def _(x, window, weight, bias, activate):  # type: ignore[no-untyped-def]
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("stateform::short_conv_backward", mutates_args=())
+@operator("stateform::short_conv_backward")
 def short_conv_backward(
     gy: Tensor, x: Tensor, window: Tensor, weight: Tensor, bias: Tensor | None, activate: bool
-) -> list[Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of x, window, weight and bias (nothing where there was none)."""
     gy, x, window, weight, bias = rows(gy, x, window, weight.contiguous(), bias)
     job = _conv_job(x, window, weight, bias, activate)
@@ -111,12 +111,13 @@ def short_conv_backward(
     if bias is not None:
         job.dbias = strided(dbias, "bn")
     call_loops(job, "conv_backward", x.dtype)
-    return [dx, dwindow, dweight.sum(0), dbias.sum(0)]
+    return dx, dwindow, dweight.sum(0), dbias.sum(0)
 
 
 @short_conv_backward.register_fake
 def _(gy, x, window, weight, bias, activate):  # type: ignore[no-untyped-def]
-    return [x.new_empty(s) for s in (x.shape, window.shape, weight.shape, (x.shape[-1] if bias is not None else 0,))]
+    shapes = x.shape, window.shape, weight.shape, (x.shape[-1] if bias is not None else 0,)
+    return tuple(x.new_empty(shape) for shape in shapes)
 
 
 def short_conv_reference(x: Tensor, window: Tensor, weight: Tensor, bias: Tensor | None, activate: bool) -> Tensor:

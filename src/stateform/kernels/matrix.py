@@ -106,11 +106,11 @@ def _(q, k, v, log, f, w, S, steps, exclusive, keep):  # type: ignore[no-untyped
     return _matrix_results(S, v, steps, keep, _chunked(log, f, w, steps, exclusive))
 
 
-@torch.library.custom_op("stateform::matrix_backward", mutates_args=())
+@operator("stateform::matrix_backward")
 def matrix_backward(
     gy: Tensor, gend: Tensor, q: Tensor, k: Tensor, v: Tensor, log: Tensor | None, f: Tensor | None, w: Tensor | None,
     S: Tensor, kept: Tensor, steps: int, exclusive: bool,
-) -> list[Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of q, k, v, log, f, w (nothing where there was none) and S, in their full shapes; those of q and k
     that the R heads share summed over them, [B,T,G,1,n].
     """
@@ -137,7 +137,8 @@ def matrix_backward(
     found = {name: x[0] if job.pieces == 1 else x.sum(0) for name, x in keyed.items()} | {"dv": dv, "dS": dS}
     for name, shared in (("dq", job.shared_q), ("dk", job.shared_k)):
         found[name] = found[name].sum(3, keepdim=True) if shared else found[name]
-    return [found.get(name, S.new_empty(0)) for name in ("dq", "dk", "dv", "dlog", "df", "dw", "dS")]
+    names = ("dq", "dk", "dv", "dlog", "df", "dw", "dS")
+    return tuple(found.get(name, S.new_empty(0)) for name in names)  # type: ignore[return-value]
 
 
 def _spans(q: Tensor, k: Tensor, S: Tensor, pieces: int) -> tuple[int, int, int]:
@@ -153,7 +154,8 @@ def _(gy, gend, q, k, v, log, f, w, S, kept, steps, exclusive):  # type: ignore[
     B, G, R, n, p = S.shape
     keys = ((n, 1 if q.shape[3] == 1 else R), (n, 1 if k.shape[3] == 1 else R), (p, R))
     rest = [(None if x is None else x.shape[-1], R) for x in (log, f, w)]
-    return [S.new_empty(0 if m is None else (B, steps, G, r, m)) for m, r in (*keys, *rest)] + [S.new_empty(S.shape)]
+    shapes = [0 if m is None else (B, steps, G, r, m) for m, r in (*keys, *rest)]
+    return tuple(S.new_empty(shape) for shape in (*shapes, S.shape))
 
 
 def matrix_reference(

@@ -56,10 +56,10 @@ def _(c, v, S, exclusive, keep):  # type: ignore[no-untyped-def]
     return _results(S, v, keep)
 
 
-@torch.library.custom_op("stateform::modes_backward", mutates_args=())
+@operator("stateform::modes_backward")
 def modes_backward(
     gy: Tensor, gend: Tensor, c: Tensor, v: Tensor, S: Tensor, kept: Tensor, exclusive: bool
-) -> list[Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of c, v and S."""
     c, S, gend, (v, gy) = c.contiguous(), S.contiguous(), gend.contiguous(), rows(v, gy)
     dc, dv, dS = c.new_empty(S.shape[0], *c.shape), v.new_empty(v.shape), S.new_empty(S.shape)
@@ -67,12 +67,12 @@ def modes_backward(
     job.gy, job.dv = strided(gy, "btn"), strided(dv, "btn")
     job.gend, job.kept, job.dc, job.dS = (Strided(x.data_ptr()) for x in (gend, kept, dc, dS))
     call_loops(job, "modes_backward_run", S.dtype)
-    return [dc.sum(0), dv, dS]
+    return dc.sum(0), dv, dS
 
 
 @modes_backward.register_fake
 def _(gy, gend, c, v, S, kept, exclusive):  # type: ignore[no-untyped-def]
-    return [c.new_empty(c.shape), v.new_empty(v.shape), S.new_empty(S.shape)]
+    return c.new_empty(c.shape), v.new_empty(v.shape), S.new_empty(S.shape)
 
 
 def modes_reference(c: Tensor, v: Tensor, S: Tensor, exclusive: bool) -> tuple[Tensor, Tensor]:

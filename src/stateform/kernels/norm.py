@@ -90,11 +90,11 @@ def _(x, weight, gate, width, scale, share, eps, kind, first):  # type: ignore[n
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("stateform::norm_backward", mutates_args=())
+@operator("stateform::norm_backward")
 def norm_backward(
     gy: Tensor, x: Tensor, weight: Tensor | None, gate: Tensor | None, width: int, scale: float, share: float,
     eps: float, kind: int, first: bool,
-) -> list[Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of x, weight and gate (nothing where there was none)."""
     gy = gy.contiguous()  # held here: a job has only addresses
     job = _job(x, weight, gate, width, scale, share, eps, kind, first)
@@ -105,12 +105,12 @@ def norm_backward(
     job.gy, job.dx, job.dg = gy.data_ptr(), dx.data_ptr(), dgate.data_ptr() if gate is not None else None
     job.dweight = None if weight is None else dweight.data_ptr()
     call_loops(job, "norm_back", x.dtype)
-    return [dx, dweight.sum(0), dgate]
+    return dx, dweight.sum(0), dgate
 
 
 @norm_backward.register_fake
 def _(gy, x, weight, gate, width, scale, share, eps, kind, first):  # type: ignore[no-untyped-def]
-    return [x.new_empty(0 if z is None else z.shape) for z in (x, weight, gate)]
+    return tuple(x.new_empty(0 if z is None else z.shape) for z in (x, weight, gate))
 
 
 def norm_reference(

@@ -44,10 +44,25 @@ def operator(name: str) -> Callable[[Callable[..., Any]], Any]:
 
     def made(loops: Callable[..., Any]) -> Any:
         op: Any = torch.library.custom_op(name, mutates_args=())(loops)
+        op.register_vmap(functools.partial(_one_by_one, op))
         op.loops = loops
         return op
 
     return made
+
+
+def _one_by_one(op: Any, info: Any, axes: Sequence[int | None], *args: Any) -> tuple[Any, Any]:
+    """An operator under vmap, one call for each entry of the axis. (The vmap of `is_grads_batched` has no rules; it
+    does the same for operators whose results are a tuple, as they are here.)
+    """
+    found = [
+        op(*(x if axis is None else x.select(axis, i) for x, axis in zip(args, axes, strict=True)))
+        for i in range(info.batch_size)
+    ]
+    if isinstance(found[0], Tensor):
+        return torch.stack(found), 0
+    results = tuple(torch.stack(xs) for xs in zip(*found, strict=True))
+    return results, (0,) * len(results)
 
 
 def call(op: Any, *args: Any) -> Any:
@@ -112,9 +127,7 @@ def differentiable(op: Any, backward: Callable[..., Any], reference: Callable[..
         grads = grads[: len(grads) - ctx.kept]
         needed = [x is not None and need for x, need in zip(given, ctx.needs_input_grad, strict=False)]
         if torch.is_grad_enabled():
-            wanted = [x for x, need in zip(given, needed, strict=True) if need]
-            found = iter(torch.autograd.grad(reference(*given, *ctx.rest), wanted, grads, create_graph=True))
-            out = [next(found) if need else None for need in needed]
+            out = gradients(lambda *xs: reference(*xs, *ctx.rest), given, needed, grads)
         else:
             all_of_them = backward(*grads, *given, *kept, *ctx.rest)
             rows = zip(given, all_of_them, needed, strict=True)
@@ -123,3 +136,20 @@ def differentiable(op: Any, backward: Callable[..., Any], reference: Callable[..
 
     count = inputs
     op.register_autograd(pull, setup_context=setup)
+
+
+def gradients(
+    f: Callable[..., Any], given: Sequence[Tensor | None], needed: Sequence[bool], grads: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """The gradients of f(*given) along `grads`, which have gradients themselves; None where none is needed, or is 0."""
+    # Each tensor under a name of its own: where one was computed from another, that way would be counted here too.
+    apart = [None if x is None else x.view_as(x) for x in given]
+    results = f(*apart)
+    results = results if isinstance(results, tuple) else (results,)
+    pairs = [(y, g) for y, g in zip(results, grads, strict=True) if y.requires_grad]
+    if not pairs:
+        return [None] * len(needed)
+    wanted = [x for x, need in zip(apart, needed, strict=True) if need and x is not None]
+    ys, gs = zip(*pairs, strict=True)
+    found = iter(torch.autograd.grad(ys, wanted, gs, create_graph=True, allow_unused=True))
+    return [next(found) if need else None for need in needed]

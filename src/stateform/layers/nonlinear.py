@@ -128,7 +128,7 @@ class SLSTM(Cell):
     def cell(self, s: Tensor, x: Tensor) -> Tensor:
         h, a, log_n = s.chunk(3, -1)
         i, f, z, o = (x + torch.einsum("...hd,hde->...he", h, self.R)).chunk(4, -1)
-        log_n = torch.logaddexp((F.logsigmoid(f) if self.forget == "sigmoid" else f) + log_n, i)
+        log_n = log_sum((F.logsigmoid(f) if self.forget == "sigmoid" else f) + log_n, i)
         a = a + torch.exp(i - log_n) * (torch.tanh(z) - a)
         return torch.cat([torch.sigmoid(o) * a, a, log_n], -1)
 
@@ -213,6 +213,19 @@ class LTC(Cell):
             f = torch.sigmoid(x + self.h_proj(s))
             s = (s + dt * f * self.A) / (1 + dt * (rate + f))
         return s
+
+
+FAR = {torch.float64: 40.0}
+"""A difference of logarithms beyond which the sum is the larger of the two, to the last digit."""
+FAR_IN_SINGLE = 20.0
+
+
+def log_sum(a: Tensor, b: Tensor) -> Tensor:
+    """log(e^a + e^b). torch's own has no second derivative (0/0) where one is far below the other: it is raised."""
+    if torch.is_grad_enabled():
+        far = FAR.get(a.dtype, FAR_IN_SINGLE)
+        a, b = torch.maximum(a, b - far), torch.maximum(b, a - far)
+    return torch.logaddexp(a, b)
 
 
 def weights(x_proj: nn.Linear, h_proj: nn.Linear) -> list[Tensor]:

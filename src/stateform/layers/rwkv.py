@@ -29,6 +29,14 @@ def first_shares(d_model: int, *powers: float) -> nn.Parameter:
     return nn.Parameter(torch.stack([1 - i**power for power in powers]))
 
 
+def direction(x: Tensor) -> Tensor:
+    """x / max(||x||, 1e-12) along the last axis. At 0, where the norm has no second derivative, it is linear."""
+    if not torch.is_grad_enabled():
+        return F.normalize(x, dim=-1)
+    there = (x != 0).any(-1, keepdim=True)
+    return torch.where(there, F.normalize(torch.where(there, x, 1.0), dim=-1), x / 1e-12)
+
+
 def zigzag(size: int) -> Tensor:
     """0, 1, -1, 0, 1, -1, ..."""
     return (torch.arange(1, size + 1) % 3 - 1).float()
@@ -244,7 +252,7 @@ class RWKV7(Layer):
         v = v + (v_first - v) * torch.sigmoid(self.residual + self.residual_map(at_v))
         eta = torch.sigmoid(precise(self.rate) + precise(self.rate_map(at_eta)))
         w = precise(self.w) + precise(self.decay_map(at_w))
-        kappa = F.normalize(heads(precise(k) * self.xi, self.n_heads), dim=-1)
+        kappa = direction(heads(precise(k) * self.xi, self.n_heads))
         f = kappa * heads(eta, self.n_heads)
         k = (precise(k) * (1 + (eta - 1) * self.alpha)).to(v.dtype)
         r, k, v, g = (heads(x, self.n_heads) for x in (r, k, v, -math.exp(-0.5) * torch.sigmoid(w)))
