@@ -557,3 +557,12 @@ def test_a_replica_computes_with_its_own_weights() -> None:
     plain.load_state_dict({name: p * 2 for name, p in mixer._parameters.items()}, strict=False)
     with torch.no_grad():
         torch.testing.assert_close(replica(u), plain(u))
+
+
+@pytest.mark.parametrize("kind", in_short(FEW))
+def test_a_batch_of_padding_alone_has_zero_gradients(kind: str) -> None:
+    net = copy.deepcopy(_built(kind))
+    made = accelerate(net).replaced
+    net(input_ids=TEXT, attention_mask=torch.zeros_like(TEXT)).logits.sum().backward()
+    given = [p.grad for name in made for p in net.get_submodule(name).parameters()]
+    assert given and all(g is not None and not g.any() for g in given)

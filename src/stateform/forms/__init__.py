@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -115,7 +116,8 @@ def compute(system: System, form: str, initial_state: State | Tensor | None) -> 
     require(system.causal or state is None, "a non-causal system has no state to start from; leave out initial_state")
     with without_autocast(system.device):
         if system.B == 0 or system.T == 0:
-            return _empty(system), blank_state(system, system.B) if state is None else state
+            y = _empty(system) + nothing_of(system.tensors().values())
+            return y, blank_state(system, system.B) if state is None else state
         if system.readout == "exp":
             block = {"recurrent": 1, "chunkwise": CHUNK, "matrix": system.T}[chosen]
             return attend(system, state, block)
@@ -207,6 +209,13 @@ def _empty(system: System) -> Tensor:
     core = system.core()
     y = core.v.new_zeros(system.B, system.T * system.micro, system.H, core.q.shape[-2], core.p, dtype=core.dtype)
     return system.finish(y)
+
+
+def nothing_of(tensors: Iterable[Tensor]) -> Tensor | float:
+    """Sum no numbers of each tensor: a 0 by which what is computed from no tokens has gradients, all zero."""
+    if not torch.is_grad_enabled():
+        return 0.0
+    return sum((x.flatten()[:0].abs().sum() for x in tensors if x.requires_grad), 0.0)
 
 
 def put_rows(state: State, rows: Tensor, part: State) -> State:

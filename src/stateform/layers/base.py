@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .._errors import StateformError, readable, require, require_finite, values_checked
-from ..forms import blank_state, compute, exists, known_form, put_rows
+from ..forms import blank_state, compute, exists, known_form, nothing_of, put_rows
 from ..forms._packing import check_cu_seqlens, from_mask, groups
 from ..kernels.backend import compiled_for
 from ..kernels.conv import MOST_TAPS, conv_token, short_conv, short_conv_reference
@@ -250,6 +250,8 @@ class Layer(nn.Module):
         given = self._check_state(initial_state, x, rows)
         state = given if given is not None else self.init_state(rows)
         y = x.new_zeros(x.shape[0] * x.shape[1], self.d_model)
+        if not len(kept):
+            y = y + nothing_of((x, *self.parameters()))
         filled: dict[str, Tensor] = {}
         for group in groups(ends, x.device):
             at = kept[group.tokens]
@@ -371,7 +373,8 @@ class Layer(nn.Module):
     ) -> tuple[Tensor, State]:
         """One stretch, at least of one token, in one piece."""
         if x.shape[0] == 0 or x.shape[1] == 0:
-            return x.new_zeros(x.shape), self.init_state(x.shape[0]) if state is None else state
+            y = x.new_zeros(x.shape) + nothing_of((x, *self.parameters()))
+            return y, self.init_state(x.shape[0]) if state is None else state
         past = Past(state, shared)
         system = self.system(x, past)
         if not isinstance(system, System):

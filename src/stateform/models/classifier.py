@@ -6,14 +6,13 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .._errors import StateformError, require, values_checked
 from ..layers.parts import precise
 from ..state import State
 from .blocks import SequenceModel, positions
 from .config import ModelConfig
-from .language import IGNORED, ModelOutput
+from .language import IGNORED, ModelOutput, mean_loss
 
 
 class Classifier(SequenceModel):
@@ -85,7 +84,7 @@ class Classifier(SequenceModel):
             hidden = self._mean(pooled, seen).to(hidden.dtype)
         assert self.head is not None
         logits = self.head(hidden)
-        loss = None if labels is None else F.cross_entropy(precise(logits).flatten(0, -2), labels.flatten())
+        loss = None if labels is None else mean_loss(logits, labels)
         if state is not None and pooled is not None:
             state = replace(state, tensors={**state.tensors, "pooled": pooled})
         return ModelOutput(logits, loss, state)

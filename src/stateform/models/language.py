@@ -142,7 +142,10 @@ def _loss(logits: Tensor, labels: Tensor, mask: Tensor | None, cu_seqlens: Tenso
         first = torch.zeros(labels.shape[1] + 1, dtype=torch.bool, device=labels.device)
         first[cu_seqlens.to(labels.device, torch.long)] = True
         target = target.masked_fill(first[1:-1], IGNORED)
-    total = F.cross_entropy(
-        precise(logits[:, :-1]).flatten(0, 1), target.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
-    return total / (target != IGNORED).sum().clamp(min=1)
+    return mean_loss(logits[:, :-1], target)
+
+
+def mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy in nats of logits [...,classes] over the labels [...] that are not IGNORED, 0 without any."""
+    total = F.cross_entropy(precise(logits).flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    return total / (labels != IGNORED).sum().clamp(min=1)
