@@ -372,7 +372,12 @@ def token_dynamics(S_B: Tensor | nn.Module, S_C: Tensor | None = None) -> TokenD
         require(all(hasattr(S_B, x) for x in names), f"a {type(S_B).__name__} has no x_proj to delta, B and C as Mamba "
                 "has; give S_B and S_C [n,d]")  # fmt: skip
         layer: Any = S_B
-        _, S_B, S_C = layer.x_proj.weight.split([layer.dt_rank, layer.d_state, layer.d_state])
+        width = getattr(layer, "d_inner", None) or layer.x_proj.in_features
+        unit = torch.cat([torch.zeros(1, width), torch.eye(width)]).to(next(layer.parameters()))
+        none, *columns = layer.x_proj(unit)  # what the map does, whatever was put on it
+        _, S_B, S_C = (torch.stack(columns, -1) - none.unsqueeze(-1)).split(
+            [layer.dt_rank, layer.d_state, layer.d_state]
+        )
     shapes = [list(x.shape) if isinstance(x, Tensor) else None for x in (S_B, S_C)]
     fits = shapes[0] is not None and len(shapes[0]) == 2 and shapes[0] == shapes[1]
     require(fits, f"S_B is {shapes[0]}, S_C {shapes[1]}; expected two matrices [n,d]")

@@ -102,9 +102,9 @@ def smaller(
         if not inner.written:
             return replace(inner, layer=layer)
         with torch.random.fork_rng(devices=[]):
-            outer: Any = Convolved(inner.layer, layer.conv.width)
-        outer.conv.load_state_dict(layer.conv.state_dict())
+            outer: Any = Convolved(inner.layer, layer.width)
         outer = _alike(outer, layer)
+        outer.conv = copy.deepcopy(layer.conv)
         return replace(inner, layer=outer)
     kind = type(layer)
     require(kind in _WRITERS, f"{kind.__name__} cannot hold the reduced system as weights; expected one of "
@@ -267,7 +267,7 @@ def _s4d(layer: Any, modes: _Modes) -> Layer:
     new: Any = _alike(_made(kind, {**options, "d_state": states}), layer)
     for name in ("log_dt", "D"):
         getattr(new, name).copy_(getattr(layer, name))
-    new.out_proj.load_state_dict(layer.out_proj.state_dict())
+    new.out_proj = copy.deepcopy(layer.out_proj)
     dt = new.log_dt.double().exp().unsqueeze(-1)
     empty = modes.c[:, 0].abs() == 0
     A = torch.where(empty, -0.5 + 0j, modes.poles.log() / dt)
@@ -306,7 +306,7 @@ def _s5(layer: Any, modes: _Modes) -> Layer:
     new.B.copy_(torch.view_as_real(b))
     new.C.copy_(torch.view_as_real(c))
     new.D.copy_(layer.D)
-    new.gate_proj.load_state_dict(layer.gate_proj.state_dict())
+    new.gate_proj = copy.deepcopy(layer.gate_proj)
     return new
 
 

@@ -99,7 +99,7 @@ def read(model: LanguageModel | Classifier, inputs: Tensor, bptt: int | None) ->
 
 def as_read(model: LanguageModel | Classifier, inputs: Tensor) -> Tensor:
     """Token ids, or numbers in the precision of the model's weights."""
-    return inputs.to(model.norm.weight.dtype) if inputs.is_floating_point() else inputs
+    return inputs.to(model.dtype) if inputs.is_floating_point() else inputs
 
 
 @torch.no_grad()

@@ -427,7 +427,7 @@ class Layer(nn.Module):
 
     def _weight(self) -> Tensor | None:
         """A weight whose dtype and device the input must have; as next(self.parameters(), None), but found at once."""
-        return _first_parameter(self)
+        return first_parameter(self)
 
     def _check_state(self, state: State | None, x: Tensor, rows: int) -> State | None:
         if state is None:
@@ -463,13 +463,13 @@ class Layer(nn.Module):
             )
 
 
-def _first_parameter(module: nn.Module) -> Tensor | None:
-    """As next(module.parameters(), None), without what it takes to find all."""
+def first_parameter(module: nn.Module) -> Tensor | None:
+    """Find what next(module.parameters(), None) gives, without what it takes to find all."""
     for p in module._parameters.values():
         if p is not None:
             return p
     for m in module._modules.values():
-        found = None if m is None else _first_parameter(m)
+        found = None if m is None else first_parameter(m)
         if found is not None:
             return found
     return None

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._errors import StateformError, require
 from ..forms import compute
@@ -17,7 +16,7 @@ from ..state import State
 from ..system import System
 from ..transition import without_autocast
 from .base import Layer, Past
-from .parts import precise
+from .parts import precise, widened
 
 
 class Cell(Layer):
@@ -185,12 +184,12 @@ class Cell(Layer):
         ):
             return None
         u = precise(u)
-        return self._wide().loop(u, self._before(u, past))
+        return widened(self).loop(u, self._before(u, past))
 
     def _prepared(self, u: Tensor, past: Past) -> tuple[Cell, Tensor, Any]:
         """The cell with weights of the state's precision, the state before u, and the inputs in that precision."""
         x = each(self.inputs(u, past), precise)
-        return self._wide(), self._before(x[0] if isinstance(x, tuple) else x, past), x
+        return widened(self), self._before(x[0] if isinstance(x, tuple) else x, past), x
 
     def _before(self, x: Tensor, past: Past) -> Tensor:
         """The state before the first step [B,n_heads,n], in the precision of x."""
@@ -200,17 +199,3 @@ class Cell(Layer):
         if start is not None:
             return start.to(x).expand(x.shape[0], -1, -1)
         return x.new_zeros(x.shape[0], self.n_heads, self.n)
-
-    def _wide(self) -> Cell:
-        half = next(self.parameters(), torch.empty(0)).dtype in (torch.float16, torch.bfloat16)
-        return widened(self) if half else self
-
-
-def widened(module: nn.Module) -> Any:
-    """The module with float32 in place of half precision: a view for one call, its gradients go to the module's own."""
-    new = copy.copy(module)
-    new.__dict__ |= {
-        "_parameters": {k: None if p is None else precise(p) for k, p in module._parameters.items()},
-        "_modules": {k: None if m is None else widened(m) for k, m in module._modules.items()},
-    }
-    return new

@@ -25,7 +25,7 @@ class Convolved(Layer):
         require(isinstance(layer, Layer), f"a {type(layer).__name__} cannot follow a convolution; expected a Layer")
         super().__init__(layer.d_model)
         self.conv = ShortConv(layer.d_model, width, self.WINDOW, activation=None)
-        self.layer = layer
+        self.layer, self.width = layer, width
         self.contractive = layer.contractive  # type: ignore[misc]
 
     def system(self, u: Tensor, past: Past | None = None) -> System:
@@ -36,7 +36,9 @@ class Convolved(Layer):
 
     def init_state(self, batch: int = 1) -> State:
         inner = self.layer.init_state(batch)
-        window = self.conv.weight.new_zeros(batch, self.conv.width - 1, self.d_model)
+        like = self._weight()
+        assert like is not None
+        window = like.new_zeros(batch, self.width - 1, self.d_model)
         return State({**inner.tensors, self.WINDOW: window}, self.fingerprint)
 
     def forms(self, x: Tensor) -> list[str]:

@@ -12,7 +12,7 @@ from .._errors import require
 from ..system import System
 from .base import Past, ShortConv
 from .cell import Cell
-from .parts import HeadNorm, above_zero, heads, split_size
+from .parts import HeadNorm, above_zero, heads, plain, split_size
 from .registry import register
 
 NOTHING = -1000.0
@@ -47,13 +47,16 @@ class LSTM(Cell):
         c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
         return torch.cat([torch.sigmoid(o) * torch.tanh(c), c], -1)
 
-    def loop(self, u: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    def loop(self, u: Tensor, s: Tensor) -> tuple[Tensor, Tensor] | None:
+        maps = weights(self.x_proj, self.h_proj)
+        if maps is None:
+            return None
         h, c = s.transpose(0, 1).contiguous().chunk(2, -1)
-        y, h, c = torch.lstm(u, (h, c), weights(self.x_proj, self.h_proj), True, 1, 0.0, self.training, False, True)
+        y, h, c = torch.lstm(u, (h, c), maps, True, 1, 0.0, self.training, False, True)
         return y.unsqueeze(2), torch.cat([h, c], -1).transpose(0, 1)
 
     def output(self, y: Tensor, u: Tensor, system: System | None = None, past: Past | None = None) -> Tensor:
-        return self.out_proj(y.flatten(2)[..., : self.out_proj.in_features])
+        return self.out_proj(y.flatten(2)[..., : self.n // 2])
 
 
 @register("gru", paper="arXiv 1406.1078")
@@ -84,9 +87,12 @@ class GRU(Cell):
         n = torch.tanh(n_x + torch.sigmoid(r_x + r_h) * n_h)
         return (1 - z) * n + z * s
 
-    def loop(self, u: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    def loop(self, u: Tensor, s: Tensor) -> tuple[Tensor, Tensor] | None:
+        maps = weights(self.x_proj, self.h_proj)
+        if maps is None:
+            return None
         h = s.transpose(0, 1).contiguous()
-        y, h = torch.gru(u, h, weights(self.x_proj, self.h_proj), True, 1, 0.0, self.training, False, True)
+        y, h = torch.gru(u, h, maps, True, 1, 0.0, self.training, False, True)
         return y.unsqueeze(2), h.transpose(0, 1)
 
 
@@ -228,8 +234,10 @@ def log_sum(a: Tensor, b: Tensor) -> Tensor:
     return torch.logaddexp(a, b)
 
 
-def weights(x_proj: nn.Linear, h_proj: nn.Linear) -> list[Tensor]:
-    """Of the two maps of a gated cell, in the order of torch's own loops."""
+def weights(x_proj: nn.Linear, h_proj: nn.Linear) -> list[Tensor] | None:
+    """List those of the two maps of a gated cell, in the order of torch's own loops; None where they are not all."""
+    if not (plain(x_proj, nn.Linear) and plain(h_proj, nn.Linear)):
+        return None
     return [x_proj.weight, h_proj.weight, x_proj.bias, h_proj.bias]
 
 

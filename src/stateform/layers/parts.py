@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 
 from .._errors import require
 from ..kernels.norm import Gate, normed
 from ..transition import without_autocast
+
+HALF = (torch.float16, torch.bfloat16)
 
 
 def heads(x: Tensor, n_heads: int) -> Tensor:
@@ -38,10 +42,49 @@ def precise(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def precise_linear(f: nn.Linear, x: Tensor) -> Tensor:
+def precise_linear(f: nn.Module, x: Tensor) -> Tensor:
     """f(x) in float32 at least, also under autocast: for what goes into a state that never forgets its roundings."""
     with without_autocast(x.device):
-        return F.linear(precise(x), precise(f.weight), None if f.bias is None else precise(f.bias))
+        if isinstance(f, nn.Linear) and plain(f, nn.Linear):
+            return F.linear(precise(x), precise(f.weight), None if f.bias is None else precise(f.bias))
+        y: Tensor = widened(f)(precise(x))
+        return y
+
+
+def widened(module: nn.Module) -> Any:
+    """The module with float32 in place of half precision: a view for one call, its gradients go to the module's own."""
+    first = next(module.parameters(), None)
+    return _wide_copy(module) if first is not None and first.dtype in HALF else module
+
+
+def _wide_copy(module: nn.Module) -> Any:
+    new = object.__new__(type(module))  # copy.copy is refused by parametrised modules
+    new.__dict__ |= {
+        **module.__dict__,
+        "_parameters": {
+            k: p.float() if p is not None and p.dtype in HALF else p for k, p in module._parameters.items()
+        },
+        "_modules": {k: None if m is None else _wide_copy(m) for k, m in module._modules.items()},
+    }
+    return new
+
+
+def plain(module: nn.Module, cls: type[nn.Module]) -> bool:
+    """True if a call of the module is the forward of `cls` and nothing more, so that its weights may stand for it.
+
+    An adapter, a parametrisation or a quantised map is of another class; pruning and the older norms of weights are
+    hooks.
+    """
+    own = module.__dict__
+    return not (
+        type(module) is not cls
+        or "forward" in own
+        or own["_forward_hooks"]
+        or own["_forward_pre_hooks"]
+        or own["_backward_hooks"]
+        or own["_backward_pre_hooks"]
+        or _has_any_global_hook()
+    )
 
 
 def split_size(total: int, parts: int, what: str = "d_model", by: str = "n_heads") -> int:

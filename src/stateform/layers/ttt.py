@@ -12,7 +12,7 @@ from .._errors import require
 from ..system import System
 from ..transition import without_autocast
 from .base import Layer, Past, ShortConv
-from .parts import above_zero, heads, pair_up, precise, precise_linear, rope_angles, split_size
+from .parts import above_zero, heads, pair_up, plain, precise, precise_linear, rope_angles, split_size
 from .registry import register
 
 
@@ -38,6 +38,16 @@ class InnerNorm(nn.Module):
         x, std = self.standardised(z)
         e = precise(self.weight) * (target - precise(self.weight) * x - precise(self.bias))
         return (e - e.mean(-1, keepdim=True) - x * (e * x).mean(-1, keepdim=True)) / std
+
+
+def descent(norm: nn.Module, z: Tensor, target: Tensor) -> Tensor:
+    """Find minus the gradient of 1/2 ||norm(z) - target||^2 by z, through whatever was put on the norm too."""
+    if isinstance(norm, InnerNorm) and plain(norm, InnerNorm):
+        return norm.descent(z, target)
+    y, gradient, *_ = torch.func.vjp(norm, z)
+    (by_z,) = gradient(target - y)
+    found: Tensor = by_z
+    return found
 
 
 @register("ttt_linear", paper="arXiv 2407.04620")
@@ -119,7 +129,7 @@ class TTTLinear(Layer):
     def errors(self, W: Tensor, k: Tensor, target: Tensor) -> Tensor:
         """v' [B,t,H,p] at the weights W [B,H,n,p], of the keys [B,t,H,n] and what W^T k (or its norm) should be."""
         z = torch.einsum("bthn,bhnp->bthp", k, W)
-        return target - z if self.inner_norm is None else self.inner_norm.descent(z, target)
+        return target - z if self.inner_norm is None else descent(self.inner_norm, z, target)
 
     def learn(
         self, k: Tensor, target: Tensor, written: Tensor, S: Tensor, start: Tensor, first: Tensor | None

@@ -20,6 +20,7 @@ from .._machine import free_memory
 from ..forms import known_form
 from ..forms._packing import check_cu_seqlens, from_mask
 from ..layers import Convolved, Layer
+from ..layers.base import first_parameter
 from ..state import State, unchecked
 from .config import ModelConfig, mlp_width
 from .pretrained import load, save
@@ -169,7 +170,14 @@ class SequenceModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
-        return self.norm.weight.device
+        weight = first_parameter(self)
+        return torch.device("cpu") if weight is None else weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the parameters."""
+        weight = first_parameter(self)
+        return torch.get_default_dtype() if weight is None else weight.dtype
 
     def init_state(self, batch: int = 1) -> State:
         """The state before anything was seen, `batch` rows."""
@@ -328,7 +336,10 @@ class SequenceModel(nn.Module):
         and biases, nor for what the layers hold besides: time constants, decays, taps, skips, lambda. There, 0 is no
         plainer than another value: it is another memory.
         """
-        decayed = {id(m.weight) for m in self.modules() if isinstance(m, nn.Linear)}
+        maps = (m for m in self.modules() if isinstance(m, nn.Linear))
+        decayed = {
+            id(p) for m in maps for p in m.parameters() if p.ndim > 1
+        }  # what the weight is made of, if of others
         groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
         for p in self.parameters():
             groups[id(p) not in decayed].append(p)

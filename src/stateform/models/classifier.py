@@ -43,7 +43,7 @@ class Classifier(SequenceModel):
         state = super().init_state(batch)
         if self.config.pooling == "none":
             return state
-        pooled = precise(self.norm.weight.new_zeros(batch, self.config.d_model))
+        pooled = precise(torch.zeros(batch, self.config.d_model, dtype=self.dtype, device=self.device))
         return replace(state, tensors={**state.tensors, "pooled": pooled})
 
     def forward(

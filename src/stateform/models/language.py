@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._errors import StateformError, require, values_checked
-from ..layers.parts import precise
+from ..layers.parts import plain, precise
 from ..state import State
 from .blocks import SequenceModel
 from .config import ModelConfig
@@ -61,9 +61,18 @@ class LanguageModel(GenerationMixin, SequenceModel):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The head: from [...,d_model] to [...,vocab_size]."""
-        table = self.embedding if self.head is None else self.head
-        assert table is not None
-        return F.linear(hidden, table.weight)
+        if self.head is not None:
+            logits: Tensor = self.head(hidden)
+            return logits
+        return F.linear(hidden, self._table(hidden.device))
+
+    def _table(self, device: torch.device) -> Tensor:
+        """The vectors of all tokens [vocab_size,d_model], as the embedding gives them."""
+        assert self.embedding is not None
+        if plain(self.embedding, nn.Embedding):
+            return self.embedding.weight
+        table: Tensor = self.embedding(torch.arange(self.config.vocab_size or 0, device=device))
+        return table
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, *, labels: Tensor | None = None,
