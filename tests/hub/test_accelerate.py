@@ -451,12 +451,164 @@ def test_gradients_through_a_cache(kind: str) -> None:
     assert all(p.grad is None or bool(torch.isfinite(p.grad).all()) for p in fast.parameters())
 
 
-def test_a_mask_with_holes_is_for_the_original() -> None:
-    plain, fast = copy.deepcopy(_built("mamba2")), copy.deepcopy(_built("mamba2"))
-    accelerate(fast)
-    mask = torch.ones_like(TEXT)
-    mask[0, 4:6] = 0
-    assert torch.equal(logits(fast, TEXT, attention_mask=mask), logits(plain, TEXT, attention_mask=mask))
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("kind", FAST)
+def test_padding_between_tokens_is_absent(kind: str) -> None:
+    """Six tokens, three of padding, five tokens: in one call, from the cache, and without the padding."""
+    if kind in MASKLESS:
+        pytest.skip(f"{kind} does not look at masks")
+    plain, fast = both(kind)
+    for net in (plain, fast) if kind == "recurrent_gemma" else ():
+        net.config.attention_window_size = LENGTH  # the window of attention, which is the model's, counts padding
+    tokens, mask = TEXT.clone(), torch.ones_like(TEXT)
+    tokens[0, 6:9], mask[0, 6:9] = 7, 0
+    kept = mask.bool()
+    given = {"attention_mask": mask}
+    if takes(plain, "position_ids"):
+        given["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
+    got = logits(fast, tokens, **given)
+    torch.testing.assert_close(got[:1, kept[0]], logits(plain, TEXT[:1, kept[0]]), **EXACT)
+    torch.testing.assert_close(got[1:], logits(plain, TEXT[1:]), **EXACT)
+    if kind in (
+        "minimax",
+        "recurrent_gemma",
+    ):  # their attention takes no mask behind a cache; positions begin anew at 0
+        return
+    name = next(name for name in (*CACHES, "use_cache") if takes(fast, name))
+    found, cache = [], begin(fast)
+    for at in (slice(0, 4), slice(4, LENGTH)):
+        part = {k: x[:, : at.stop] if k == "attention_mask" else x[:, at] for k, x in given.items()}
+        with torch.no_grad():
+            out = fast(tokens[:, at], use_cache=True, **part, **({} if cache is None else {name: cache}))
+        found.append(out.logits)
+        cache = getattr(out, name, cache)
+    torch.testing.assert_close(torch.cat(found, 1)[kept], got[kept], **EXACT)
+
+
+def _mixer(net: Any) -> nn.Module:
+    return next(m for m in mixers(net).values() if ADAPTERS[type(m).__name__].finite)
+
+
+@pytest.mark.parametrize("kind", ["mamba", "jamba", "zamba", "mamba2", "falcon_h1", "qwen3_next", "olmo_hybrid"])
+def test_other_activations(kind: str) -> None:
+    """The convolution has the activation that the model has, and its gates theirs; also token by token."""
+    plain = small(kind, **{"hidden_mamba_act" if kind == "zamba" else "hidden_act": "gelu"})
+    fast = copy.deepcopy(plain)
+    assert accelerate(fast).replaced
+    want = logits(plain, TEXT)
+    torch.testing.assert_close(logits(fast, TEXT), want, rtol=0, atol=1e-4)
+    assert not torch.allclose(want, logits(small(kind), TEXT), rtol=0, atol=1e-2)
+    torch.testing.assert_close(in_chunks(fast, [5, *[1] * (LENGTH - 5)], TEXT), want, rtol=0, atol=1e-4)
+
+
+def test_a_mixer_that_no_system_expresses_is_left() -> None:
+    plain = small("mamba2")
+    plain.backbone.layers[1].mixer.time_step_limit = (0.2, 0.1)
+    fast = copy.deepcopy(plain)
+    done = accelerate(fast)
+    assert list(done.replaced) == ["backbone.layers.0.mixer"]
+    assert "time_step_limit of Mamba2Mixer is [0.2, 0.1]" in done.left["backbone.layers.1.mixer"]
+    torch.testing.assert_close(logits(fast, TEXT), logits(plain, TEXT), rtol=0, atol=1e-4)
+
+
+class Added(nn.Module):
+    """As adapters are: a module around another, of which it has the call alone."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base, self.more = base, nn.Parameter(torch.tensor(0.3))
+
+    @property
+    def weight(self) -> Tensor:
+        """That of the module inside, which models look at."""
+        weight: Tensor = self.base.weight
+        return weight
+
+    def forward(self, *args: Any) -> Tensor:
+        y: Tensor = self.base(*args)
+        return y + self.more * torch.tanh(y + 0.5)
+
+
+def inner(net: Any) -> Iterator[tuple[nn.Module, str]]:
+    """The maps, convolutions and norms inside the mixers, by their owner and name."""
+    for mixer in mixers(net).values():
+        if ADAPTERS[type(mixer).__name__].finite:
+            for owner in list(mixer.modules()):
+                for name, m in list(owner.named_children()):
+                    if isinstance(m, nn.Linear | nn.Conv1d) or "Norm" in type(m).__name__:
+                        yield owner, name
+
+
+def looked_at(module: nn.Module, name: str) -> bool:
+    """True if the original reads the weights of such a module instead of calling it."""
+    return isinstance(module, nn.Conv1d) or name == "dt_proj"
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("kind", FAST)
+def test_what_is_put_on_a_module_inside_takes_effect(kind: str) -> None:
+    """Around all maps, convolutions and norms: as the original, with other weights where it looks at weights alone;
+    the same from the cache, and with gradients.
+    """
+    plain, fast = both(kind)
+    want = logits(plain, TEXT)
+    for owner, name in inner(fast):
+        m = getattr(owner, name)
+        if looked_at(m, name):
+            m.register_forward_hook(lambda module, args, y: 1.5 * y)
+        else:
+            setattr(owner, name, Added(m).double())
+    for owner, name in inner(plain):
+        m = getattr(owner, name)
+        if looked_at(m, name):
+            for p in m.parameters():
+                p.data.mul_(1.5)
+        else:
+            setattr(owner, name, Added(m).double())
+    got = logits(fast, TEXT)
+    assert not torch.allclose(got, want, rtol=0, atol=1e-3)
+    torch.testing.assert_close(got, logits(plain, TEXT), rtol=0, atol=1e-8)
+    if kind not in MISTAKEN:
+        torch.testing.assert_close(in_chunks(fast, [6, *[1] * (LENGTH - 6)], TEXT), got, rtol=0, atol=1e-8)
+    fast(TEXT, use_cache=False).logits.square().mean().backward()
+    more = [p for n, p in fast.named_parameters() if n.endswith(".more")]
+    assert more and all(p.grad is not None and bool(p.grad != 0) for p in more)
+
+
+@pytest.mark.parametrize("kind", ["mamba2", pytest.param("qwen3_next", marks=pytest.mark.slow)])
+def test_a_compiled_model_is_compiled_once(kind: str) -> None:
+    """One graph for a prompt and one for a token, also from the first call on and with a second cache; what a cache
+    holds stays where it is.
+    """
+    from transformers import StaticCache
+
+    graphs = 0
+
+    def count(graph: Any, inputs: Any) -> Any:
+        nonlocal graphs
+        graphs += 1
+        return graph.forward
+
+    torch._dynamo.reset()
+    net = small(kind, **({"num_hidden_layers": 1} if kind == "mamba2" else {}))
+    accelerate(net)
+    run = torch.compile(net, fullgraph=True, backend=count, dynamic=False)
+    name = next(name for name in CACHES if takes(net, name))
+    for _ in range(2):
+        cache: Any = StaticCache(config=net.config, max_cache_len=LENGTH)
+        kept = None
+        for at in (slice(0, 6), slice(6, 7), slice(7, 8)):
+            given = {"position_ids": torch.arange(LENGTH)[None, at]} if takes(net, "position_ids") else {}
+            with torch.no_grad():
+                run(TEXT[:1, at], use_cache=True, **{name: cache}, **given)
+            layer = cache.layers[_mixer(net).layer_idx]
+            now = [
+                (x.data_ptr(), x.stride(), x.dtype)
+                for x in (*layer.conv_states.values(), *layer.recurrent_states.values())
+            ]
+            assert kept in (None, now)
+            kept = now
+    assert graphs == 2
 
 
 def test_values_that_are_not_finite_pass() -> None:
@@ -489,8 +641,8 @@ def test_a_model_is_freed() -> None:
 
 
 def test_nothing_is_changed_before_all_is_checked() -> None:
-    net = small("mamba", hidden_act="gelu")
-    with pytest.raises(StateformError, match="expected 'silu'"):
+    net = small("mamba2", time_step_limit=(0.2, 0.1))
+    with pytest.raises(StateformError, match=r"no mixer of this Mamba2ForCausalLM .* expected 0 <= least"):
         accelerate(net)
     assert undo(net) == 0
     with pytest.raises(StateformError, match="no model of transformers"):

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .._errors import require, validate
+from .._errors import StateformError, require, validate
 from .._printed import Printed
-from .adapter import ADAPTERS, Lifted
+from .adapter import ADAPTERS, Lifted, argument_names
 from .supported import mixers, require_supported
 
 _KEY = "_stateform_layer"
@@ -26,7 +26,7 @@ class _Accelerated:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         layer = _layer(self)
         call = layer.arguments(layer.module, args, kwargs)
-        if _holes(call.mask) or not layer.takes(call):
+        if not layer.takes(call):
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         state = None if call.cache is None else layer.read(call.cache)
         if state is not None and call.u.dtype == torch.float64:
@@ -70,20 +70,15 @@ def _as_given() -> AbstractContextManager[Any]:
     return nullcontext() if torch.compiler.is_compiling() else validate(False)
 
 
-def _holes(mask: Tensor | None) -> bool:
-    """Whether a mask [B,T] has padding between tokens, which no layer of ours takes: they are packed by rows' ends."""
-    if mask is None:
-        return False
-    on = mask.bool()
-    return bool(((on[:, 1:] != on[:, :-1]).sum(1) > 1).any())
-
-
 _CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
 
 
-def _accelerated(cls: type[nn.Module]) -> type[nn.Module]:
+def _accelerated(cls: Any) -> type[nn.Module]:
     if cls not in _CLASSES:
-        _CLASSES[cls] = type(cls.__name__, (_Accelerated, cls), {"__module__": cls.__module__, "original": cls})
+        # a graph that is traced has constants for what lies in the class; a table filled at the first call would be
+        # another one at the second
+        given = {"__module__": cls.__module__, "original": cls, "names": argument_names(cls)}
+        _CLASSES[cls] = type(cls.__name__, (_Accelerated, cls), given)
     return _CLASSES[cls]
 
 
@@ -107,7 +102,11 @@ def accelerate(model: nn.Module) -> Acceleration:
     """Let the mixers with a finite state compute in our forms, in place: same weights, outputs, caches and gradients.
 
     `generate()`, training, saving, copies and `undo` go on working. Softmax attention is left as it is: it runs in
-    torch's fused kernels already. A second call changes nothing.
+    torch's fused kernels already. So is a mixer with options that no System expresses. A second call changes nothing.
+
+    Two things differ, on purpose. Padding is absent wherever it stands, also between tokens, where models themselves
+    read it in part. And every map and convolution is called, so that what is put on it takes effect, also where the
+    model would read its weights alone.
 
     Args:
         model: a model of a supported type (`stateform.hub.FAMILIES`).
@@ -116,21 +115,28 @@ def accelerate(model: nn.Module) -> Acceleration:
         What was replaced, and what was left and why; print it.
 
     Raises:
-        StateformError: a model of another type; options that no System expresses (before anything is changed).
+        StateformError: a model of another type, or one whose mixers all have options that no System expresses.
     """
     require_supported(model)
     found = mixers(model)
     require(found, f"no sequence mixer that is known was found in this {type(model).__name__}")
     made: dict[str, Lifted] = {}
     left: dict[str, str] = {}
+    refused = ""
     for name, module in found.items():
         cls = ADAPTERS[type(module).__name__]
         if "forward" in module.__dict__:
             left[name] = "its forward was replaced (by hooks of the package accelerate, say)"
-        elif cls.finite:
-            made[name] = module.__dict__[_KEY] if _KEY in module.__dict__ else cls(module)
-        else:
+        elif not cls.finite:
             left[name] = cls.left
+        elif _KEY in module.__dict__:
+            made[name] = module.__dict__[_KEY]
+        else:
+            try:
+                made[name] = cls(module)
+            except StateformError as error:
+                left[name] = refused = str(error)
+    require(made or not refused, f"no mixer of this {type(model).__name__} can run in our forms: {refused}")
     for name, layer in made.items():
         module = found[name]
         if _KEY not in module.__dict__:

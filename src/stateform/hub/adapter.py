@@ -6,9 +6,11 @@ has a finite state, how that lies in the caches of transformers. All else follow
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -19,12 +21,14 @@ from .._errors import require
 from ..kernels.norm import normed
 from ..layers import Layer
 from ..layers.base import Past, convolve
+from ..layers.parts import plain
 from ..state import State, unchecked
 
 ADAPTERS: dict[str, type[Lifted]] = {}
 """By the name of the module's class."""
 
 L = TypeVar("L", bound="type[Lifted]")
+M = TypeVar("M", bound=nn.Module)
 
 
 def adapts(*classes: str) -> Callable[[L], L]:
@@ -71,6 +75,8 @@ class Lifted(Layer):
     """Names of the short convolutions, in the order of the cache's states."""
     wraps: ClassVar[bool] = False
     """The module gives a tuple, the output first."""
+    opened: ClassVar[tuple[str, ...]] = ()
+    """Names of the modules inside that are not called: what they compute is written here."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__(self.width(module))
@@ -114,7 +120,9 @@ class Lifted(Layer):
     def takes(self, call: Call) -> bool:
         """Whether a call is for our forms; the others go to the module as it was."""
         recording = getattr(call.cache, "is_recording_past", None)
-        return recording is None or not recording(self.index)
+        if recording is not None and recording(self.index):
+            return False
+        return all(own(self.module, getattr(self.module, name)) for name in self.opened)
 
     def result(self, y: Tensor) -> Any:
         """The output as the module gives it."""
@@ -157,26 +165,24 @@ class Lifted(Layer):
             else:  # theirs is one longer: the oldest is not read
                 cache.update_conv_state(F.pad(window, (1, 0)), self.index, i)
         if "S" in state and state["S"].numel():
-            cache.update_recurrent_state(self.theirs(state["S"]), self.index)
+            # A cache takes on the strides it is given first: the same whichever form made S, or compiled steps would be
+            # compiled again. They stay those of our loops, which begin the next step where this one ends.
+            cache.update_recurrent_state(self.theirs(state["S"].contiguous()), self.index)
             for i in layer.has_previous_state:
                 layer.has_previous_state[i] = True
 
 
 def named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a module's forward, by name."""
-    return {**dict(zip(_parameters(type(module)), args, strict=False)), **kwargs}
+    cls: Any = type(module)
+    names = getattr(cls, "names", None) or argument_names(cls)
+    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
-def _parameters(cls: Any) -> tuple[str, ...]:
-    """The names of the arguments of a module's own forward."""
-    found = _SIGNATURES.get(cls)
-    if found is None:
-        forward = getattr(cls, "original", cls).forward
-        found = _SIGNATURES[cls] = tuple(inspect.signature(inspect.unwrap(forward)).parameters)[1:]
-    return found
-
-
-_SIGNATURES: dict[type[nn.Module], tuple[str, ...]] = {}
+@functools.cache
+def argument_names(cls: Any) -> tuple[str, ...]:
+    """The names of the arguments of a class's forward."""
+    return tuple(inspect.signature(inspect.unwrap(cls.forward)).parameters)[1:]
 
 
 def _padding(mask: Tensor, u: Tensor) -> Tensor | None:
@@ -198,38 +204,80 @@ def _packing(given: dict[str, Any], u: Tensor) -> Tensor | None:
 def part(linear: nn.Module, u: Tensor, start: int, stop: int | None, step: int = 1) -> Tensor:
     """linear(u)[..., start:stop:step], computing no more than that of a plain nn.Linear."""
     at = slice(start, stop, step)
-    if not (type(linear) is nn.Linear and _plain(linear)):
+    if not (isinstance(linear, nn.Linear) and plain(linear, nn.Linear)):
         return linear(u)[..., at]
     return F.linear(u, linear.weight[at], None if linear.bias is None else linear.bias[at])
 
 
-def _plain(module: nn.Module) -> bool:
-    """Whether a call of a module is its class's forward alone: no hooks, nothing in the place of it."""
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return not hooks and "forward" not in module.__dict__
+def short_conv(conv: nn.Module, x: Tensor, past: Past | None, act: str | None = "silu", name: str = "conv") -> Tensor:
+    """Convolve x [B,T,c] over time with a causal depthwise nn.Conv1d, and apply the activation that is named `act`."""
+    silu = act in SILU
+    if isinstance(conv, nn.Conv1d) and plain(conv, nn.Conv1d):
+        y = convolve(x, past, name, conv.weight, conv.bias, silu)
+    else:
+        width = inside(conv, nn.Conv1d).kernel_size[0] - 1
+        y = conv((past or Past()).extend(name, x, width).mT).mT
+        padded = (y.shape[1] - x.shape[1]) // 2  # on both sides
+        y = y[:, padded : padded + x.shape[1]]
+        y = F.silu(y) if silu else y
+    return y if silu or act is None else _activation(act)(y)
 
 
-def short_conv(conv: nn.Conv1d, x: Tensor, past: Past | None, name: str = "conv", activate: bool = True) -> Tensor:
-    """A causal depthwise nn.Conv1d over time [B,T,c], and silu."""
-    return convolve(x, past, name, conv.weight, conv.bias, activate)
+def inside(module: nn.Module, cls: type[M]) -> M:
+    """Find the module of this class that another is, or is wrapped around."""
+    found = next((m for m in module.modules() if isinstance(m, cls)), None)
+    require(
+        found is not None, f"a {type(module).__name__} has no {cls.__name__} in it; expected one, or an adapter of it"
+    )
+    assert found is not None
+    return found
 
 
-def gated_norm(norm: Any, y: Tensor, gate: Tensor, activation: str) -> Tensor | None:
-    """An RMS norm of transformers, of y [B,T,..,p], times activation(gate) [B,T,c]: [B,T,c], in one pass.
+def gated_norm(owner: nn.Module, norm: Any, y: Tensor, gate: Tensor, act: str | None) -> Tensor | None:
+    """An RMS norm of transformers, of y [B,T,..,p], times act(gate) [B,T,c]: [B,T,c], in one pass.
 
-    None where that is not to be had: in half precision, for other activations.
+    None where that is not to be had: in half precision, for other activations, where more than the norm of the `owner`
+    is called.
     """
-    if activation not in ("silu", "sigmoid") or norm.weight.dtype != y.dtype:
+    if act not in ("silu", "sigmoid") or not own(owner, norm) or norm.weight.dtype != y.dtype:
         return None
     p = y.shape[-1]
     x = normed(
         y, p, share=1 / p, eps=norm.variance_epsilon, weight=norm.weight, gate=gate,
-        activation="silu" if activation == "silu" else "sigmoid",
+        activation="silu" if act == "silu" else "sigmoid",
     )  # fmt: skip
     return None if x is None else x.flatten(2)
 
 
-def require_silu(module: Any) -> None:
-    """Raise unless the activation of a module is silu."""
-    name = getattr(module, "activation", "silu")
-    require(name in ("silu", "swish"), f"the activation of {type(module).__name__} is {name!r}; expected 'silu'")
+SILU = ("silu", "swish")
+"""Names of the activation that mixers have unless they are told otherwise."""
+GENERAL = (5, 15)
+"""The version of transformers from which another activation is that of the convolution alone, and gates have silu."""
+
+
+def activation(module: Any) -> str:
+    """Return the name of the activation of a mixer's convolution.
+
+    Raises:
+        StateformError: another than silu where the mixer's forms of computing do not agree on where it is applied.
+    """
+    name: str = getattr(module, "activation", "silu")
+    require(
+        name in SILU or tuple(int(x) for x in version("transformers").split(".")[:2]) >= GENERAL,
+        f"the activation of {type(module).__name__} is {name!r}, which transformers {version('transformers')} applies "
+        f"in some places and not in others; expected 'silu', or transformers {'.'.join(map(str, GENERAL))} or newer",
+    )
+    return name
+
+
+@functools.cache
+def _activation(name: str) -> nn.Module:
+    from transformers.activations import ACT2FN
+
+    found: nn.Module = ACT2FN[name]
+    return found
+
+
+def own(owner: nn.Module, module: nn.Module) -> bool:
+    """True if a module inside `owner` is as the model's own code makes it: its call is its forward and nothing more."""
+    return type(module).__module__ == type(owner).__module__ and plain(module, type(module))

@@ -12,7 +12,7 @@ from ...layers.base import Past
 from ...layers.delta import delta_rule
 from ...layers.parts import heads, precise, split_size, unit
 from ...system import System
-from ..adapter import Lifted, adapts, gated_norm, require_silu, short_conv
+from ..adapter import Lifted, activation, adapts, gated_norm, short_conv
 
 
 @adapts("Qwen3_5GatedDeltaNet", "Qwen3_5MoeGatedDeltaNet", "Qwen4ExpTextGatedDeltaNet")
@@ -27,7 +27,7 @@ class GatedDelta(Lifted):
     """Names of the gated norm and of the last map."""
 
     def check(self, module: Any) -> None:
-        require_silu(module)
+        self.act = activation(module)
         self.key_heads, self.n_heads, self.n = module.num_k_heads, module.num_v_heads, module.head_k_dim
         split_size(self.n_heads, self.key_heads, f"the heads of v of {type(module).__name__}", "those of k")
 
@@ -59,7 +59,7 @@ class GatedDelta(Lifted):
     def system(self, u: Tensor, past: Past | None = None) -> System:
         m: Any = self.module
         keys = self.key_heads * self.n
-        qkv = short_conv(m.conv1d, self.qkv(u, past), past)
+        qkv = short_conv(m.conv1d, self.qkv(u, past), past, self.act)
         q, k, v = qkv.split([keys, keys, qkv.shape[-1] - 2 * keys], -1)
         q, k = unit(heads(q, self.key_heads), self.n**-0.5), unit(heads(k, self.key_heads))
         return delta_rule(q, k, heads(v, self.n_heads), self.beta(u, past), self.log_decay(u, past))
@@ -67,7 +67,7 @@ class GatedDelta(Lifted):
     def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
         norm, out_proj = (getattr(self.module, name) for name in self.last)
         gate = self.gate(u, past)
-        x = gated_norm(norm, y, gate, norm.activation)
+        x = gated_norm(self.module, norm, y, gate, getattr(norm, "activation", None))
         return out_proj(norm(y, heads(gate, self.n_heads)).flatten(2) if x is None else x)
 
 
@@ -129,8 +129,10 @@ class KimiDelta(OlmoHybrid):
     a_t = exp(-exp(A) softplus(z_t)), or exp(-l sigmoid(exp(A) z_t)), which has a least value.
     """
 
+    opened = ("forget_gate",)
+
     def check(self, module: Any) -> None:
-        require_silu(module)
+        self.act = activation(module)
         self.key_heads = self.n_heads = module.num_heads
         self.n, gate = module.head_dim, module.forget_gate
         bounded = getattr(gate, "safe_gate", True)

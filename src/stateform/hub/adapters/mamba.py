@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ...layers.base import Past
 from ...layers.parts import heads, precise
 from ...system import System
-from ..adapter import Lifted, adapts, part, require_silu, short_conv
+from ..adapter import Lifted, activation, adapts, part, short_conv
 
 
 @adapts("MambaMixer", "FalconMambaMixer", "JambaMambaMixer")
@@ -20,12 +20,12 @@ class Mamba(Lifted):
     contractive = True
 
     def check(self, module: Any) -> None:
-        require_silu(module)
+        self.act = activation(module)
         self.inner, self.n, self.rank = module.intermediate_size, module.ssm_state_size, int(module.time_step_rank)
 
     def system(self, u: Tensor, past: Past | None = None) -> System:
         m: Any = self.module
-        x = short_conv(m.conv1d, part(m.in_proj, u, 0, self.inner), past)
+        x = short_conv(m.conv1d, part(m.in_proj, u, 0, self.inner), past, self.act)
         dt, B, C = m.x_proj(x).split([self.rank, self.n, self.n], -1)
         if hasattr(m, "b_layernorm"):
             dt, B, C = m.dt_layernorm(dt), m.b_layernorm(B), m.c_layernorm(C)
@@ -52,13 +52,13 @@ class ZambaMamba(Lifted):
     contractive = True
 
     def check(self, module: Any) -> None:
-        require_silu(module)
+        self.act = activation(module)
         self.inner, self.n, self.rank = module.intermediate_size, module.ssm_state_size, module.time_step_rank
         self.n_heads = module.n_mamba_heads
 
     def system(self, u: Tensor, past: Past | None = None) -> System:
         m: Any = self.module
-        x = short_conv(m.conv1d, part(m.in_proj, u, 0, None, 2), past)  # channels and gates take turns
+        x = short_conv(m.conv1d, part(m.in_proj, u, 0, None, 2), past, self.act)  # channels and gates take turns
         each = heads(x, self.n_heads)
         dt, B, C = (each.unsqueeze(-2) @ m.x_proj_weight.mT).squeeze(-2).split([self.rank, self.n, self.n], -1)
         dt = (dt.unsqueeze(-2) @ m.dt_proj_weight.mT).squeeze(-2)

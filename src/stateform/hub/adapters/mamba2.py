@@ -13,7 +13,7 @@ from ..._errors import require
 from ...layers.base import Past
 from ...layers.parts import heads, precise, split_size
 from ...system import System
-from ..adapter import Lifted, adapts, part, short_conv
+from ..adapter import Lifted, activation, adapts, part, short_conv
 
 
 @adapts("Mamba2Mixer", "BambaMixer", "GraniteMoeHybridMambaLayer", "NemotronHMamba2Mixer", "Zamba2MambaMixer")
@@ -36,7 +36,7 @@ class Mamba2(Lifted):
         split_size(self.n_heads, self.n_groups, f"the number of heads of {kind}", "n_groups")
         self.low, self.high = low, high = tuple(float(x) for x in module.time_step_limit)
         require(0 <= low <= high, f"the time_step_limit of {kind} is [{low}, {high}]; expected 0 <= least <= most")
-        self.silu = module.activation in ("silu", "swish")
+        self.act = activation(module)
 
     def project(self, u: Tensor, start: int, stop: int | None) -> Tensor:
         """What the input becomes, in part."""
@@ -46,8 +46,7 @@ class Mamba2(Lifted):
     def system(self, u: Tensor, past: Past | None = None) -> System:
         m: Any = self.module
         x, dt = self.project(u, self.inner, None).split([self.inner + 2 * self.keys, self.n_heads], -1)
-        x = short_conv(m.conv1d, x, past, activate=self.silu)
-        x, B, C = (x if self.silu else m.act(x)).split([self.inner, self.keys, self.keys], -1)
+        x, B, C = short_conv(m.conv1d, x, past, self.act).split([self.inner, self.keys, self.keys], -1)
         dt = F.softplus(precise(dt) + precise(m.dt_bias))
         if self.low > 0 or self.high < math.inf:
             dt = torch.clamp(dt, self.low, self.high)

@@ -41,7 +41,7 @@ class Lightning(Lifted):
     def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
         m: Any = self.module
         y, gate = y.flatten(2), m.output_gate(u)
-        x = gated_norm(m.norm, y, gate, "sigmoid")
+        x = gated_norm(m, m.norm, y, gate, "sigmoid")
         return m.out_proj(torch.sigmoid(gate) * m.norm(y) if x is None else x)
 
     def takes(self, call: Call) -> bool:

@@ -36,6 +36,7 @@ class RecurrentGemma(Lifted):
     """As `stateform.layers.RGLRU`: h_t = a_t h_{t-1} + sqrt(1 - a_t^2) i_t x_t, at the first token h = i x."""
 
     contractive = True
+    opened = ("rg_lru",)
 
     @staticmethod
     def arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
@@ -53,7 +54,8 @@ class RecurrentGemma(Lifted):
 
     def takes(self, call: Call) -> bool:
         at = call.rest["position_ids"]  # rows of a batch that begin anew on the way are not for us
-        return call.mask is not None or call.cu_seqlens is not None or not bool((at[:, 1:] == 0).any())
+        whole = call.mask is not None or call.cu_seqlens is not None or not bool((at[:, 1:] == 0).any())
+        return whole and super().takes(call)
 
     def returns(self, y: Tensor, call: Call) -> Any:
         return y, None
@@ -61,7 +63,7 @@ class RecurrentGemma(Lifted):
     def system(self, u: Tensor, past: Past | None = None) -> System:
         m: Any = self.module
         lru = m.rg_lru
-        x = short_conv(m.conv_1d, m.linear_x(u), past, activate=False)
+        x = short_conv(m.conv_1d, m.linear_x(u), past, None)
         parts = heads(x, lru.num_attention_heads).unsqueeze(-2)
         r = ((parts @ lru.recurrent_gate_weight).squeeze(-2) + lru.recurrent_gate_bias).flatten(2)
         i = ((parts @ lru.input_gate_weight).squeeze(-2) + lru.input_gate_bias).flatten(2)
