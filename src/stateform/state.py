@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ._errors import StateformError, nearest, require, values_checked
+from ._errors import StateformError, nearest, readable, require, values_checked
 from ._files import write_atomically
 from .transition import complex_dtype, real_dtype
+
+CACHES = ("keys", "values", "log_weight")
+"""The tensors of a State that grow, [N,L,...]: aligned at their end, of which the last `position` are tokens seen."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,8 +121,37 @@ class State:
         """Copy every tensor."""
         return self.map(Tensor.clone)
 
+    @classmethod
+    def cat(cls, states: Sequence[State]) -> State:
+        """The rows of several states of one layer or model as one state, whatever lengths they have seen.
+
+        Every row goes on as it would alone. Caches become as long as the longest; `select` takes rows out again.
+
+        Args:
+            states: one or more, of the same layer or model, on one device.
+
+        Raises:
+            StateformError: nothing to join; states of other layers, sizes or devices.
+        """
+        states = list(states)
+        require(len(states) > 0, "there are no states to join; give one or more")
+        first = states[0]
+        for number, state in enumerate(states):
+            if not isinstance(state, State):
+                raise StateformError(f"number {number} of what is joined is a {type(state).__name__}; expected a State")
+            _check_joins(first, state, number)
+
+        def join(name: str) -> Tensor:
+            parts = [state.tensors[name] for state in states]
+            if grows(name):
+                longest = max(x.shape[1] for x in parts)
+                parts = [lengthened(x, longest) for x in parts]
+            return torch.cat(parts)
+
+        return cls({name: join(name) for name in first.tensors}, first.fingerprint)
+
     def select(self, rows: Tensor | list[int]) -> State:
-        """The rows given by integer indices (or a boolean mask), in that order."""
+        """The rows given by integer indices (or a boolean mask), in that order; caches no longer than these need."""
         index = torch.as_tensor(rows)
         index = index.long() if index.numel() == 0 else index
         whole = not (index.is_floating_point() or index.is_complex())
@@ -129,7 +161,15 @@ class State:
         elif values_checked(index):
             inside = bool(((index >= -self.rows) & (index < self.rows)).all())
             require(inside, f"rows {index.tolist()} are not all among the {self.rows} of the state")
-        return self.map(lambda x: x[index.to(x.device)])
+        most, seen = None, self.tensors.get("position")
+        if seen is not None and readable(seen) and any(map(grows, self.tensors)):
+            most = int(seen[index.to(seen.device)].max()) if index.numel() else 0
+
+        def chosen(name: str, x: Tensor) -> Tensor:
+            spare = 0 if most is None or not grows(name) else max(0, x.shape[1] - most)
+            return (x[:, spare:] if spare else x)[index.to(x.device)]
+
+        return State({name: chosen(name, x) for name, x in self.tensors.items()}, self.fingerprint)
 
     def repeat(self, n: int) -> State:
         """Each row n times in a row (beam search, several samples of a prompt)."""
@@ -167,6 +207,37 @@ class State:
     def __repr__(self) -> str:
         parts = ", ".join(f"{k} {list(x.shape)}" for k, x in self.tensors.items())
         return f"State({parts}; {self.nbytes:,} bytes)"
+
+
+def grows(name: str) -> bool:
+    """True if the tensor of that name is a cache; in the state of a whole model, "0.keys" are the keys of layer 0."""
+    return name.rpartition(".")[2] in CACHES
+
+
+def lengthened(cache: Tensor, length: int) -> Tensor:
+    """A cache [N,L,...] with zeros before it, [N,length,...]."""
+    blank = cache.new_zeros(cache.shape[0], length - cache.shape[1], *cache.shape[2:])
+    return torch.cat([blank, cache], 1) if blank.shape[1] else cache
+
+
+def _check_joins(first: State, state: State, number: int) -> None:
+    """Raise unless the rows of both fit into one state."""
+    require(
+        state.fingerprint == first.fingerprint,
+        f"state 0 belongs to {first.fingerprint or 'a bare system'}, state {number} to "
+        f"{state.fingerprint or 'a bare system'}; expected states of one layer or model",
+    )
+    require(
+        set(state) == set(first),
+        f"state 0 holds {', '.join(first)}, state {number} {', '.join(state)}; expected the same tensors",
+    )
+    for name, x in first.tensors.items():
+        y, free = state.tensors[name], 2 if grows(name) else 1
+        fits = x.shape[free:] == y.shape[free:] and x.device == y.device
+        require(
+            fits, f"{name!r} of state 0 is {list(x.shape)} on {x.device}, of state {number} {list(y.shape)} on "
+            f"{y.device}; expected the same sizes and one device",
+        )  # fmt: skip
 
 
 def unchecked(tensors: dict[str, Any], fingerprint: str = "") -> State:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..layers import Layer
 from ..layers.rnn import BlockLinear
-from ..state import State
+from ..state import State, grows
 
 Inputs = tuple[Tensor, ...]
 Run = Callable[..., Any]
@@ -54,9 +54,6 @@ def place(module: nn.Module) -> dict[str, Any]:
 
 # -- ours -----------------------------------------------------------------------------------------------------------
 
-CACHES = ("keys", "values", "log_weight")
-"""Parts of a State that grow along axis 1."""
-
 
 def ours(layer: Layer) -> Party:
     """A layer of ours as a party."""
@@ -75,7 +72,7 @@ def ours(layer: Layer) -> Party:
     x = torch.zeros(1, 1, layer.d_model, **place(layer))
     with torch.no_grad():
         _, state = layer(x, return_state=True)
-    return Party(layer, layer, begin, sum(state[name].nbytes for name in CACHES if name in state))
+    return Party(layer, layer, begin, sum(x.nbytes for name, x in state.tensors.items() if grows(name)))
 
 
 def aged(state: State, tokens: int) -> State:
@@ -83,7 +80,7 @@ def aged(state: State, tokens: int) -> State:
     behind = tokens - int(state["position"].amax())
     if behind <= 0:
         return state
-    tensors = {name: along(x, 1, tokens) if name in CACHES else x for name, x in state.tensors.items()}
+    tensors = {name: along(x, 1, tokens) if grows(name) else x for name, x in state.tensors.items()}
     return State({**tensors, "position": state["position"] + behind}, state.fingerprint)
 
 

@@ -17,7 +17,7 @@ from .._form import FORMS
 from ..attend import attend
 from ..kernels.backend import backend
 from ..ridge import solution
-from ..state import State, unchecked
+from ..state import State, grows, lengthened, unchecked
 from ..system import System, stabilise
 from ..transition import DOUBLE, real_dtype, without_autocast
 from . import _compiled
@@ -182,10 +182,7 @@ def blank_state(system: System, rows: int) -> State:
     position = torch.zeros(rows, dtype=torch.long, device=system.device)
     if system.readout == "exp":
         _, state = attend(_one_token(system), None, 1)
-        empty = {
-            k: x[:1, :0] if k in ("keys", "values", "log_weight") else torch.zeros_like(x[:1])
-            for k, x in state.tensors.items()
-        }
+        empty = {k: x[:1, :0] if grows(k) else torch.zeros_like(x[:1]) for k, x in state.tensors.items()}
         return State(
             {k: x.expand(rows, *x.shape[1:]) for k, x in empty.items() if k != "position"} | {"position": position}
         )
@@ -223,11 +220,9 @@ def put_rows(state: State, rows: Tensor, part: State) -> State:
     out = {}
     for name, old in state.tensors.items():
         new = part[name]
-        if name in ("keys", "values", "log_weight") and old.shape[1] != new.shape[1]:
+        if grows(name):
             length = max(old.shape[1], new.shape[1])
-            old, new = (
-                torch.cat([x.new_zeros(x.shape[0], length - x.shape[1], *x.shape[2:]), x], 1) for x in (old, new)
-            )
+            old, new = lengthened(old, length), lengthened(new, length)
         out[name] = old.to(new.dtype).index_copy(0, rows, new)
     return State(out, state.fingerprint)
 
