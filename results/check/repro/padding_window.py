@@ -1,4 +1,4 @@
-"""Mistral: a sliding window counts the padding between tokens, so that it shows fewer of them; a wide window is right."""
+"""Mistral: a sliding window counts the padding between tokens, and shows fewer of them; a wide window is right."""
 
 import torch
 import transformers as hf
