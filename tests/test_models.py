@@ -28,6 +28,7 @@ ROOT = Path(__file__).parent.parent
 V, D = 29, 16
 HYBRID = "gated_deltanet*2 mamba2 softmax"
 CLOSE = 1e-12
+SAVED = {"config.json", "model.safetensors", "modeling_stateform.py"}
 
 
 @contextmanager
@@ -871,7 +872,7 @@ def test_what_is_saved_is_loaded(name: str, tmp_path: Path) -> None:
     assert torch.equal(again(x).logits, m(x).logits)
     state = m(x, return_state=True).state
     assert torch.equal(again(x, initial_state=state).logits, m(x, initial_state=state).logits)
-    assert sorted(p.name for p in (tmp_path / "new" / "model").iterdir()) == ["config.json", "model.safetensors"]
+    assert {p.name for p in (tmp_path / "new" / "model").iterdir()} == SAVED
 
 
 def test_a_classifier_and_its_dtype_are_loaded(tmp_path: Path) -> None:
@@ -909,7 +910,7 @@ def test_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with monkeypatch.context() as patch, refused("cannot write", "No space left on device"):
         patch.setattr("os.replace", full)
         m.save_pretrained(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    assert {p.name for p in tmp_path.iterdir()} == SAVED
     assert torch.equal(sf.LanguageModel.from_pretrained(tmp_path)(x).logits, want)
 
 

@@ -69,7 +69,7 @@ def files(folder: Path) -> set[str]:
     return {x.name for x in folder.iterdir()}
 
 
-FINISHED = {"experiment.json", "outcome.json", "config.json", "model.safetensors"}
+FINISHED = {"experiment.json", "outcome.json", "config.json", "model.safetensors", "modeling_stateform.py"}
 
 
 # -- killed ---------------------------------------------------------------------------------------------------------

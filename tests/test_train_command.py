@@ -92,7 +92,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     assert said.count(made.name) == 2 and said.count("Model, outcome and logs") == 1, said
     assert errors == ""
     assert {x.name for x in (tmp_path / "two").iterdir()} == {
-        "experiment.json", "outcome.json", "config.json", "model.safetensors", "log",
+        "experiment.json", "outcome.json", "config.json", "model.safetensors", "modeling_stateform.py", "log",
     }  # fmt: skip
     assert [x.name for x in (tmp_path / "two" / "log").iterdir()] == ["version_0"]
     with (tmp_path / "two" / "log" / "version_0" / "metrics.csv").open() as file:

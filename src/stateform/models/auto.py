@@ -3,137 +3,412 @@
     import stateform.models.auto
     model = AutoModelForCausalLM.from_pretrained("folder")        # one that LanguageModel.save_pretrained wrote
 
-The files are those of `LanguageModel`: what one saves, the other loads.
+What one saves, the other loads. Saving, loading, generating, training and adapting are those of transformers; the
+mathematics is that of the LanguageModel inside (`.model`).
 """
 
 from __future__ import annotations
 
+import itertools
 import os
-from dataclasses import asdict, fields
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from .._errors import require
+from .._errors import StateformError, require
+from .._files import write_atomically
 from ..state import State
-from .config import MODEL_TYPE, ModelConfig
+from . import beside
+from .blocks import checkpointing
+from .config import MODEL_TYPE, OTHERS, ModelConfig
+from .generation import padded_left
 from .language import LanguageModel
-from .pretrained import CONFIG, WEIGHTS
 
 try:
-    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
+    from transformers.cache_utils import Cache
     from transformers.modeling_outputs import CausalLMOutputWithPast
-    from transformers.utils.hub import cached_file
 except ImportError as error:
     raise ImportError(
         "stateform.models.auto needs transformers 5 or newer; install it with: pip install 'stateform[hub]'"
     ) from error
 
-_OURS = {f.name for f in fields(ModelConfig)}
-_HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-_IGNORED = ("trust_remote_code", "adapter_kwargs", "_from_auto", "_commit_hash", "attn_implementation")
+_OURS = tuple(f.name for f in fields(ModelConfig))
+_TOP = ("dtype", "transformers_version")
+"""Settings of transformers that a ModelConfig overlooks where they stand in config.json."""
+_EDITS = itertools.count(1)
 
 
 class StateformConfig(PreTrainedConfig):
-    """A ModelConfig, as transformers wants it; its fields are attributes."""
+    """A ModelConfig, as transformers wants it; its fields are attributes.
+
+    They may be edited: a model that is made from it takes them as they are then, and one that is there already follows
+    (dropout, norm_eps, ...) or says at the next call that it cannot.
+    """
 
     model_type = MODEL_TYPE
-    attribute_map = {"hidden_size": "d_model", "num_hidden_layers": "n_layers"}  # noqa: RUF012
+    attribute_map = {  # noqa: RUF012
+        "hidden_size": "d_model", "num_hidden_layers": "n_layers", "tie_word_embeddings": "tie_embeddings"
+    }  # fmt: skip
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
 
     def __init__(self, **settings: Any) -> None:
-        settings.pop("format", None)
-        ours = {name: settings.pop(name) for name in list(settings) if name in _OURS}
+        for name in ("format", "auto_map", "model_type"):
+            settings.pop(name, None)
+        settings.update(settings.pop(OTHERS, {}))
+        given = {self.attribute_map.get(name, name): name for name in settings}
+        ours = {name: settings.pop(given[name]) for name in _OURS if name in given}
+        self.use_cache = settings.pop("use_cache", True)
         super().__init__(**settings)
-        self._model = ModelConfig(**ours) if ours else None
-        for name, value in ({} if self._model is None else asdict(self._model)).items():
+        made = asdict(ModelConfig(**ours)) if ours else dict.fromkeys(_OURS)
+        for name, value in made.items():
             setattr(self, name, value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if self.attribute_map.get(name, name) in _OURS:
+            self.__dict__["_edited"] = next(_EDITS)
 
     @property
     def model(self) -> ModelConfig:
-        """The configuration that the model is made from."""
-        require(self._model is not None, "this configuration is empty; give a pattern, d_model, vocab_size, ...")
-        assert self._model is not None
-        return self._model
+        """The configuration that a model is made from, with all edits.
+
+        Raises:
+            StateformError: as ModelConfig.
+        """
+        require(
+            getattr(self, "pattern", None) is not None,
+            "this configuration is empty; give a pattern, d_model, vocab_size, ...",
+        )
+        return ModelConfig(**{name: getattr(self, name) for name in _OURS})
 
     def to_dict(self) -> dict[str, Any]:
-        return {"architectures": ["LanguageModel"], **({} if self._model is None else self._model.to_dict())}
+        values = super().to_dict()
+        values.pop("_edited", None)
+        return {**values, "architectures": [LanguageModel.__name__], "auto_map": dict(beside.AUTO_MAP)}
 
     def to_diff_dict(self) -> dict[str, Any]:
-        return self.to_dict()
+        """What config.json holds: what `LanguageModel.save_pretrained` writes, and what else was set, apart."""
+        diff = super().to_diff_dict()
+        ours = {} if self.pattern is None else self.model.to_dict()
+        top = {"model_type": MODEL_TYPE, "architectures": [LanguageModel.__name__], "auto_map": dict(beside.AUTO_MAP)}
+        known = {*_OURS, *ours, *top, *_TOP} | ({"use_cache"} if self.use_cache is True else set())
+        others = {name: value for name, value in diff.items() if name not in known}
+        kept = {name: diff[name] for name in _TOP if name in diff}
+        return {**top, **ours, **kept, **({OTHERS: others} if others else {})}
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **options: Any) -> None:
+        """Write config.json, and beside it what other programs need to open the folder."""
+        super().save_pretrained(save_directory, *args, **options)
+        for name, data in beside.files(self.tokenizer).items():
+            write_atomically(Path(save_directory) / name, data)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Do nothing: the code is that of this package, none is copied into folders."""
 
 
-class StateformForCausalLM(PreTrainedModel):
-    """A LanguageModel (`.model`) with the arguments and outputs of transformers."""
+class StateCache(Cache):
+    """A model's State (`.state`, None before the first token), as transformers hands it on, reorders and repeats it."""
+
+    def __init__(self, state: State | None = None) -> None:
+        super().__init__(layers=[])
+        self.state = state
+        self.length = 0 if state is None or not state.rows else int(state["position"].max())
+        """Columns of input seen, padding too, which the state's own positions leave out."""
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        return f"StateCache({self.length} tokens, {self.state})"
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.length
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        return -1
+
+    @property
+    def batch_size(self) -> int:
+        return -1 if self.state is None else self.state.rows
+
+    @property
+    def is_croppable(self) -> bool:
+        return False
+
+    def reset(self) -> None:
+        self.state, self.length = None, 0
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.state = None if self.state is None else self.state.select(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.reorder_cache(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self.state = None if self.state is None else self.state.repeat(repeats)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Do nothing for 0. Raises StateformError otherwise: a state cannot forget its last tokens."""
+        require(
+            tokens_to_remove == 0,
+            f"a state cannot forget its last {abs(tokens_to_remove)} tokens; keep the state from before them",
+        )
+
+    @classmethod
+    def of(cls, given: State | Cache | None) -> StateCache:
+        """The cache given, a new one of a State given, or an empty one."""
+        if isinstance(given, StateCache):
+            return given
+        empty = isinstance(given, Cache) and not getattr(given, "is_initialized", False)
+        if given is None or empty:
+            return cls()
+        if not isinstance(given, State):
+            raise StateformError(
+                f"past_key_values is a {type(given).__name__}; expected what an earlier output gave, or a State"
+            )
+        return cls(given)
+
+
+class StateformForCausalLM(PreTrainedModel, GenerationMixin):
+    """A LanguageModel (`.model`) with the arguments, the outputs and the methods of transformers.
+
+    Args:
+        config: a StateformConfig.
+        model: a LanguageModel that is there already, of that configuration; default: a new one.
+
+    Raises:
+        StateformError: a configuration that cannot be used, settings that are not offered here.
+    """
 
     config_class = StateformConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True
+    _supports_sdpa = True
+    _is_stateful = True
+    _no_split_modules = [LanguageModel.__name__]  # noqa: RUF012
 
-    def __init__(self, config: StateformConfig, model: LanguageModel | None = None) -> None:
+    def __init__(self, config: StateformConfig, model: LanguageModel | None = None, **unknown: Any) -> None:
+        require(
+            not unknown,
+            f"this model takes no {', '.join(unknown)}; leave it out (options of layers go into options={{...}})",
+        )
         super().__init__(config)
-        self.model = LanguageModel(config.model) if model is None else model
+        self.model = _made(config.model) if model is None else model
+        self._followed = config.__dict__["_edited"]
+        self.post_init()
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, *, labels: Tensor | None = None,
-        past_key_values: State | None = None, use_cache: bool = False, return_dict: bool = True,
-        logits_to_keep: int = 0,
-    ) -> Any:  # fmt: skip
-        """`LanguageModel.forward`; a mask that is longer than the input is that of all tokens so far."""
-        if attention_mask is not None and past_key_values is not None:
-            attention_mask = attention_mask[:, -input_ids.shape[1] :]
-        out = self.model(
-            input_ids, attention_mask, labels=labels, initial_state=past_key_values, return_state=use_cache,
-            logits_to_keep=logits_to_keep,
-        )  # fmt: skip
-        result = CausalLMOutputWithPast(loss=out.loss, logits=out.logits, past_key_values=out.state)
-        return result if return_dict else result.to_tuple()
+    # -- the configuration ---------------------------------------------------------------------------------------
 
-    def generate(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, *, do_sample: bool | None = None, **options: Any
-    ) -> Tensor:
-        """`LanguageModel.generate`; `do_sample` says whether tokens are drawn, whatever the other options."""
-        if do_sample is False:
-            options = {k: v for k, v in options.items() if k not in ("temperature", "top_k", "top_p")}
-        elif do_sample:
-            options.setdefault("temperature", 1.0)
-        return self.model.generate(input_ids, attention_mask, **options)
-
-    def get_input_embeddings(self) -> Any:
-        return self.model.embedding
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **_: Any) -> None:  # type: ignore[override]
-        """Write what `LanguageModel.save_pretrained` writes."""
-        self.model.save_pretrained(save_directory)
-
-    @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], *, config: Any = None, dtype: Any = None,
-        device_map: Any = None, **options: Any,
-    ) -> StateformForCausalLM:  # fmt: skip
-        """`LanguageModel.from_pretrained`, from a folder or from a repository of the hub.
+    def _follow_config(self) -> None:
+        """Take over what was edited in `config`.
 
         Raises:
-            StateformError: as there; an option that is not offered here.
+            StateformError: an edit that this model would have to be another one for, or one that cannot be used.
         """
-        dtype = options.pop("torch_dtype", dtype)
-        hub = {name: options.pop(name) for name in _HUB if name in options}
-        unknown = [name for name, value in options.items() if name not in _IGNORED and value is not None]
-        require(not unknown, f"from_pretrained of this model takes no {', '.join(unknown)}; leave it out")
-        require(
-            device_map is None or isinstance(device_map, str | int),
-            f"device_map is {device_map!r}; expected one device, such as 'cuda'",
+        edited, made = self.config.__dict__["_edited"], self.model.config
+        if edited == self._followed and self.config.options == made.options:
+            return
+        wanted = self.config.model
+        tables = [t for t in (self.model.embedding, self.model.head) if t is not None]
+        rows = {t.weight.shape[0] for t in tables}
+        follow = {"dropout", "norm_eps", "init_std", "tokenizer"} | (
+            {"vocab_size"} if rows == {wanted.vocab_size} else set()
         )
-        folder = Path(pretrained_model_name_or_path)
-        if not folder.is_dir():
-            files = [cached_file(str(pretrained_model_name_or_path), name, **hub) for name in (CONFIG, WEIGHTS)]
-            folder = Path(str(files[0])).parent
-        model = LanguageModel.from_pretrained(folder)
-        if dtype not in (None, "auto"):
-            model = model.to(dtype)
-        if device_map is not None:
-            model = model.to("cpu" if device_map == "auto" else device_map)
-        return cls(StateformConfig(**asdict(model.config)), model).eval()
+        for name in _OURS:
+            old, new = getattr(made, name), getattr(wanted, name)
+            require(
+                old == new or name in follow,
+                f"config.{name} is {new!r}, but this model was made with {old!r}; make another one with "
+                "AutoModelForCausalLM.from_config(config), or set it back",
+            )
+        self.model.adopt(wanted)
+        self._followed = edited
+
+    # -- what is in it -------------------------------------------------------------------------------------------
+
+    def get_input_embeddings(self) -> nn.Module:
+        assert self.model.embedding is not None
+        return self.model.embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.embedding = value
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The head; None where the embedding is the head."""
+        return self.model.head
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        require(
+            self.model.head is not None,
+            "the head of this model is its embedding; use set_input_embeddings, or make a model with "
+            "tie_word_embeddings=False",
+        )
+        self.model.head = new_embeddings
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **options: Any) -> Any:
+        if new_num_tokens is not None:
+            replace(self.model.config, vocab_size=new_num_tokens)  # refused before anything is changed
+        table = super().resize_token_embeddings(new_num_tokens, *args, **options)
+        self._follow_config()
+        return table
+
+    def init_weights(self) -> None:
+        """Do nothing: the layers have drawn their own initial values."""
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Draw what no file held for a part of this model, or for a table that is being resized."""
+        name = next((name for name, part in self.named_modules() if part is module), None)
+        if name is None:
+            if self.model.config.init_std is not None:
+                nn.init.normal_(module.weight, std=self.model.config.init_std)  # type: ignore[arg-type]
+            return
+        drawn = _made(self.model.config).get_submodule(name.removeprefix("model").removeprefix("."))
+        for kind in ("named_parameters", "named_buffers"):
+            values = dict(getattr(drawn, kind)(recurse=False))
+            for inner, x in getattr(module, kind)(recurse=False):
+                if not getattr(x, "_is_hf_initialized", False):
+                    x.data.copy_(values[inner])
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Any = None, every_n_layers: int = 1
+    ) -> None:
+        options = getattr(gradient_checkpointing_func, "keywords", {})
+        checkpointing(options)  # refused before anything is changed
+        for i, block in enumerate(self.model.blocks):
+            block._gradient_checkpointing_func = gradient_checkpointing_func
+            block.gradient_checkpointing = enable and i % every_n_layers == 0
+
+    # -- running it ----------------------------------------------------------------------------------------------
+
+    def forward(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, *,
+        past_key_values: State | Cache | None = None, inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None, use_cache: bool | None = None, output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None, return_dict: bool | None = None, logits_to_keep: int = 0,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:  # fmt: skip
+        """`LanguageModel.forward`; a mask that is longer than the input is that of all tokens so far.
+
+        `past_key_values` of the output is a StateCache, the one that was given if one was: it holds the state after the
+        last token from then on.
+        """
+        self._follow_config()
+        require(not output_attentions, "output_attentions is True, but not all mixers have weights; see sf.analyze")
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        if attention_mask is not None and past_key_values is not None and given is not None:
+            attention_mask = attention_mask[:, -given.shape[1] :]
+        if use_cache is None:
+            use_cache = bool(self.config.use_cache) and not self.training
+        if output_hidden_states is None:
+            output_hidden_states = bool(self.config.output_hidden_states)
+        cache = StateCache.of(past_key_values)
+        out = self.model(
+            input_ids, attention_mask, inputs_embeds=inputs_embeds, labels=labels, initial_state=cache.state,
+            return_state=use_cache, logits_to_keep=logits_to_keep, output_hidden_states=output_hidden_states,
+            num_items_in_batch=num_items_in_batch,
+        )  # fmt: skip
+        if use_cache:
+            assert given is not None
+            cache.state, cache.length = out.state, cache.length + given.shape[1]
+        result = CausalLMOutputWithPast(
+            loss=out.loss, logits=out.logits, past_key_values=cache if use_cache else None,
+            hidden_states=out.hidden_states,
+        )  # fmt: skip
+        as_dict = self.config.return_dict if return_dict is None else return_dict
+        return result if as_dict else result.to_tuple()
+
+    def generate(self, inputs: Tensor | None = None, *args: Any, **options: Any) -> Any:
+        """As in transformers; prompts padded on the right are moved there first, and go on as they would alone.
+
+        `.model.generate` is that of LanguageModel.
+        """
+        ids, mask = options.get("input_ids", inputs), options.get("attention_mask")
+        if isinstance(ids, Tensor) and isinstance(mask, Tensor) and ids.numel() and ids.shape == mask.shape:
+            if not bool(mask[:, -1].all()):
+                ids, options["attention_mask"], _ = padded_left(ids, mask)
+                inputs = None if "input_ids" in options else ids
+                options.update({"input_ids": ids} if "input_ids" in options else {})
+        return super().generate(inputs, *args, **options)  # type: ignore[misc]
+
+    def _prepare_cache_for_generation(  # type: ignore[override]
+        self, generation_config: Any, model_kwargs: dict[str, Any], *_: Any, **__: Any
+    ) -> None:
+        kind = generation_config.cache_implementation
+        require(
+            kind in (None, "dynamic"),
+            f"cache_implementation is {kind!r}; leave it out: this model's cache is its state, of a size of its own",
+        )
+        given = model_kwargs.get("past_key_values")
+        if given is not None or generation_config.use_cache is not False:
+            model_kwargs["past_key_values"] = StateCache.of(given)
+
+    # -- in a folder ---------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **options: Any) -> None:
+        """As in transformers; `LanguageModel.from_pretrained` opens the folder too."""
+        self._follow_config()
+        super().save_pretrained(save_directory, *args, **options)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *args: Any,
+        output_loading_info: bool = False, **options: Any,
+    ) -> Any:  # fmt: skip
+        """As in transformers, on one device; weights that do not fit are refused.
+
+        Raises:
+            StateformError: a configuration that cannot be used; several devices; weights that are missing or belong to
+                another model, unless `ignore_mismatched_sizes=True`, which draws what is missing anew.
+        """
+        places = options.get("device_map")
+        several = {str(x) for x in places.values()} if isinstance(places, dict) else set()
+        require(len(several) < 2, f"device_map names {', '.join(sorted(several))}; expected one device for all layers")
+        found: Any = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **options)
+        model, info = found
+        bad = [f"{name} is missing" for name in info["missing_keys"]]
+        bad += [f"{name} is not part of the model" for name in info["unexpected_keys"]]
+        require(
+            pretrained_model_name_or_path is None or options.get("ignore_mismatched_sizes") or not bad,
+            f"the weights in {pretrained_model_name_or_path} do not fit its configuration: {'; '.join(sorted(bad)[:3])}"
+            f"{f', and {len(bad) - 3} more' if len(bad) > 3 else ''}; ignore_mismatched_sizes=True draws those anew",
+        )
+        return (model, info) if output_loading_info else model
+
+    @classmethod
+    def get_init_context(cls, *args: Any, **options: Any) -> list[Any]:
+        """What a model is made in, without the device meta: layers compute with the values that they begin with."""
+        return [c for c in super().get_init_context(*args, **options) if not isinstance(c, torch.device)]
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Do nothing: the code is that of this package, none is copied into folders."""
+
+
+@contextmanager
+def _single() -> Iterator[torch.dtype]:
+    """Make float32 the default dtype inside a `with` block; gives the one before."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield before
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _made(config: ModelConfig) -> LanguageModel:
+    """A model whose initial values are computed in float32, in the default dtype."""
+    with _single() as dtype:
+        model = LanguageModel(config)
+    return model if dtype == torch.float32 else model.to(dtype)
 
 
 AutoConfig.register(MODEL_TYPE, StateformConfig, exist_ok=True)

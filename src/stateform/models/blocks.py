@@ -63,22 +63,23 @@ class Block(nn.Module):
         everything = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
         self.takes = frozenset({*known, *(inspect.signature(Layer.forward).parameters if everything else ())})
 
-    def again(
+    def forward(
         self, x: Tensor, state: State | None, return_state: bool, shared: dict[str, Tensor], **call: Any
     ) -> tuple[Tensor, State | None]:
-        """`forward`, whose backward pass computes the block once more instead of keeping what is in it."""
+        if not (self.gradient_checkpointing and torch.is_grad_enabled()):
+            return self._run(x, state, return_state, shared, **call)
         before = dict(shared)  # what earlier blocks handed on: the second run must not find what the first one adds
 
         def run(x: Tensor) -> tuple[Tensor, State | None, dict[str, Tensor]]:
             handed = dict(before)
-            x, new = self(x, state, return_state, handed, **call)
+            x, new = self._run(x, state, return_state, handed, **call)
             return x, new, handed
 
         x, new, handed = self._gradient_checkpointing_func(run, x)
         shared.update(handed)
         return x, new
 
-    def forward(
+    def _run(
         self, x: Tensor, state: State | None, return_state: bool, shared: dict[str, Tensor], **call: Any
     ) -> tuple[Tensor, State | None]:
         if state is not None:
@@ -167,6 +168,16 @@ class SequenceModel(nn.Module):
         """What tells states of this model from those of another: its class and the fingerprints of its layers."""
         return self._fingerprint
 
+    def adopt(self, config: ModelConfig) -> None:
+        """Go on with another configuration of the same parameters: with its dropout and its norms' epsilon."""
+        for part in (self, *self.blocks):
+            for name, module in part.named_children():
+                if isinstance(module, nn.Dropout):
+                    module.p = config.dropout
+                elif name.endswith("norm") and isinstance(module, nn.RMSNorm):
+                    module.eps = config.norm_eps
+        self.config = config
+
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
@@ -205,15 +216,28 @@ class SequenceModel(nn.Module):
 
     def hidden(
         self, inputs: Tensor, *, attention_mask: Tensor | None = None, initial_state: State | None = None,
-        return_state: bool = False, cu_seqlens: Tensor | None = None, form: str = "auto",
+        return_state: bool = False, cu_seqlens: Tensor | None = None, form: str = "auto", embedded: bool = False,
+        between: list[Tensor] | None = None,
     ) -> tuple[Tensor, State | None]:  # fmt: skip
-        """What the final norm gives, [B,T,d_model], and the new state if asked for. Arguments as for `forward`."""
-        self._check(inputs, attention_mask, initial_state, cu_seqlens)
+        """What the final norm gives, [B,T,d_model], and the new state if asked for.
+
+        Args:
+            inputs: as for `forward`.
+            attention_mask: as for `forward`.
+            initial_state: as for `forward`.
+            return_state: as for `forward`.
+            cu_seqlens: as for `forward`.
+            form: as for `forward`.
+            embedded: the inputs are in the place of what the embedding gives: numbers [B,T,d_model].
+            between: a list that is given what each block reads, first to last, and what the final norm gives.
+        """
+        self._check(inputs, attention_mask, initial_state, cu_seqlens, embedded)
         known_form(form)
         keep = None if attention_mask is None else attention_mask.bool()
         if keep is not None:  # masked tokens are never looked at, whatever they are
-            inputs = torch.where(keep if self.embedding is not None else keep.unsqueeze(-1), inputs, 0)
-        x: Tensor = self.in_proj(inputs) if self.in_proj is not None else self.embedding(inputs)  # type: ignore[misc]
+            inputs = torch.where(keep if inputs.ndim == 2 else keep.unsqueeze(-1), inputs, 0)
+        enter = None if embedded else self.in_proj if self.in_proj is not None else self.embedding
+        x: Tensor = inputs if enter is None else enter(inputs)
         end: Tensor | None = None
         if self.positions is not None or return_state:
             at, end = positions(inputs, keep, cu_seqlens, initial_state)
@@ -224,10 +248,14 @@ class SequenceModel(nn.Module):
         states: list[State] = []
         shared: dict[str, Tensor] = {}
         for block, part in zip(self.blocks, self._parts(initial_state), strict=True):
-            run = block.again if block.gradient_checkpointing and torch.is_grad_enabled() else block
-            x, state = run(x, part, return_state, shared, **call)  # type: ignore[operator]
+            if between is not None:
+                between.append(x)
+            x, state = block(x, part, return_state, shared, **call)
             states.append(state)
-        return self.norm(x), None if not return_state or end is None else self._joined(states, end)
+        x = self.norm(x)
+        if between is not None:
+            between.append(x)
+        return x, None if not return_state or end is None else self._joined(states, end)
 
     def hidden_by_chunks(
         self, inputs: Tensor, chunk: int, *, attention_mask: Tensor | None = None, initial_state: State | None = None,
@@ -255,14 +283,18 @@ class SequenceModel(nn.Module):
             require(last < limit, f"the input reaches position {last}; max_positions = {limit} have learned vectors")
         return at
 
-    def _check(self, inputs: Tensor, mask: Tensor | None, state: State | None, cu_seqlens: Tensor | None) -> None:
-        tokens = self.embedding is not None
-        what = "token ids [B,T], integers" if tokens else f"numbers [B,T,{self.config.d_input}], floating"
+    def _check(
+        self, inputs: Tensor, mask: Tensor | None, state: State | None, cu_seqlens: Tensor | None,
+        embedded: bool = False,
+    ) -> None:  # fmt: skip
+        tokens = self.embedding is not None and not embedded
+        width = self.config.d_model if embedded else self.config.d_input
+        what = "token ids [B,T], integers" if tokens else f"numbers [B,T,{width}], floating"
         if not isinstance(inputs, Tensor):
             raise StateformError(f"the input is a {type(inputs).__name__}; expected a tensor of {what}")
         kind = not (inputs.is_floating_point() or inputs.is_complex() or inputs.dtype == torch.bool)
         fits = kind and inputs.ndim == 2 if tokens else inputs.is_floating_point() and inputs.ndim == 3
-        if not (fits and (tokens or inputs.shape[2] == self.config.d_input)):
+        if not (fits and (tokens or inputs.shape[2] == width)):
             raise StateformError(f"the input is {inputs.dtype} of shape {list(inputs.shape)}; expected {what}")
         if inputs.device != self.device:
             raise StateformError(f"the input is on {inputs.device}, the model on {self.device}; use .to()")
@@ -351,7 +383,16 @@ class SequenceModel(nn.Module):
         Raises:
             StateformError: a folder that cannot be written to.
         """
-        save(Path(folder), {**self.config.to_dict(), "architectures": [type(self).__name__]}, self.state_dict())
+        config = {**self.config.to_dict(), **self._known_as()}
+        save(Path(folder), config, self.state_dict(), self._beside())
+
+    def _known_as(self) -> dict[str, Any]:
+        """What config.json says of the class."""
+        return {"architectures": [type(self).__name__]}
+
+    def _beside(self) -> dict[str, bytes]:
+        """Files of other programs, by name."""
+        return {}
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> Self:

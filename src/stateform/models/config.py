@@ -27,7 +27,9 @@ MOST_WEIGHTS = 10**12
 _MADE: dict[tuple[Any, ...], int] = {}
 """The weights of layers that were made once without memory, so that plans of many experiments are checked in no time.
 """
-FOREIGN = {"architectures", "transformers_version", "dtype", "torch_dtype", "_name_or_path"}
+OTHERS = "transformers"
+"""Where `models.auto` keeps the settings of its own that a user has changed."""
+FOREIGN = {"architectures", "auto_map", OTHERS, "transformers_version", "dtype", "torch_dtype", "_name_or_path"}
 """What other software adds to a config.json, and what is of no use here."""
 
 

@@ -112,7 +112,7 @@ class GenerationMixin:
             StateformError: as `stream`, before anything is computed.
         """
         stream = self.stream(input_ids, attention_mask, **options)
-        tokens = [_padded_left(input_ids, attention_mask)[0]]
+        tokens = [padded_left(input_ids, attention_mask)[0]]
         if streamer is not None:
             streamer.put(tokens[0].cpu())
         try:
@@ -179,7 +179,7 @@ class GenerationMixin:
         )
         ends = _ids(eos_token_id, "eos_token_id", model)
         pad = _ids(pad_token_id, "pad_token_id", model) or ends or [0]
-        ids, mask, longest = _padded_left(input_ids, attention_mask)
+        ids, mask, longest = padded_left(input_ids, attention_mask)
         limit = model.config.max_positions
         before = int(initial_state["position"].max()) if limit and initial_state is not None else 0
         require(
@@ -232,7 +232,7 @@ def _ids(given: int | list[int] | None, name: str, model: LanguageModel) -> list
     return several
 
 
-def _padded_left(ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None, int]:
+def padded_left(ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None, int]:
     """Prompts with their padding on the left, the mask (None if there is no padding), and the longest one's length."""
     B, T = ids.shape
     require(B > 0, "there is no prompt: input_ids has no rows")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from .._errors import StateformError, require, values_checked
 from ..layers.parts import plain, precise
 from ..state import State
+from . import beside
 from .blocks import SequenceModel
 from .config import ModelConfig
 from .generation import GenerationMixin
@@ -21,11 +23,12 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """What a model gives: `logits`, the `loss` if there were labels, the `state` if it was asked for."""
+    """What a model gives: `logits`, the `loss` if there were labels; the `state` and `hidden_states` if asked for."""
 
     logits: Tensor
     loss: Tensor | None = None
     state: State | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
 
     @property
     def past_key_values(self) -> State | None:
@@ -59,6 +62,12 @@ class LanguageModel(GenerationMixin, SequenceModel):
         if not config.tie_embeddings:
             self.head = nn.Linear(config.d_model, config.vocab_size or 0, bias=False)
 
+    def _known_as(self) -> dict[str, Any]:
+        return {**super()._known_as(), "auto_map": beside.AUTO_MAP}
+
+    def _beside(self) -> dict[str, bytes]:
+        return beside.files(self.config.tokenizer)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """The head: from [...,d_model] to [...,vocab_size]."""
         if self.head is not None:
@@ -75,9 +84,10 @@ class LanguageModel(GenerationMixin, SequenceModel):
         return table
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, *, labels: Tensor | None = None,
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, *, labels: Tensor | None = None,
         initial_state: State | None = None, return_state: bool = False, cu_seqlens: Tensor | None = None,
-        form: str = "auto", logits_to_keep: int = 0, chunk: int | None = None,
+        form: str = "auto", logits_to_keep: int = 0, chunk: int | None = None, inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool = False, num_items_in_batch: Tensor | int | None = None,
     ) -> ModelOutput:  # fmt: skip
         """Run the model.
 
@@ -92,40 +102,52 @@ class LanguageModel(GenerationMixin, SequenceModel):
             form: how to compute every mixer, see `sf.run`.
             logits_to_keep: give the logits of so many last tokens alone, as in transformers; 0: of all.
             chunk: read so many tokens at a time, in the memory that these take: a long prompt into a state.
+            inputs_embeds: [B,T,d_model], in the place of input_ids: what the embedding would give for them.
+            output_hidden_states: give what each block reads and what the final norm gives too.
+            num_items_in_batch: divide the sum of the losses by so many tokens, those of several batches that make one
+                step, for instance; default: those predicted here.
 
         Returns:
             `.logits` [B,T,vocab_size] (of the tokens kept); `.loss`, the mean cross-entropy in nats over the tokens
-            predicted (0 if there are none); `.state`, all layers' states as one.
+            predicted (0 if there are none); `.state`, all layers' states as one; `.hidden_states`, n_layers + 1 of
+            [B,T,d_model].
 
         Raises:
             StateformError: as `sf.Layer.forward`; ids or labels out of the vocabulary (where values are checked);
-                labels without all logits; packed sequences in chunks.
+                labels without all logits; packed sequences in chunks; not one of input_ids and inputs_embeds.
         """
+        inputs, embedded = _one_of(input_ids, inputs_embeds)
         if labels is not None:
-            self._check_labels(labels, input_ids)
+            self._check_labels(labels, inputs)
         _check_counts(logits_to_keep, chunk)
         require(labels is None or not logits_to_keep, "the loss needs all logits; leave out labels or logits_to_keep")
         require(cu_seqlens is None or chunk is None, "packed sequences are read at once; leave out cu_seqlens or chunk")
+        require(
+            chunk is None or not (embedded or output_hidden_states),
+            "chunks of ids are read for their logits and their state; leave out inputs_embeds, output_hidden_states or "
+            "chunk",
+        )
+        between: list[Tensor] | None = [] if output_hidden_states else None
         if chunk is None:
             hidden, state = self.hidden(
-                input_ids, attention_mask=attention_mask, initial_state=initial_state, return_state=return_state,
-                cu_seqlens=cu_seqlens, form=form,
+                inputs, attention_mask=attention_mask, initial_state=initial_state, return_state=return_state,
+                cu_seqlens=cu_seqlens, form=form, embedded=embedded, between=between,
             )  # fmt: skip
             logits = self.logits(hidden[:, -logits_to_keep:])
         else:
-            self._check(input_ids, attention_mask, initial_state, None)
-            first, kept, state = input_ids.shape[1] - logits_to_keep if logits_to_keep else 0, [], None
+            self._check(inputs, attention_mask, initial_state, None)
+            first, kept, state = inputs.shape[1] - logits_to_keep if logits_to_keep else 0, [], None
             for at, hidden, after in self.hidden_by_chunks(
-                input_ids, chunk, attention_mask=attention_mask, initial_state=initial_state, form=form
+                inputs, chunk, attention_mask=attention_mask, initial_state=initial_state, form=form
             ):
                 kept.append(self.logits(hidden[:, max(0, first - at.start) :]))
                 state = after if return_state else None
             logits = torch.cat(kept, 1)
-        loss = None if labels is None else _loss(logits, labels, attention_mask, cu_seqlens)
-        return ModelOutput(logits, loss, state)
+        loss = None if labels is None else _loss(logits, labels, attention_mask, cu_seqlens, num_items_in_batch)
+        return ModelOutput(logits, loss, state, None if between is None else tuple(between))
 
-    def _check_labels(self, labels: Tensor, ids: Tensor) -> None:
-        if not (isinstance(labels, Tensor) and isinstance(ids, Tensor) and labels.shape == ids.shape):
+    def _check_labels(self, labels: Tensor, inputs: Tensor) -> None:
+        if not (isinstance(labels, Tensor) and isinstance(inputs, Tensor) and labels.shape == inputs.shape[:2]):
             given = f"of shape {list(labels.shape)}" if isinstance(labels, Tensor) else f"a {type(labels).__name__}"
             raise StateformError(f"labels is {given}; expected the shape of the input; the model shifts them itself")
         require(labels.dtype == torch.long, f"labels is {labels.dtype}; expected torch.int64")
@@ -141,8 +163,20 @@ def _check_counts(logits_to_keep: int, chunk: int | None) -> None:
             require(whole, f"{name} is {value!r}; expected a whole number of tokens, {least} or more")
 
 
-def _loss(logits: Tensor, labels: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None) -> Tensor:
-    """Mean cross-entropy of token t + 1 given those up to t of the same sequence."""
+def _one_of(ids: Tensor | None, embeds: Tensor | None) -> tuple[Tensor, bool]:
+    """The input that was given, and whether it is that of the first block."""
+    if ids is None and embeds is not None:
+        return embeds, True
+    if ids is None or embeds is not None:
+        both = "neither" if ids is None else "both"
+        raise StateformError(f"{both} of input_ids and inputs_embeds are given; expected one of them")
+    return ids, False
+
+
+def _loss(
+    logits: Tensor, labels: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, count: Tensor | int | None
+) -> Tensor:
+    """Mean cross-entropy of token t + 1 given those up to t of the same sequence; of `count` tokens, if given."""
     target = labels[:, 1:]
     if mask is not None:
         keep = mask.bool()
@@ -151,10 +185,13 @@ def _loss(logits: Tensor, labels: Tensor, mask: Tensor | None, cu_seqlens: Tenso
         first = torch.zeros(labels.shape[1] + 1, dtype=torch.bool, device=labels.device)
         first[cu_seqlens.to(labels.device, torch.long)] = True
         target = target.masked_fill(first[1:-1], IGNORED)
-    return mean_loss(logits[:, :-1], target)
+    return mean_loss(logits[:, :-1], target, count)
 
 
-def mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy in nats of logits [...,classes] over the labels [...] that are not IGNORED, 0 without any."""
+def mean_loss(logits: Tensor, labels: Tensor, count: Tensor | int | None = None) -> Tensor:
+    """Mean cross-entropy in nats of logits [...,classes] over the labels [...] that are not IGNORED, 0 without any;
+    their sum over `count`, if given.
+    """
     total = F.cross_entropy(precise(logits).flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
-    return total / (labels != IGNORED).sum().clamp(min=1)
+    several = (labels != IGNORED).sum() if count is None else torch.as_tensor(count, device=total.device)
+    return total / several.clamp(min=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,26 +17,30 @@ from .config import MODEL_TYPE, ModelConfig
 
 M = TypeVar("M", bound=nn.Module)
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, SHARDS = "config.json", "model.safetensors", "model.safetensors.index.json"
+PREFIX = "model."
+"""What the names of weights begin with where a model of `models.auto` wrote them: there, ours is a part."""
 SHOWN = 3
 """How many of the weights that do not fit an error names."""
 
 
-def save(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> None:
-    """Write both files, the weights first: a folder with a config.json has weights."""
+def save(folder: Path, config: dict[str, Any], weights: dict[str, Tensor], beside: Mapping[str, bytes]) -> None:
+    """Write both files and those `beside` them, the configuration last: a folder with a config.json is whole."""
     from safetensors.torch import save as as_bytes
 
     require(not any(x.is_meta for x in weights.values()), "a model on the device meta has no weights to save")
     make_folder(folder)
     whole = {k: x.detach().clone(memory_format=torch.contiguous_format) for k, x in weights.items()}
     write_atomically(folder / WEIGHTS, as_bytes(whole, metadata={"format": "pt"}))
+    for name, data in beside.items():
+        write_atomically(folder / name, data)
     write_atomically(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
 
 
 def load(cls: type[M], folder: Path) -> M:
     """A model of the class, with the configuration and the weights of a folder."""
     config = read_config(folder, cls.__name__)
-    weights = _read_weights(folder / WEIGHTS)
+    weights = _read_weights(folder)
     model = cls(config)
     _check_fit(folder, model.state_dict(), weights)
     model.load_state_dict(weights, assign=True)  # the tensors of the file, in its dtypes
@@ -82,7 +87,28 @@ def _unknown(error: StateformError) -> bool:
     return "unknown layer" in str(error)
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    """All weights of a folder, from one file or from several, by the names that they have in our models."""
+    weights: dict[str, Tensor] = {}
+    for name in _shards(folder):
+        weights.update(_read_file(folder / name))
+    ours = not all(name.startswith(PREFIX) for name in weights)
+    return weights if ours else {name.removeprefix(PREFIX): x for name, x in weights.items()}
+
+
+def _shards(folder: Path) -> list[str]:
+    """The names of the files that hold the weights."""
+    index = folder / SHARDS
+    if (folder / WEIGHTS).is_file() or not index.is_file():
+        return [WEIGHTS]
+    values = parse_json(read_bytes(index), index)
+    where = values.get("weight_map") if isinstance(values, dict) else None
+    if not isinstance(where, dict):
+        raise StateformError(f"{index} has no weight_map; expected the file of each weight, by its name")
+    return sorted({Path(str(name)).name for name in where.values()})
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError, safe_open
 
     require(path.is_file(), f"there is no file {path}; the folder holds a configuration without its weights")
