@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._errors import StateformError
+from ._errors import StateformError, readable
 from ._form import WEIGHTS
 from ._shapes import spread_heads
 from .kernels.backend import transformed
@@ -148,7 +148,7 @@ def _bias(
         visible = visible & (i - j < system.window)
     visible = visible[None, None]
     valid = cache.seen.clamp(max=L)
-    uneven = L > 0 and (torch.compiler.is_compiling() or bool((valid < L).any()))  # a graph cannot look
+    uneven = L > 0 and (not readable(valid) or bool((valid < L).any()))
     if uneven:
         visible = visible & (j >= (L - valid)[:, None])[:, None, None]
     if g is None:

@@ -152,7 +152,7 @@ class State:
 
     def select(self, rows: Tensor | list[int]) -> State:
         """The rows given by integer indices (or a boolean mask), in that order; caches no longer than these need."""
-        index = torch.as_tensor(rows)
+        index = rows if isinstance(rows, Tensor) else torch.as_tensor(rows, device="cpu")
         index = index.long() if index.numel() == 0 else index
         whole = not (index.is_floating_point() or index.is_complex())
         require(index.ndim == 1 and whole, f"rows are {rows!r}; expected a list or tensor [N] of indices, or a mask")

@@ -44,12 +44,18 @@ def check_cu_seqlens(cu_seqlens: Tensor, tokens: int, batch: int, device: torch.
         raise StateformError(f"cu_seqlens is on {cu_seqlens.device}, the input on {device}; move it with .to(device)")
     if torch.compiler.is_compiling():
         return
+    _require_values(cu_seqlens, "cu_seqlens")
     ends = cu_seqlens.tolist()  # the forms need them as numbers in any case
     require(ends[0] == 0, f"cu_seqlens starts at {ends[0]}; expected 0")
     require(ends[-1] == tokens, f"cu_seqlens ends at {ends[-1]}; expected the number of tokens, {tokens}")
     for i, (a, b) in enumerate(itertools.pairwise(ends)):
         if b < a:
             raise StateformError(f"cu_seqlens decreases from {a} to {b} at index {i + 1}; expected increasing ends")
+
+
+def _require_values(x: Tensor, name: str) -> None:
+    """Raise unless a tensor has values: which tokens go together follows from them."""
+    require(not x.is_meta, f"{name} is on the device meta, where it has no values; leave it out there")
 
 
 def groups(cu_seqlens: Tensor, device: torch.device) -> Iterator[Group]:
@@ -70,6 +76,7 @@ def from_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         StateformError: if a row has a hole (a masked token between kept ones), or the mask other values than 0 and 1.
     """
+    _require_values(mask, "attention_mask")
     require_values(mask, "attention_mask", (0, 1), "1 for a token, 0 for padding")
     keep = mask.bool()
     lengths = keep.sum(1)

@@ -69,7 +69,7 @@ def _solve_dense(core: Core) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     for t in range(T):
         step = core.slice(t, t + 1)
         q, before = step.q.squeeze(1), columns
-        written = torch.nn.functional.one_hot(torch.tensor(n + t), n + T).to(k)
+        written = torch.nn.functional.one_hot(torch.tensor(n + t, device=k.device), n + T).to(k)
         columns = step.transition().apply(columns.unsqueeze(1)).squeeze(1) + k[:, t].unsqueeze(-1) * written
         reads.append(contract("...on,...nj->...oj", q, before if core.exclusive else columns))
     rows = torch.stack(reads, 1)
@@ -79,8 +79,8 @@ def _solve_dense(core: Core) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def linear_weights(system: System, queries: Sequence[int] | None) -> Tensor:
     """alpha [B,H,o,queries,T*micro] of a linear readout from a zero state."""
     core, r = system.core(), system.micro
-    index = torch.arange(system.T) if queries is None else torch.as_tensor([int(i) for i in queries])
-    at = index.to(core.k.device) * r + (0 if system.exclusive else r - 1)
+    index = torch.tensor([int(i) for i in (range(system.T) if queries is None else queries)], device=core.k.device)
+    at = index * r + (0 if system.exclusive else r - 1)
     alpha = _solve(core)[0][..., at, :] if queries is None else _rows(core, at.tolist())
     alpha = alpha.expand(core.batch, *core.heads, *alpha.shape[3:]).flatten(1, 2)
     H, rows = system.H, slice(None) if queries is None else index

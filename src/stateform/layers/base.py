@@ -26,7 +26,7 @@ from ..kernels.conv import MOST_TAPS, conv_token, short_conv, short_conv_referen
 from ..kernels.ops import alone, call
 from ..state import State, unchecked
 from ..system import System
-from ..transition import autocast_on
+from ..transition import HALF, autocast_on
 from ._options import check_options
 
 OURS = ("S", "log_scale", "keys", "values", "log_weight", "angle", "position")
@@ -176,7 +176,10 @@ class Layer(nn.Module):
             outermost = "config" not in self.__dict__
             if outermost:
                 self.__dict__["config"] = {k: v for k, v in list(bound.arguments.items())[1:]}
-            init(*bound.args, **bound.kwargs)
+            if outermost:
+                _drawn_in_full(self, functools.partial(init, *bound.args, **bound.kwargs))
+            else:
+                init(*bound.args, **bound.kwargs)
             if outermost and not any(is_lazy(p) for p in self.parameters()):
                 _ = self.fingerprint  # known from here on: no call computes it, and torch.compile need not trace it
 
@@ -461,6 +464,20 @@ class Layer(nn.Module):
                 f"{name} promises a contraction, but here a decay is exp({top:.3g}), above 1; "
                 "check the parameters of its decay, or leave out `contractive = True`"
             )
+
+
+def _drawn_in_full(layer: Layer, init: Callable[[], None]) -> None:
+    """Make a layer. Where the default is half precision, its parameters are computed in float32, then rounded to it."""
+    wanted = torch.get_default_dtype()
+    if wanted not in HALF:
+        init()
+        return
+    torch.set_default_dtype(torch.float32)
+    try:
+        init()
+    finally:
+        torch.set_default_dtype(wanted)
+    layer.to(wanted)
 
 
 def first_parameter(module: nn.Module) -> Tensor | None:

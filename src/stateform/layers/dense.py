@@ -110,10 +110,10 @@ class URN(Layer):
         self.start = nn.Parameter(torch.randn(n_heads, d_state))
         self.out_proj = nn.Linear(n_heads * d_state, d_model, bias=False)
 
-    def generators(self) -> Tensor:
+    def generators(self, device: torch.device | None = None) -> Tensor:
         """e_i e_j^T - e_j e_i^T for each entry i < j of X, [entries,n,n]."""
-        i, j = torch.triu_indices(self.rows, self.d_state, 1)
-        e = torch.eye(self.d_state)
+        i, j = torch.triu_indices(self.rows, self.d_state, 1, device=device)
+        e = torch.eye(self.d_state, device=device)
         return e[i, :, None] * e[j, None] - e[j, :, None] * e[i, None]
 
     def system(self, u: Tensor, past: Past | None = None) -> System:
@@ -122,7 +122,7 @@ class URN(Layer):
             at_start = at_start & (past.position == 0)[:, None]
         with without_autocast(u.device):  # what an angle loses to rounding stays lost: no half precision here
             x = heads(precise_linear(self.x_proj, u), self.n_heads)
-            Q = torch.matrix_exp(torch.einsum("bthe,eij->bthij", x, self.generators().to(x)))
+            Q = torch.matrix_exp(torch.einsum("bthe,eij->bthij", x, self.generators(x.device).to(x)))
             Q = (
                 1.5 * Q - 0.5 * Q @ Q.mT @ Q
             )  # a step towards the nearest orthogonal matrix: exp loses digits in squaring

@@ -81,13 +81,17 @@ class Taylor(_Features):
 def random_directions(m: int, n: int, generator: torch.Generator | None = None) -> Tensor:
     """m directions [m,n] for `positive_features`: normal, and orthogonal in blocks of n, which lessens the variance."""
     blocks = [_rotation(n, generator) for _ in range(-(-m // n))]
-    return torch.cat(blocks)[:m] * torch.randn(m, n, generator=generator).norm(dim=-1, keepdim=True)
+    return torch.cat(blocks)[:m] * _normal(m, n, generator).norm(dim=-1, keepdim=True)
 
 
 def _rotation(n: int, generator: torch.Generator | None) -> Tensor:
     """A random orthogonal matrix, every one equally likely (a QR decomposition alone prefers some signs)."""
-    Q, R = torch.linalg.qr(torch.randn(n, n, generator=generator))
+    Q, R = torch.linalg.qr(_normal(n, n, generator))
     return Q * R.diagonal().sign()
+
+
+def _normal(m: int, n: int, generator: torch.Generator | None) -> Tensor:
+    return torch.randn(m, n, generator=generator, device=None if generator is None else generator.device)
 
 
 def positive_features(x: Tensor, directions: Tensor) -> Tensor:

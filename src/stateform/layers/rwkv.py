@@ -39,7 +39,7 @@ def direction(x: Tensor) -> Tensor:
 
 def zigzag(size: int) -> Tensor:
     """0, 1, -1, 0, 1, -1, ..."""
-    return (torch.arange(1, size + 1) % 3 - 1).float()
+    return (torch.arange(1, size + 1) % 3 - 1).to(torch.get_default_dtype())
 
 
 def low_rank(d_model: int, rank: int | None, activation: nn.Module | None = None, *, factor: float) -> nn.Sequential:

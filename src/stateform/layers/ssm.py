@@ -52,7 +52,7 @@ class S4D(Layer):
             omega = _legs_imaginary(d_state)
         self.log_dt = nn.Parameter(log_uniform(d_model, dt_min, dt_max).log())
         self.A_log = nn.Parameter(torch.full((d_model, half), math.log(0.5)))
-        self.A_imag = nn.Parameter(omega.float().expand(d_model, half).clone())
+        self.A_imag = nn.Parameter(omega.to(torch.get_default_dtype()).expand(d_model, half).clone())
         self.C = nn.Parameter(torch.randn(d_model, half, 2) * 0.5**0.5)
         self.D = nn.Parameter(torch.randn(d_model))
         self.out_proj = nn.Linear(d_model, 2 * d_model)
@@ -151,7 +151,9 @@ class Mamba(Layer):
         self.conv = ShortConv(inner, d_conv, "conv", bias=True)
         self.x_proj = nn.Linear(inner, self.dt_rank + 2 * d_state, bias=False)
         self.dt_proj = nn.Linear(self.dt_rank, inner)
-        self.A_log = nn.Parameter(torch.arange(1, d_state + 1).float().log().expand(inner, d_state).clone())
+        self.A_log = nn.Parameter(
+            torch.arange(1, d_state + 1, dtype=torch.get_default_dtype()).log().expand(inner, d_state).clone()
+        )
         self.D = nn.Parameter(torch.ones(inner))
         self.out_proj = nn.Linear(inner, d_model, bias=False)
         with torch.no_grad():
