@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -158,6 +160,71 @@ def test_a_broken_form_is_caught_with_its_position(monkeypatch: pytest.MonkeyPat
     text = failures("gla", "forms")
     assert "form chunkwise" in text
     assert "position 70 of 97" in text
+
+
+class Gated(sf.Layer):
+    """A delta rule with exponential gates and a normaliser; its decay is a constant of its own, in float32."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__(d_model)
+        torch.manual_seed(0)
+        self.q, self.k, self.v, self.gate = (nn.Linear(d_model, d_model) for _ in range(4))
+
+    def system(self, u: Tensor, past: Any = None) -> sf.System:
+        q, k, v = (f(u).unsqueeze(2) for f in (self.q, self.k, self.v))
+        q, k = nn.functional.softplus(q), nn.functional.softplus(k)
+        w = -0.5 * nn.functional.normalize(k, dim=-1)
+        log_b, decay = self.gate(u)[..., :1], torch.tensor([-0.125])
+        return sf.System(q, k, v, log_decay=decay, f=-2 * w, w=w, log_b=log_b, eta="sum", eta_floor=1.0)
+
+
+def test_a_layer_with_a_constant_of_its_own_keeps_the_contract() -> None:
+    report = sf.check(Gated(8))
+    assert report.ok, str(report)
+
+
+NORMALISED = ["deltanet", "gated_deltanet", "kda", "deltaproduct", "mesa", "kalmanet"]
+
+
+@pytest.mark.parametrize("name", [*NORMALISED, "mlstm", "rwkv6", "rwkv7"])
+def test_heads_of_one_normalised_value_are_refused(name: str) -> None:
+    with pytest.raises(sf.StateformError, match=r"n_heads is 4, one value a head: expected 2 or more"):
+        sf.check(sf.build(name, d_model=4))
+    sf.build(name, d_model=8)
+
+
+@pytest.mark.parametrize("name", NORMALISED)
+def test_heads_of_one_normalised_key_are_refused(name: str) -> None:
+    with pytest.raises(sf.StateformError, match=r"d_state is 1, one key a head: expected 2 or more"):
+        sf.build(name, d_model=8, d_state=1)
+
+
+def test_what_every_form_has_wrong_alike_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    forms = importlib.import_module("stateform.forms")
+    scaled = forms.stabilise
+
+    def broken(system: sf.System, start: Tensor | None = None) -> tuple[sf.System, Tensor]:
+        new, m = scaled(system, start)
+        return replace(new, f=system.f), m
+
+    monkeypatch.setattr(forms, "stabilise", broken)
+    report = sf.check(Gated(8))
+    assert not report.outcomes["forms"].failures
+    assert "y, own decays, T = 33: differs first at position" in "".join(report.outcomes["equations"].failures)
+
+
+class Vanishes(REGISTRY["linear"].cls):  # type: ignore[name-defined,misc]
+    """Features that round to zero all together."""
+
+    def system(self, u: Tensor, past: Any = None) -> sf.System:
+        system = super().system(u, past)
+        q, k = (1e-20 * x.log().exp() ** 8 for x in (system.q, system.k))
+        return replace(system, q=q.to(u.dtype), k=torch.where(k < 1e-38, 0.0, k))
+
+
+def test_features_that_round_to_zero_are_caught() -> None:
+    torch.manual_seed(0)
+    assert "inputs times 10, float32" in failures(Vanishes(16), "equations")
 
 
 def test_a_wrong_gradient_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

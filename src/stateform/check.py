@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ._errors import StateformError, require, require_finite_weights, validate
+from .definition import defined, defined_coefficients
 from .draw import REGIMES, drawn, in_regime, sensitivity
 from .forms import backend, exists, run
 from .hub.contract import check_model, is_language_model
@@ -27,7 +28,7 @@ from .outcome import Outcome as Outcome
 from .outcome import Report as Report
 from .state import State
 from .system import System
-from .tolerances import GRADIENT, HALF, PROJECTED, UNIT, tolerance, wide
+from .tolerances import GRADIENT, HALF, PROJECTED, UNIT, relative_error, tolerance, wide
 
 # -- the parts of the contract ------------------------------------------------------------------------------------
 
@@ -38,8 +39,8 @@ def check(
 ) -> Report:  # fmt: skip
     """Check the contract on a layer, or on a causal language model of the package transformers.
 
-    A layer is compared with its recurrence in float64; a model with its own forward over each text alone, without
-    cache, padding and packing.
+    A layer is compared with the three equations of its systems and with its recurrence in float64; a model with its own
+    forward over each text alone, without cache, padding and packing.
 
     Args:
         thing: a registered name, a file `path/file.py:Class`, a class, or a module y = layer(x) that takes
@@ -180,6 +181,50 @@ def _memory_matters(b: _Bench) -> None:
         b.report.note(REMEMBERS_NOTHING)
 
 
+def _equations(b: _Bench) -> None:
+    """The recurrence of the layer's own systems, and their coefficients, against the definition: a plain loop over the
+    three equations. Inputs ten times as large, in float32 too, give finite numbers and are their definition as well.
+    """
+    if not b.ours:
+        return
+    for T in b.lengths((1, 33), (1, 2, 63, 130)):
+        layer = b.drawn()
+        with torch.no_grad():
+            for regime in REGIMES:
+                exact = in_regime(layer.system(b.input(2, T)).to(torch.float64), regime, b.generator)  # type: ignore[operator]
+                if exact is not None:
+                    _is_defined(b, exact, f"{regime} decays, T = {T}")
+            for dtype in (torch.float64, torch.float32):
+                large = copy.deepcopy(layer).to(dtype).system(10 * b.input(2, T, dtype))  # type: ignore[operator]
+                _is_defined(b, large, f"inputs times 10, {_short(dtype)}, T = {T}")
+
+
+def _is_defined(b: _Bench, system: System, where: str) -> None:
+    """Compare the recurrence in torch of one system, from some state, with its definition."""
+    start = None if system.readout == "exp" else _some_state(system, b)
+    with backend("torch"):
+        y, end = run(system, "recurrent", initial_state=start, return_state=True)
+    want, S = defined(system, initial_state=start)
+    noise, double = 2.0**-30, system.k.dtype in (torch.float64, torch.complex128)
+    near, near_S = defined(system, initial_state=start, noise=noise)
+    dtype = torch.float64 if double else torch.float32
+
+    def compare(what: str, *results: Tensor) -> None:
+        got, want, near = results
+        lost = 4 * float(relative_error(near, want, heads=True).max()) / noise
+        b.report.compare(b.part, what, got, want, tolerance(dtype, system.T) + lost * UNIT[dtype], heads=True)
+
+    compare(f"y, {where}", y, want, near)
+    if S is not None and near_S is not None:
+        got = end["S"] * end["log_scale"].exp()[..., None, None] if "log_scale" in end else end["S"]
+        got = got.repeat_interleave(system.H // got.shape[1], 1)
+        compare(f"the state, {where}", *(x.transpose(1, 2) for x in (got, S, near_S)))  # heads on axis 2
+    if double and system.v is not None and system.q is not None and system.q.ndim in (2, 4):
+        alpha, near_alpha = (defined_coefficients(system, noise=x).squeeze(2) for x in (0.0, noise))
+        found = (system.coefficients().real, alpha, near_alpha)
+        compare(f"the coefficients, {where}", *(x.transpose(1, 2) for x in found))
+
+
 def _forms(b: _Bench) -> None:
     """Every form of the layer's own systems, in every regime and precision, against the float64 recurrence in torch."""
     if not b.ours:
@@ -187,7 +232,7 @@ def _forms(b: _Bench) -> None:
     for T in b.lengths((1, 97), (1, 2, 63, 64, 65, 200, 1000)):
         layer = b.drawn()
         with torch.no_grad():
-            own: System = layer.system(b.input(2, T))  # type: ignore[operator]
+            own: System = layer.system(b.input(2, T)).to(torch.float64)  # type: ignore[operator]
             for regime in REGIMES:
                 exact = in_regime(own, regime, b.generator)
                 if exact is None:
@@ -220,7 +265,7 @@ def _gradients(b: _Bench) -> None:
     T = 200 if b.exhaustive else 70
     layer = b.drawn()
     with torch.no_grad():
-        system: System = layer.system(b.input(2, T)).detach()  # type: ignore[operator]
+        system: System = layer.system(b.input(2, T)).to(torch.float64).detach()  # type: ignore[operator]
         start = _some_state(system, b)
     weights: dict[str, Tensor] = {}
 
@@ -294,7 +339,7 @@ def _splits(b: _Bench) -> None:
         x = b.input(2, T, dtype)
         allowed = tolerance(dtype, T, rounded=PROJECTED)
         with torch.no_grad():
-            if b.ours and (own := exact.system(wide(x))).readout == "ridge":  # type: ignore[operator]
+            if b.ours and (own := exact.system(wide(x)).to(torch.float64)).readout == "ridge":  # type: ignore[operator]
                 # solving its equations costs the digits of their condition number
                 lost = 4 * sensitivity(own, _some_state(own, b), b.generator)
                 allowed += lost * UNIT[torch.float32 if dtype in HALF else dtype]
@@ -468,6 +513,7 @@ def _empty(b: _Bench) -> None:
 
 PARTS: dict[str, Callable[[_Bench], None]] = {
     "draw": _parts_matter,
+    "equations": _equations,
     "forms": _forms,
     "gradients": _gradients,
     "splits": _splits,

@@ -86,6 +86,58 @@ def test_performer_is_attention_with_its_features_and_unbiased() -> None:
     assert float((many.features(a) @ many.features(b).T / exact - 1).abs().max()) < 0.1
 
 
+# -- features far below what a number can hold ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [-18.0, -300.0, 5.0])
+@pytest.mark.parametrize("name", ["linear", "performer"])
+def test_one_token_is_its_own_value(name: str, size: float, dtype: torch.dtype) -> None:
+    layer = sf.build(name, d_model=4)
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.fill_(1.0)
+        x = torch.full((2, 1, 4), size, dtype=dtype)
+        for form in layer.to(dtype).forms(x):
+            assert layer(x, form=form).tolist() == (16 * x).tolist(), form
+        y, _ = layer.step(x[:, 0], layer.init_state(2))
+    assert y.tolist() == (16 * x[:, 0]).tolist()
+
+
+@pytest.mark.parametrize("name", ["linear", "performer", "taylor"])
+def test_large_inputs_keep_their_weights(name: str) -> None:
+    """In float32, inputs times 10: against the features' logarithms in float64, step by step and in every form."""
+    torch.manual_seed(0)
+    layer = sf.build(name, d_model=D, n_heads=H)
+    x = 10 * torch.randn(B, 40, D)
+    q, k, v = projected(layer.double(), x.double().numpy())
+    n = q.shape[-1]
+
+    def log_features(z: np.ndarray) -> np.ndarray:
+        if name == "linear":
+            return np.where(z > 0, np.log1p(np.maximum(z, 0)), np.minimum(z, 0))
+        z = z * n**-0.25
+        return z @ layer.directions.numpy().T - (z * z).sum(-1, keepdims=True) / 2
+
+    if name == "taylor":
+        weights = np.log(1 + q @ np.swapaxes(k, -1, -2) / n**0.5 + (q @ np.swapaxes(k, -1, -2)) ** 2 / n / 2)
+    else:
+        weights = np.logaddexp.reduce(log_features(q)[..., :, None, :] + log_features(k)[..., None, :, :], -1)
+    weights = np.where(np.tri(40) > 0, weights, -np.inf)
+    weights = np.exp(weights - weights.max(-1, keepdims=True))
+    want = weighted(weights, v) @ numbers(layer)["out_proj.weight"].T
+    layer = layer.float()
+    with torch.no_grad():
+        for form in layer.forms(x):
+            assert_close(layer(x, form=form), want, form, 2e-5)
+        first, state = layer(x[:, :23], return_state=True)
+        rest = []
+        for t in range(23, 40):
+            y, state = layer.step(x[:, t], state)
+            rest.append(y)
+        assert_close(torch.cat([first, torch.stack(rest, 1)], 1), want, "step by step", 2e-5)
+
+
 @pytest.mark.parametrize("gate", ["head", "value"])
 def test_gated_softmax_is_softmax_times_a_gate(gate: str) -> None:
     layer = drawn("gated_softmax", d_model=D, n_heads=H, positions="none", gate=gate)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -57,6 +58,15 @@ class Softmax(Layer):
         return System(pair_up(q), pair_up(k, conjugate=True), v, phase=phase, readout="exp", eta="sum")
 
 
+def elu_features(x: Tensor) -> Tensor:
+    """elu(x) + 1 with all its digits where x is far below 0; what the dtype cannot hold counts as the least it can, so
+    that no sum of weights is 0.
+    """
+    limits = torch.finfo(x.dtype)
+    least = 4 * limits.tiny * (limits.eps if x.dtype == torch.float16 else 1.0)
+    return F.relu(x) + torch.exp(x.clamp(math.log(least), 0.0))
+
+
 @register("linear", paper="arXiv 2006.16236")
 class Linear(Layer):
     """Linear attention: the features elu(x) + 1 of queries and keys, normalised by their sum.
@@ -80,7 +90,9 @@ class Linear(Layer):
 
     def system(self, u: Tensor, past: Past | None = None) -> System:
         q, k, v = (heads(f(u), self.n_heads) for f in (self.q_proj, self.k_proj, self.v_proj))
-        return System(F.elu(q) + 1, F.elu(k) + 1, v, eta="sum")
+        q = elu_features(q)
+        # y does not depend on the size of q: its largest feature becomes 1, so that small ones of k keep their digits.
+        return System(q / q.detach().amax(-1, keepdim=True), elu_features(k), v, eta="sum")
 
 
 ETAS: dict[str, Callable[[Tensor], Tensor]] = {"exp": torch.exp, "softplus": F.softplus, "sigmoid": torch.sigmoid}

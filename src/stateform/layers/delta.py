@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from .._errors import require
 from ..system import System
 from .base import Layer, Past, ShortConv
-from .parts import HeadNorm, heads, inverse_softplus, log_uniform, precise, split_size, unit
+from .parts import HeadNorm, heads, inverse_softplus, log_uniform, normalised_size, precise, split_size, unit
 from .registry import register
 
 
@@ -60,8 +60,9 @@ class DeltaNet(Layer):
         allow_negative_eigenvalues: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(d_model)
-        p = split_size(d_model, n_heads)
-        self.n_heads, self.d_state, self.beta_scale = n_heads, d_state or p, 2.0 if allow_negative_eigenvalues else 1.0
+        p, self.d_state = normalised_size(d_model, n_heads, d_state)
+        self.n_heads = n_heads
+        self.beta_scale = 2.0 if allow_negative_eigenvalues else 1.0
         keys = n_heads * self.d_state
         self.q_proj = nn.Linear(d_model, keys, bias=False)
         self.k_proj = nn.Linear(d_model, keys, bias=False)
@@ -191,9 +192,9 @@ class DeltaProduct(Layer):
         gated: bool = False, allow_negative_eigenvalues: bool = True,
     ) -> None:  # fmt: skip
         super().__init__(d_model)
-        p = split_size(d_model, n_heads)
+        p, self.d_state = normalised_size(d_model, n_heads, d_state)
         require(n_h >= 1, f"n_h is {n_h}; expected 1 or more steps a token")
-        self.n_heads, self.d_state, self.n_h = n_heads, d_state or p, n_h
+        self.n_heads, self.n_h = n_heads, n_h
         self.beta_scale = 2.0 if allow_negative_eigenvalues else 1.0
         keys = n_heads * self.d_state
         self.q_proj = nn.Linear(d_model, keys, bias=False)

@@ -13,7 +13,7 @@ from .._errors import require
 from ..system import System
 from .attention import Softmax
 from .base import Layer, Past
-from .parts import heads, split_size
+from .parts import heads, precise, split_size
 from .registry import register
 
 
@@ -96,8 +96,11 @@ def _normal(m: int, n: int, generator: torch.Generator | None) -> Tensor:
 
 def positive_features(x: Tensor, directions: Tensor) -> Tensor:
     """phi(x) = exp(w_r^T x - |x|^2 / 2) / sqrt(m), r = 1 .. m: phi(q)^T phi(k) is exp(q^T k) on average over the w."""
-    w = directions.to(x)
-    return torch.exp(x @ w.T - x.square().sum(-1, keepdim=True) / 2) / math.sqrt(len(w))
+    return torch.exp(_exponents(x, directions)) / math.sqrt(len(directions))
+
+
+def _exponents(x: Tensor, directions: Tensor) -> Tensor:
+    return x @ directions.to(x).T - x.square().sum(-1, keepdim=True) / 2
 
 
 @register("performer", paper="arXiv 2009.14794")
@@ -120,6 +123,16 @@ class Performer(_Features):
 
     def features(self, x: Tensor) -> Tensor:
         return positive_features(x, self.directions)
+
+    def system(self, u: Tensor, past: Past | None = None) -> System:
+        """The exponents reach far below what a number can hold: the largest of each key goes into log_b, and that of
+        each query cancels in y.
+        """
+        q, k, v = (heads(f(u), self.n_heads) for f in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = (_exponents(precise(x) * self.d_key**-0.25, self.directions) for x in (q, k))
+        most_q, most_k = (x.detach().amax(-1, keepdim=True) for x in (q, k))
+        q, k = torch.exp(q - most_q), torch.exp(k - most_k)
+        return System(q.to(v.dtype), k.to(v.dtype), v, log_b=most_k.squeeze(-1), eta="sum")
 
 
 @register("gated_softmax", paper="arXiv 2505.06708")

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ..system import System
 from .base import Layer, Past
-from .parts import HeadNorm, above_zero, heads, pair_up, precise, rope_angles, split_size
+from .parts import HeadNorm, above_zero, heads, more_than_a_sign, pair_up, precise, rope_angles, split_size
 from .registry import register
 
 
@@ -119,7 +119,7 @@ class MLSTM(Layer):
         self, d_model: int, n_heads: int = 4, *, d_state: int | None = None, gate_cap: float | None = 15.0
     ) -> None:
         super().__init__(d_model)
-        p = split_size(d_model, n_heads)
+        p = more_than_a_sign(split_size(d_model, n_heads), "value", f"n_heads is {n_heads}")
         self.n_heads, self.d_state, self.gate_cap = n_heads, d_state or max(1, p // 2), gate_cap
         if gate_cap is not None:
             above_zero("gate_cap", gate_cap)

@@ -94,6 +94,18 @@ def split_size(total: int, parts: int, what: str = "d_model", by: str = "n_heads
     return total // parts
 
 
+def more_than_a_sign(size: int, what: str, given: str) -> int:
+    """`size`, or an error: of one number alone a norm leaves its sign, which jumps where the number passes 0."""
+    require(size > 1, f"{given}, one {what} a head: expected 2 or more, since they are normalised per head")
+    return size
+
+
+def normalised_size(d_model: int, n_heads: int, d_state: int | None) -> tuple[int, int]:
+    """Values d_model / n_heads and keys (default as many) of heads whose values and keys are normalised."""
+    p = more_than_a_sign(split_size(d_model, n_heads), "value", f"n_heads is {n_heads}")
+    return p, more_than_a_sign(d_state or p, "key", f"d_state is {d_state}")
+
+
 def above_zero(name: str, value: float) -> float:
     """`value`, or an error."""
     require(0 < value < math.inf, f"{name} is {value}; expected a number above 0")

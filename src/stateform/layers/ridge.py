@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from .._solver import Solver
 from ..system import System
 from .base import Layer, Past, ShortConv
-from .parts import HeadNorm, above_zero, heads, inverse_softplus, log_uniform, precise, split_size, unit
+from .parts import HeadNorm, above_zero, heads, inverse_softplus, log_uniform, normalised_size, precise, unit
 from .registry import register
 
 
@@ -43,8 +43,8 @@ class Mesa(Layer):
         gated: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(d_model)
-        p = split_size(d_model, n_heads)
-        self.n_heads, self.d_state = n_heads, d_state or p
+        p, self.d_state = normalised_size(d_model, n_heads, d_state)
+        self.n_heads = n_heads
         self.least_ridge, self.solver = above_zero("least_ridge", least_ridge), Solver(solver, steps)
         keys = n_heads * self.d_state
         self.q_proj = nn.Linear(d_model, keys, bias=False)
@@ -100,8 +100,8 @@ class KalmaNet(Layer):
         mixed: bool = True, input_gate: bool = True,
     ) -> None:  # fmt: skip
         super().__init__(d_model)
-        p = split_size(d_model, n_heads)
-        self.n_heads, self.d_state = n_heads, d_state or p
+        p, self.d_state = normalised_size(d_model, n_heads, d_state)
+        self.n_heads = n_heads
         self.ridge_ratio, self.solver = above_zero("ridge_ratio", ridge_ratio), Solver(solver, steps)
         keys = n_heads * self.d_state
         self.q_proj = nn.Linear(d_model, keys, bias=False)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from .._errors import require
 from ..system import System
 from .base import Layer, Past
-from .parts import above_zero, heads, precise, split_size
+from .parts import above_zero, heads, more_than_a_sign, precise, split_size
 from .registry import register
 
 
@@ -53,8 +53,7 @@ def low_rank(d_model: int, rank: int | None, activation: nn.Module | None = None
 
 def head_norm(d_model: int, n_heads: int, eps: float) -> nn.GroupNorm:
     """The values of each head to mean 0 and variance 1."""
-    p = split_size(d_model, n_heads)
-    require(p > 1, f"n_heads is {n_heads}, one value a head: expected 2 or more, since they are normalised per head")
+    more_than_a_sign(split_size(d_model, n_heads), "value", f"n_heads is {n_heads}")
     return nn.GroupNorm(n_heads, d_model, eps=above_zero("norm_eps", eps))
 
 
