@@ -452,7 +452,7 @@ def test_gradients_through_a_cache(kind: str) -> None:
 
 
 @pytest.mark.usefixtures("exact")
-@pytest.mark.parametrize("kind", FAST)
+@pytest.mark.parametrize("kind", in_short(EACH))
 def test_padding_between_tokens_is_absent(kind: str) -> None:
     """Six tokens, three of padding, five tokens: in one call, from the cache, and without the padding."""
     if kind in MASKLESS:
@@ -545,7 +545,7 @@ def looked_at(module: nn.Module, name: str) -> bool:
 
 
 @pytest.mark.usefixtures("exact")
-@pytest.mark.parametrize("kind", FAST)
+@pytest.mark.parametrize("kind", in_short(EACH))
 def test_what_is_put_on_a_module_inside_takes_effect(kind: str) -> None:
     """Around all maps, convolutions and norms: as the original, with other weights where it looks at weights alone;
     the same from the cache, and with gradients.
@@ -573,6 +573,17 @@ def test_what_is_put_on_a_module_inside_takes_effect(kind: str) -> None:
     fast(TEXT, use_cache=False).logits.square().mean().backward()
     more = [p for n, p in fast.named_parameters() if n.endswith(".more")]
     assert more and all(p.grad is not None and bool(p.grad != 0) for p in more)
+
+
+@pytest.mark.parametrize("kind", FEW)
+def test_a_cache_that_the_original_began_is_read_as_our_loops_take_it(kind: str) -> None:
+    net = copy.deepcopy(_built(kind))
+    name = next(name for name in CACHES if takes(net, name))
+    with torch.no_grad():
+        cache = net(TEXT, use_cache=True)[name]
+    module = _mixer(net)
+    state = ADAPTERS[type(module).__name__](module).read(cache)
+    assert state is not None and all(x.is_contiguous() for x in state.tensors.values())
 
 
 @pytest.mark.parametrize("kind", ["mamba2", pytest.param("qwen3_next", marks=pytest.mark.slow)])
