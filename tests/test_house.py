@@ -49,7 +49,7 @@ HOUSE = [
     ("zoo", "zoo card", f"{BASE} tolerances forms analysis layers draw"),
     (
         "top",
-        "__init__ __main__ cli",
+        "__init__ __main__ public cli",
         f"{BASE} report forms analysis layers tasks models convert hub experiments {CHECKS} questions compare "
         "analyze bench zoo",
     ),

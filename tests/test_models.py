@@ -1088,7 +1088,7 @@ def test_the_command_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
         yield "some text"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.look, "continue_text", interrupted)
+    monkeypatch.setattr("stateform.models.continue_text", interrupted)
     monkeypatch.setattr(sys, "argv", ["stateform", "generate", "lm", "--prompt", "a"])
     with pytest.raises(SystemExit) as left:
         cli.main()

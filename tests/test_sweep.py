@@ -224,6 +224,15 @@ def test_what_cannot_be_is_said_before_any_work(change: dict[str, Any], said: st
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("my sweep (1).toml", "my-sweep-1"), ("a.b_c-d.toml", "a.b_c-d"), ("größe.toml", "größe"), ("(  ).toml", "sweep")],
+)
+def test_a_file_may_have_any_name(file: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_text('task = "parity"\nmodel = {pattern = "linear", d_model = 16}\n')
+    assert read_plan(tmp_path / file).name == name
+
+
 def test_a_file_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(StateformError, match="there is no file"):
         read_plan(tmp_path / "none.toml")
@@ -648,7 +657,8 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (fails, 1, f"--out {out} --retry"),
     ):
         monkeypatch.setattr(
-            "stateform.cli.sweep.sweep", lambda *a, r=runner, **k: original(*a, **k | {"runner": r, "workers": 0})
+            "stateform.experiments.sweep.sweep",
+            lambda *a, r=runner, **k: original(*a, **k | {"runner": r, "workers": 0}),
         )
         shown = command()
         assert shown.exit_code == code and said in shown.output, shown.output

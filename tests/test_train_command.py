@@ -165,12 +165,11 @@ def test_stopped_from_outside_the_same_command_goes_on(
 
 
 def test_interrupted_before_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stateform.cli import learn
 
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(learn, "train", interrupted)
+    monkeypatch.setattr("stateform.experiments.train", interrupted)
     found = CliRunner().invoke(app, [*BASE, "--out", str(tmp_path / "run")])
     assert found.exit_code == 130 and "Interrupted; there was no checkpoint yet." in found.output
 
@@ -249,7 +248,6 @@ def test_errors_are_the_users_to_mend(name: str, tmp_path: Path, monkeypatch: py
 
 
 def test_other_loggers_come_besides_csv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stateform.cli import learn
 
     seen: list[Machine] = []
 
@@ -257,7 +255,7 @@ def test_other_loggers_come_besides_csv(tmp_path: Path, monkeypatch: pytest.Monk
         seen.append(machine)
         raise StateformError("enough")
 
-    monkeypatch.setattr(learn, "train", stop)
+    monkeypatch.setattr("stateform.experiments.train", stop)
     for given in ([], ["tensorboard"], ["csv", "wandb"]):
         CliRunner().invoke(
             app, [*BASE, "--out", str(tmp_path / "x"), *(x for name in given for x in ("--logger", name))]

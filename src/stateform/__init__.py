@@ -1,22 +1,19 @@
-"""Stateform: attention, state-space models and recurrent networks as one dynamical system."""
+"""Stateform: attention, state-space models and recurrent networks as one dynamical system.
 
-from . import convert
-from ._errors import StateformError, validate
-from ._solver import Solver
-from .analyze import Analysis, analyze
-from .bench import Bench, bench
-from .card import Card, show
-from .check import Report, check
-from .compare import Comparison, compare
-from .equivalence import Equivalence, equivalent
-from .forms import backend, run
-from .forms.newton import Newton, Trajectory
-from .hub import Lift, ModelReduction, accelerate, lift, open_model, reduce, undo
-from .layers import Cell, Layer, Past, ShortConv, build, names, register
-from .models import Classifier, LanguageModel, ModelConfig
-from .state import State
-from .system import System, stabilise
-from .zoo import Zoo, zoo
+The names below are imported when one of them is asked for: the command line can say what there is without torch.
+"""
+
+# ruff: noqa: F403, F405 - `public` has the list of where each name is, once
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .public import *
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,3 +23,31 @@ __all__ = [
     "convert", "equivalent", "lift", "names", "open_model", "reduce", "register", "run", "show", "stabilise", "undo",
     "validate", "zoo",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import all there is, then look again: for names of the list above, and for modules such as `sf.analysis`."""
+    if not name.startswith("__"):
+        public = importlib.import_module(".public", __name__)
+        globals().update({known: getattr(public, known) for known in __all__})
+        if name in globals():
+            return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """A package some of whose functions have the names of their modules: `sf.check` is the function, whoever was
+    imported first.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in __all__ and isinstance(value, ModuleType):  # Python puts an imported module here under its name
+            value = getattr(value, name, value)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -11,6 +12,9 @@ from .core import Core
 
 if TYPE_CHECKING:
     from .system import System
+
+
+T = TypeVar("T")
 
 
 class Form(Protocol):
@@ -40,3 +44,10 @@ def register_form(form: Form) -> Form:
     """Add a form to the table."""
     FORMS[form.name] = form
     return form
+
+
+def filled(table: dict[str, T]) -> dict[str, T]:
+    """A table of the above, with all that is in it: a System may be unpickled before anything imported its forms."""
+    if not FORMS:
+        importlib.import_module(f"{__package__}.forms")
+    return table

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -35,6 +37,8 @@ Progress = Callable[[str, int, int], None]
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 CERTIFIED = 256
 """Tokens on which the forms are compared in float64, and on which systems are looked at token by token."""
+ROOM = 10**7
+"""Bytes that a page with its figures may take."""
 SHOWN_HEADS = 4
 """Heads with a map of effective attention."""
 
@@ -100,9 +104,12 @@ def writable(path: str | Path) -> Path:
         StateformError: if not, and why.
     """
     path = Path(path)
-    require(not path.is_dir(), f"cannot write {path}: it is a folder; name a file in it")
-    require(path.parent.is_dir(), f"cannot write {path}: there is no folder {path.parent}")
-    existed = path.exists()
+    require(not os.path.isdir(path), f"cannot write {path}: it is a folder; name a file in it")
+    require(os.path.isdir(path.parent), f"cannot write {path}: there is no folder {path.parent}")
+    free = shutil.disk_usage(path.parent).free
+    room = free >= ROOM or (os.path.exists(path) and not path.is_file())  # a pipe or a terminal takes no room
+    require(room, f"cannot write {path}: {free:,} bytes are free on that disk, {ROOM:,} may be needed; make room")
+    existed = os.path.exists(path)
     try:
         with path.open("ab"):
             pass
@@ -250,9 +257,9 @@ def _trained(spec: str) -> nn.Module | None:
         StateformError: a folder without a model, or a model without that layer.
     """
     folder, colon, number = spec.rpartition(":")
-    if not (colon and number.isdigit() and Path(folder).is_dir()):
+    if not (colon and number.isdigit() and os.path.isdir(folder)):
         folder, number = spec, "0"
-    if spec in REGISTRY or not Path(folder).is_dir():
+    if spec in REGISTRY or not os.path.isdir(folder):
         return None
     blocks = open_folder(folder).blocks
     last = len(blocks) - 1

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ._errors import require
-from ._form import FORMS
+from ._form import FORMS, filled
 from ._shapes import spread_heads
 from .attend import log_normaliser
 from .ridge import as_linear
@@ -60,7 +60,8 @@ def normaliser(system: System) -> Tensor:
     ones = torch.ones(B, T * system.micro, 1, 1, dtype=system.dtype, device=system.device)
     sums = replace(system, v=ones, eta=None, eta_floor=None)
     core = sums.core()
-    form = next(form for name in ("chunkwise", "recurrent") if (form := FORMS[name]).refuses(sums) is None)
+    forms = filled(FORMS)
+    form = next(form for name in ("chunkwise", "recurrent") if (form := forms[name]).refuses(sums) is None)
     raw, _ = form.compute(core, core.zero_state())
     eta = sums.finish(raw.flatten(2, 3)).squeeze(-1).to(real_dtype(upcast(system.k).dtype))
     return eta if system.eta_floor is None else torch.maximum(eta.abs(), system.gate("eta_floor"))

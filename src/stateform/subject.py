@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -228,7 +229,7 @@ def _example(thing: Any) -> tuple[str, Tensor] | None:
 def is_folder(spec: str) -> bool:
     """Whether a name is meant as the folder of a model; `./name` is one even where a layer has that name."""
     head = spec.partition("(")[0]
-    return head not in REGISTRY and ".py" not in head and ("/" in head or Path(spec).is_dir())
+    return head not in REGISTRY and (os.path.isdir(spec) or (".py" not in head and "/" in head))
 
 
 def _fits(model: SequenceModel, ids: Tensor, given: bool) -> Tensor:

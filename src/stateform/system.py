@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ._errors import StateformError, require, require_above, require_finite, require_values
-from ._form import FORMS, WEIGHTS
+from ._form import FORMS, WEIGHTS, filled
 from ._lazy import Lazy
 from ._shapes import (
     DECAYS,
@@ -445,7 +445,7 @@ class System:
 
     def forms(self) -> dict[str, str | None]:
         """Every form, with None where it exists for this system and else the reason why not."""
-        return {name: form.refuses(self) for name, form in FORMS.items()}
+        return {name: form.refuses(self) for name, form in filled(FORMS).items()}
 
     def coefficients(
         self, *, heads: Sequence[int] | int | None = None, queries: Sequence[int] | None = None,
@@ -513,7 +513,7 @@ class System:
             return torch.zeros(shape, dtype=complex_dtype(real) if whole else real, device=system.device)
         if system.log_b is not None and system.eta == "sum" and system.readout == "linear":
             system = stabilise(system)[0]  # the weights do not depend on the coordinates of the state
-        return WEIGHTS[system.readout](system, queries)
+        return filled(WEIGHTS)[system.readout](system, queries)
 
     def matrices(self, *, normalised: bool = False, limit: float = 1e9) -> Matrices:
         """The DSF's dense Lambda, B, C, D at each token: h_t = Lambda_t h_{t-1} + B_t u_t, y_t = C_t h_t + D_t u_t,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import copy
 import json
 import math
@@ -21,6 +22,7 @@ from torch import nn
 from ._errors import nearest, require, validate
 from ._files import write_atomically
 from ._printed import Printed
+from ._text import decoded, read_bytes
 from .analysis import Expressivity, contraction, describe, describe_read, expressivity
 from .analysis.structure import TRANSITION
 from .draw import redraw
@@ -185,6 +187,20 @@ def insert(text: str, table: str) -> str:
     place = re.compile(f"(?<={re.escape(start)}\n).*?(?={re.escape(end)})", re.S)
     require(len(place.findall(text)) == 1, f"there is no place for the table; expected one {start} and {end} below it")
     return place.sub(lambda _: f"\n{table}\n", text)
+
+
+def insert_into(path: Path, table: str | None) -> None:
+    """Put the table between the marks in a file, whose byte-order mark and ends of lines stay what they are.
+
+    Raises:
+        StateformError: a file that cannot be read or is no text, or has no such place; without a table, that alone.
+    """
+    data = read_bytes(path)
+    text = decoded(data, path)
+    made = insert(text.replace("\r\n", "\n"), table or "")
+    if table is not None:
+        mark = codecs.BOM_UTF8 if data.startswith(codecs.BOM_UTF8) else b""
+        write_atomically(path, mark + (made.replace("\n", "\r\n") if "\r\n" in text else made).encode())
 
 
 def zoo(

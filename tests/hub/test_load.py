@@ -103,6 +103,83 @@ def test_weights_that_are_cut_off_or_missing(saved: Path, tmp_path: Path) -> Non
         open_model(folder)
 
 
+CONFIGS: dict[str, tuple[Any, str]] = {
+    "nested": ("[" * 10**5, "nested too deeply"),
+    "a list": ("[1, 2]", "holds a list; expected a table"),
+    "a number of 40 digits": ('{"model_type": "mamba", "hidden_size": ' + "9" * 40 + "}", "whole number of 133 bits"),
+    "a type that is a list": ('{"model_type": ["mamba"]}', r"model_type is .'mamba'. in .*expected the name"),
+    "endless depth": ({"num_hidden_layers": 10**7, "layer_types": None}, "num_hidden_layers is 10000000 .*10,000 lay"),
+    "endless width": ({"hidden_size": 2**62}, "."),
+    "a width below zero": ({"hidden_size": -64}, "."),
+    "a width that is a word": ({"hidden_size": "wide"}, "."),
+    "a table for a number": ({"num_hidden_layers": {"a": 1}, "layer_types": None}, "."),
+    "a number too large for floats": ({"layer_norm_epsilon": "1e999"}, "."),
+    "classes that are a number": ({"architectures": 3}, "."),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_configuration_that_was_written_to_do_harm(name: str, saved: Path, tmp_path: Path) -> None:
+    change, said = CONFIGS[name]
+    folder = changed(saved, tmp_path / "a", **(change if isinstance(change, dict) else {}))
+    if isinstance(change, str):
+        (folder / "config.json").write_text(change)
+    with pytest.raises(sf.StateformError, match=said) as found:
+        open_model(folder)
+    assert "\n" not in str(found.value)
+
+
+HEADERS: dict[str, bytes] = {
+    "nested": b'{"a": ' + b"[" * 10**5,
+    "a shape of huge numbers": b'{"a": {"dtype": "F32", "shape": [4611686018427387904, 8], "data_offsets": [0, 0]}}',
+    "a shape below zero": b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}',
+    "a number of 40 digits": b'{"a": {"dtype": "F32", "shape": [' + b"9" * 40 + b'], "data_offsets": [0, 4]}}',
+    "a list": b"[1, 2, 3]",
+    "a word for a table": b'{"a": "b"}',
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_a_header_that_was_written_to_do_harm(name: str, saved: Path, tmp_path: Path) -> None:
+    folder = changed(saved, tmp_path / "a")
+    file = folder / "model.safetensors"
+    for size in (len(HEADERS[name]), 2**62):
+        file.write_bytes(size.to_bytes(8, "little") + HEADERS[name])
+        with pytest.raises(sf.StateformError, match="not a whole safetensors file"):
+            open_model(folder)
+
+
+INDICES: dict[str, tuple[str, str]] = {
+    "no metadata": ('{"weight_map": {"a": "model.safetensors"}}', 'has no metadata.*"metadata": {}'),
+    "metadata that are a list": ('{"metadata": [], "weight_map": {"a": "model.safetensors"}}', "has no metadata"),
+    "nested": ('{"weight_map": ' + "[" * 10**5, "nested too deeply"),
+    "a list": ("[1]", "expected a table weight_map"),
+    "names of files that are numbers": ('{"metadata": {}, "weight_map": {"a": 3}}', "expected a table weight_map"),
+    "names of files that are lists": ('{"metadata": {}, "weight_map": {"a": []}}', "expected a table weight_map"),
+    "nothing": ('{"metadata": {}, "weight_map": {}}', "expected a table weight_map"),
+    "another folder": ('{"metadata": {}, "weight_map": {"a": "../x"}}', "expected files that lie beside it"),
+}
+
+
+@pytest.mark.parametrize("name", INDICES)
+def test_an_index_that_cannot_be_used(name: str, saved: Path, tmp_path: Path) -> None:
+    folder = changed(saved, tmp_path / "a")
+    (folder / "model.safetensors.index.json").write_text(INDICES[name][0])
+    with pytest.raises(sf.StateformError, match=INDICES[name][1]) as found:
+        open_model(folder)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize("text", ["{ no json", "[" * 10**4, "[]", '{"model": {"type": "Nothing"}}'])
+def test_a_broken_tokenizer_is_no_missing_one(text: str, saved: Path, tmp_path: Path) -> None:
+    folder = changed(saved, tmp_path / "a")
+    (folder / "tokenizer.json").write_text(text)
+    with pytest.raises(sf.StateformError, match=r"cannot load the tokenizer of .*give tokenizer='bytes'") as found:
+        open_model(folder)
+    assert "\n" not in str(found.value) and "no tokenizer" not in str(found.value)
+    assert open_model(folder, tokenizer="bytes").tokenizer == "bytes"  # the model itself is sound
+
+
 def test_weights_of_another_model(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(sf.StateformError, match=r"lack backbone\.layers\.2"):
         open_model(changed(saved, tmp_path / "a", num_hidden_layers=3, layer_types=None))

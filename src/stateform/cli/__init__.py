@@ -1,23 +1,80 @@
-"""The command line: each command is a function that a notebook can call."""
+"""The command line: each command is a function that a notebook can call.
+
+Its modules import nothing of the library until a command is called: what is printed of the commands themselves needs
+no torch.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
+import os
+import signal
 import sys
+import threading
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from .._errors import StateformError
-from . import bench, learn, look, pretrained, sweep
-from .app import app
+if TYPE_CHECKING:
+    from . import bench, learn, look, pretrained, sweep
+    from .common import app
 
 __all__ = ["app", "bench", "learn", "look", "main", "pretrained", "sweep"]
 
 
+def __getattr__(name: str) -> Any:
+    """Import the modules of commands, each of which adds its own to `app`, when one is asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    modules = {known: importlib.import_module(f".{known}", __name__) for known in __all__ if known not in _HERE}
+    return importlib.import_module(".common", __name__).app if name == "app" else modules[name]
+
+
+_HERE = ("app", "main")
+
+
 def main() -> None:
-    """Entry point: an error that is the user's to mend is one line and exit code 2, never a traceback."""
+    """Entry point: an error that is the user's to mend is one line and exit code 2, never a traceback.
+
+    Letters that the output has no code for are replaced. Ctrl-C ends with exit code 130, without a word.
+    """
+    ends = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ends and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, leave)
     try:
-        app()
-    except StateformError as error:
-        print(f"stateform: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
+        __getattr__("app")()
     except KeyboardInterrupt:
-        print("stateform: interrupted", file=sys.stderr)
         sys.exit(130)
+    except (OSError, ValueError) as error:
+        _refuse(error)
+    finally:
+        interruptible()
+
+
+def leave(*_: Any) -> NoReturn:
+    """Answer Ctrl-C while modules are imported: nothing was begun, and a traceback would be that of some import."""
+    os._exit(130)
+
+
+def interruptible() -> None:
+    """Let Ctrl-C be a KeyboardInterrupt again: there is work to be ended in order."""
+    if signal.getsignal(signal.SIGINT) is leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _refuse(error: OSError | ValueError) -> NoReturn:
+    """Say in one line what the user is to mend, or what the system refused; other errors are ours, and raised."""
+    from .._errors import StateformError  # what raised one has imported it
+
+    if not isinstance(error, StateformError | OSError):
+        raise error
+    try:
+        sys.stdout.flush()
+    except OSError:  # a full disk: what cannot be written is dropped, or the end of the program would try again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with contextlib.suppress(OSError):
+        print(f"stateform: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(2)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 
-from .._errors import StateformError, require
 from .._printed import show_wide
-from ..bench import MODEL_MODES, MODES, Bench, bench, bench_model
-from ..forms.calibrate import calibrate as measure_forms
-from ..hub import open_model
-from .app import Bar, app, check_writable
+from . import listing
+from .common import Bar, check_writable, command, give
+
+if TYPE_CHECKING:
+    from ..bench import Bench
+
+_MODES = ",".join(listing.constant("bench/pair.py", "MODES"))
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Usual:
 FULL, QUICK = Usual(), Usual(256, "256", "10", 3)
 
 
-@app.command("bench")
+@command("bench")
 def bench_command(
     layers: Annotated[
         list[str] | None, typer.Option(help="Pairs or layers, e.g. mamba2,softmax; default: every pair.")
@@ -46,7 +48,7 @@ def bench_command(
         list[str] | None,
         typer.Option(help="Packages to compare with: transformers, mambapy, torch, fla. Default: what is installed."),
     ] = None,
-    modes: Annotated[list[str] | None, typer.Option(help=f"Default: {','.join(MODES)}.")] = None,
+    modes: Annotated[list[str] | None, typer.Option(help=f"Default: {_MODES}.")] = None,
     lengths: Annotated[list[str] | None, typer.Option(help=f"Tokens of the sequences; default {FULL.lengths}.")] = None,
     positions: Annotated[
         list[str] | None, typer.Option(help=f"Tokens before a decoded one; default {FULL.positions}.")
@@ -65,24 +67,28 @@ def bench_command(
     json: Annotated[Path | None, typer.Option(help="Write the numbers here.")] = None,
 ) -> None:
     """Time layers beside what one would take instead, with the same weights, in turns; differences are told first."""
+    from .._errors import StateformError, require
+    from ..bench import MODEL_MODES, MODES, bench
+
     if calibrate:
         _calibrate(device)
         return
     usual = QUICK if quick else FULL
-    check_writable(html, json)
-    command = shlex.join(["stateform", *sys.argv[1:]])
+    check_writable(html=html, json=json)
+    line = shlex.join(["stateform", *sys.argv[1:]])
     if model is not None:
         given = {"--layers": layers, "--rivals": rivals, "--positions": positions, "--d-model": d_model, "--html": html}
         extra = [name for name, value in given.items() if value is not None]
         require(not extra, f"{', '.join(extra)}: about layers, not about the pretrained model {model}; leave it out")
         length = max(numbers("--lengths", lengths, usual.lengths))
-        _model(model, words(modes) or MODEL_MODES, length, repeats or usual.repeats, device, dtype, seed, command, json)
+        _model(model, words(modes) or MODEL_MODES, length, repeats or usual.repeats, device, dtype, seed, line, json)
         return
 
     def keep(found: Bench) -> None:
-        found.result["command"] = command
+        found.result["command"] = line
         if json is not None:  # after every pair: a process that is killed has written what it measured
-            found.save_json(json)
+            with suppress(StateformError):  # told at the end, when it is tried again
+                found.save_json(json)
 
     with Bar() as bar:
         found = bench(
@@ -93,24 +99,24 @@ def bench_command(
             repeats=usual.repeats if repeats is None else repeats,
             device=device, dtype=dtype, seed=seed, memory_limit_gb=memory_limit, on_progress=bar, keep=keep,
         )  # fmt: skip
-    keep(found)
-    show_wide(found)
-    if json is not None:
-        typer.echo(f"Numbers: {json.resolve()}")
-    page = html is None or _page(found, html)
+    found.result["command"] = line
     for name, why in found.failed.items():
         typer.echo(f"{name} failed: {why}", err=True)
+    give(lambda: show_wide(found), ("Numbers", json, found.save_json), ("Report", html, found.save_html))
     if not found.complete:
         typer.echo("Interrupted: this is what was measured.", err=True)
         raise typer.Exit(130)
-    if found.failed or not page:
+    if found.failed:
         raise typer.Exit(1)
 
 
 def _model(
-    name: str, modes: Sequence[str], length: int, repeats: int, device: str, dtype: str, seed: int, command: str,
+    name: str, modes: Sequence[str], length: int, repeats: int, device: str, dtype: str, seed: int, line: str,
     json: Path | None,
 ) -> None:  # fmt: skip
+    from ..bench import bench_model
+    from ..hub import open_model
+
     with Bar() as bar:
         bar(f"opening {name}", 0, 1)
         model = open_model(name, dtype=dtype).model.to(device)
@@ -118,11 +124,8 @@ def _model(
             model, name=name, modes=modes, length=length, train_length=min(512, length), repeats=repeats, seed=seed,
             on_progress=bar,
         )  # fmt: skip
-    found.result["command"] = command
-    show_wide(found)
-    if json is not None:
-        found.save_json(json)
-        typer.echo(f"Numbers: {json.resolve()}")
+    found.result["command"] = line
+    give(lambda: show_wide(found), ("Numbers", json, found.save_json))
     failed = {mode: why for mode, times in found.result["modes"].items() for why in times.get("failed", {}).values()}
     for mode, why in failed.items():
         typer.echo(f"{mode} failed: {why}", err=True)
@@ -133,16 +136,6 @@ def _model(
         raise typer.Exit(1)
 
 
-def _page(found: Bench, html: Path) -> bool:
-    try:
-        found.save_html(html)
-    except ImportError as error:
-        typer.echo(f"No report: {error}.", err=True)
-        return False
-    typer.echo(f"Report: {html.resolve()}")
-    return True
-
-
 def words(given: list[str] | None) -> list[str]:
     """The words of an option that may be repeated, each with commas."""
     return [word.strip() for item in given or [] for word in item.split(",") if word.strip()]
@@ -150,6 +143,8 @@ def words(given: list[str] | None) -> list[str]:
 
 def numbers(option: str, given: list[str] | None, usual: str) -> list[int]:
     """The whole numbers of such an option."""
+    from .._errors import StateformError
+
     found = words(given if given is not None else [usual])
     try:
         return [int(word) for word in found]
@@ -158,6 +153,10 @@ def numbers(option: str, given: list[str] | None, usual: str) -> list[int]:
 
 
 def _calibrate(device: str) -> None:
+    import torch
+
+    from ..forms.calibrate import calibrate as measure_forms
+
     with Bar() as bar:
         kept = measure_forms(device, on_progress=bar)
     typer.echo(f"Constants of the form auto on this machine, {torch.get_num_threads()} threads: {kept}")

@@ -9,17 +9,11 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from .._errors import StateformError, require
-from .._files import write_json
-from ..compare import writable
-from ..experiments import Experiment, Machine, evaluate, overridden, read_toml, train
-from ..experiments.checkpoint import CHECKPOINT
-from ..experiments.train import OUTCOME, first_process, length_table
-from ..tasks import TASKS
-from .app import Bar, app
+from . import listing
+from .common import Bar, app, check_writable, command, give
 
 
-@app.command("train")
+@command("train")
 def train_command(
     task: Annotated[
         str | None,
@@ -52,6 +46,11 @@ def train_command(
     ] = None,
 ) -> None:
     """Train a model on a task and test it. Killed or interrupted, the same command goes on from the last checkpoint."""
+    from .._errors import require
+    from ..experiments import Experiment, Machine, overridden, read_toml, train
+    from ..experiments.checkpoint import CHECKPOINT
+    from ..experiments.train import OUTCOME, first_process
+
     values: dict[str, Any] = {} if config is None else read_toml(config)
     if task is not None:
         values["task"] = task
@@ -95,7 +94,7 @@ def train_command(
     typer.echo(f"Model, outcome and logs: {folder.resolve()}")
 
 
-@app.command("eval")
+@command("eval")
 def eval_command(
     folder: Annotated[Path, typer.Argument(help="What `stateform train` wrote.")],
     lengths: Annotated[
@@ -107,22 +106,24 @@ def eval_command(
     json: Annotated[Path | None, typer.Option(help="Write the numbers here.")] = None,
 ) -> None:
     """Test a trained model over lengths."""
-    if json is not None:
-        writable(json)
+    from .._errors import StateformError
+    from .._files import write_json
+    from ..experiments import evaluate
+    from ..experiments.train import length_table
+
+    check_writable(json=json)
     try:
         several = None if lengths is None else [int(x) for x in lengths.split(",")]
     except ValueError:
         raise StateformError(f"lengths is {lengths!r}; expected whole numbers with commas, e.g. 64,128,256") from None
     found = evaluate(folder, lengths=several, examples=examples, batch_size=batch_size, device=device)
-    Console().print(length_table(found))
-    if json is not None:
-        write_json(json, found)
-        typer.echo(f"Numbers: {json.resolve()}")
+    give(lambda: Console().print(length_table(found)), ("Numbers", json, lambda path: write_json(path, found)))
 
 
 @app.command("tasks")
 def tasks_command() -> None:
     """List the tasks that are known."""
-    width = max(len(name) for name in TASKS)
-    for name, cls in sorted(TASKS.items()):
-        typer.echo(f"{name:<{width}}  {cls.summary}")
+    known = listing.tasks()
+    width = max(len(name) for name in known)
+    for name, summary in known.items():
+        typer.echo(f"{name:<{width}}  {summary}")

@@ -7,25 +7,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
-from .._errors import require
-from .._files import write_atomically
 from .._printed import show_wide
-from .._text import read_text
-from ..analyze import analyze
-from ..card import show
-from ..check import Report, check
-from ..compare import compare, writable
-from ..hub import open_model
-from ..layers import build, names
-from ..models import LanguageModel, continue_text
-from ..questions import QUESTIONS
-from ..subject import is_folder
-from ..zoo import insert, zoo
-from .app import Bar, app, check_writable, give
+from . import listing
+from .common import Bar, app, check_writable, command, end, give
+
+QUESTIONS = ", ".join(listing.questions())
 
 
-@app.command("compare")
+@command("compare")
 def compare_command(
     layers: Annotated[
         list[str],
@@ -46,16 +37,20 @@ def compare_command(
     repeats: Annotated[int, typer.Option(help="Runs per time.")] = 5,
 ) -> None:
     """Put layers side by side on a text: what they are, whether their forms agree, what they cost and remember."""
-    check_writable(html, json)
+    from ..compare import compare
+
+    check_writable(html=html, json=json)
     with Bar() as bar:
         found = compare(
             layers, text=text, d_model=d_model, n_heads=n_heads, d_state=d_state, max_length=max_length, dtype=dtype,
             memory_limit_gb=memory_limit, seed=seed, repeats=repeats, on_progress=bar,
         )  # fmt: skip
-    give(found, html, json)
+    files = ("Report", html, found.save_html), ("Numbers", json, found.save_json)
+    give(lambda: Console().print(found), *files)
+    end(found.complete)
 
 
-@app.command("analyze")
+@command("analyze")
 def analyze_command(
     thing: Annotated[
         str, typer.Argument(help="A name, name(option=value), path/file.py:Class, or the folder of a saved model.")
@@ -63,9 +58,7 @@ def analyze_command(
     text: Annotated[
         Path | None, typer.Option(help="A file; its bytes are the tokens. Default: Python's documentation.")
     ] = None,
-    only: Annotated[
-        list[str] | None, typer.Option(help=f"One question alone (may be repeated): {', '.join(QUESTIONS)}.")
-    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help=f"One question alone (may be repeated): {QUESTIONS}.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report here.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the numbers here.")] = None,
     d_model: Annotated[int, typer.Option(help="Width of a layer that is built here.")] = 64,
@@ -76,17 +69,21 @@ def analyze_command(
     seed: Annotated[int, typer.Option(help="Of the weights of a layer that is built here.")] = 0,
 ) -> None:
     """Look into a layer, or every layer of a model, on a text: memory, state, stability, what it can express."""
-    check_writable(html, json)
+    from ..analyze import analyze
+
+    check_writable(html=html, json=json)
     wanted = [name for names in only or [] for name in names.split(",") if name]
     with Bar() as bar:
         found = analyze(
             thing, text, only=wanted, d_model=d_model, n_heads=n_heads, d_state=d_state, max_length=max_length,
             dtype=dtype, seed=seed, on_progress=bar,
         )  # fmt: skip
-    give(found, html, json)
+    files = ("Report", html, found.save_html), ("Numbers", json, found.save_json)
+    give(lambda: Console().print(found), *files)
+    end(found.complete)
 
 
-@app.command("check")
+@command("check")
 def check_command(
     layers: Annotated[
         list[str],
@@ -102,6 +99,11 @@ def check_command(
 
     A pretrained model is checked against its own forward: continued from its cache, padded, packed.
     """
+    from ..check import Report, check
+    from ..hub import open_model
+    from ..layers import build, names
+    from ..subject import is_folder
+
     wanted = names() if layers == ["all"] else layers
     for name in wanted:
         if not is_folder(name):
@@ -127,7 +129,7 @@ def check_command(
         raise typer.Exit(1)
 
 
-@app.command("zoo")
+@command("zoo")
 def zoo_command(
     layers: Annotated[
         list[str] | None, typer.Argument(help="Names, name(option=value) or path/file.py:Class; default: all.")
@@ -143,31 +145,36 @@ def zoo_command(
     json: Annotated[Path | None, typer.Option(help="Write the rows here.")] = None,
 ) -> None:
     """List the architectures: transition, read, state, forms, what each can express, paper."""
-    for path in (into, json):
-        if path is not None:
-            writable(path)
+    from .._errors import require
+    from ..zoo import insert_into, zoo
+
+    check_writable(into=into, json=json)
     require(into is None or into.is_file(), f"there is no file {into}; name one that has the marks")
-    found = zoo(layers or None, family=family, d_model=d_model, n_heads=n_heads, d_state=d_state)
     if into is not None:
-        write_atomically(into, insert(into.read_text(encoding="utf-8"), found.to_markdown()).encode())
-    if json is not None:
-        found.save_json(json)
-    if markdown:
-        typer.echo(found.to_markdown(), nl=False)
-    elif into is None:
-        show_wide(found)
+        insert_into(into, None)  # before any work
+    found = zoo(layers or None, family=family, d_model=d_model, n_heads=n_heads, d_state=d_state)
+
+    def show() -> None:
+        if markdown:
+            typer.echo(found.to_markdown(), nl=False)
+        elif into is None:
+            show_wide(found)
+
+    give(show, ("", into, lambda path: insert_into(path, found.to_markdown())), ("", json, found.save_json))
 
 
-@app.command("show")
+@command("show")
 def show_command(
     layer: Annotated[str, typer.Argument(help="A name, name(option=value) or path/file.py:Class.")],
     d_model: Annotated[int, typer.Option(help="Width at which sizes are given.")] = 64,
 ) -> None:
     """Show one architecture: equations, parts, options, parameters, what it can express, an example."""
+    from ..card import show
+
     show_wide(show(layer, d_model=d_model))
 
 
-@app.command("generate")
+@command("generate")
 def generate_command(
     folder: Annotated[Path, typer.Argument(help="What LanguageModel.save_pretrained wrote.")],
     prompt: Annotated[str | None, typer.Option(help="The text to continue.")] = None,
@@ -181,6 +188,10 @@ def generate_command(
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Compute all anew for each token.")] = False,
 ) -> None:
     """Continue a text with a language model of bytes; what follows is printed as it comes."""
+    from .._errors import require
+    from .._text import read_text
+    from ..models import LanguageModel, continue_text
+
     require((prompt is None) != (prompt_file is None), "give --prompt or --prompt-file, one of them")
     drawn = [x for x in (temperature, top_k, top_p, seed) if x is not None]
     require(not (greedy and drawn), "--greedy draws nothing; leave out --temperature, --top-k, --top-p and --seed")
@@ -204,4 +215,4 @@ def generate_command(
 @app.command("names")
 def names_command() -> None:
     """List the layers that are known."""
-    typer.echo("\n".join(names()))
+    typer.echo("\n".join(listing.layers()))

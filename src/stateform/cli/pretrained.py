@@ -8,16 +8,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .._errors import require
-from .._text import read_text
-from ..analyze import analyze, check_settings
-from ..compare import writable
-from ..hub import open_model, reduce
-from ..hub.reduce import check_settings as check_reduction
-from ..models import SequenceModel
-from ..questions import QUESTIONS
-from .app import Bar, app, check_writable, give
+from . import listing
+from .common import Bar, check_writable, command, end, give
 
+QUESTIONS = ", ".join(listing.questions())
 Name = Annotated[str, typer.Argument(help="A folder, a file of weights, or a repository of the Hugging Face hub.")]
 Text = Annotated[Path | None, typer.Option(help="A file that the model reads. Default: Python's documentation.")]
 Weights = Annotated[str, typer.Option(help="Dtype in which it is loaded and run: auto (as saved), float32, bfloat16.")]
@@ -26,13 +20,11 @@ Revision = Annotated[str | None, typer.Option(help="Of the repository.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run the code that comes with the model.")]
 
 
-@app.command("open")
+@command("open")
 def open_command(
     model: Name,
     text: Text = None,
-    only: Annotated[
-        list[str] | None, typer.Option(help=f"One question alone (may be repeated): {', '.join(QUESTIONS)}.")
-    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help=f"One question alone (may be repeated): {QUESTIONS}.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report here.")] = None,
     json: Annotated[Path | None, typer.Option(help="Write the numbers here.")] = None,
     max_length: Annotated[int, typer.Option(help="Tokens of the text that are read.")] = 512,
@@ -43,7 +35,11 @@ def open_command(
     trust_remote_code: Trust = False,
 ) -> None:
     """Open a pretrained model: each layer as a System, the proof that it is the same function, and what it does."""
-    check_writable(html, json)
+    from .._text import read_text
+    from ..analyze import analyze, check_settings
+    from ..hub import open_model
+
+    check_writable(html=html, json=json)
     wanted = [name for names in only or [] for name in names.split(",") if name]
     check_settings(wanted, dtype, max_length)  # before any work
     read_text(text)
@@ -53,12 +49,14 @@ def open_command(
             model, dtype=weights, tokenizer=tokenizer, revision=revision, trust_remote_code=trust_remote_code
         )
         found = analyze(opened, text, only=wanted, max_length=max_length, dtype=dtype, on_progress=bar)
-    give(found, html, json)
+    files = ("Report", html, found.save_html), ("Numbers", json, found.save_json)
+    give(lambda: Console().print(found), *files)
+    end(found.complete)
     if not all(row["certificate"]["ok"] for row in found.to_dict()["layers"] if "certificate" in row):
         raise typer.Exit(1)
 
 
-@app.command("reduce")
+@command("reduce")
 def reduce_command(
     model: Name,
     tol: Annotated[float, typer.Option(help="The error allowed, above 0 and below 1.")] = 0.01,
@@ -72,11 +70,17 @@ def reduce_command(
     trust_remote_code: Trust = False,
 ) -> None:
     """Reduce a model to as little state as an error allows, and measure on a text what that costs."""
-    check_reduction(tol, max_length)
+    from .._errors import require
+    from .._text import read_text
+    from ..hub import open_model, reduce
+    from ..hub.reduce import check_settings
+    from ..models import SequenceModel
+
+    check_settings(tol, max_length)
     _, data = read_text(text)
     if out is not None:
         require(not out.is_file(), f"{out} is a file; --out names a folder")
-        writable(out / "config.json")
+        check_writable(out=out / "config.json")
     with Bar() as bar:
         bar(f"opening {model}", 0, 1)
         opened = open_model(
@@ -84,14 +88,9 @@ def reduce_command(
         )
         tokens = opened.tokens(data, max_length)
         found = reduce(opened.model, tol, tokens, layers=layers, max_length=max_length, on_progress=bar)
-    Console().print(found)
-    if out is not None:
-        smaller = found.model
-        saved = bool(found.written) and isinstance(smaller, SequenceModel)
-        if saved:
-            assert isinstance(smaller, SequenceModel)
-            smaller.save_pretrained(out)
-        typer.echo(f"Saved: {out.resolve()}" if saved else "Nothing to save: no weights became fewer.")
-    if not found.complete:
-        typer.echo("Interrupted: this is what was finished.", err=True)
-        raise typer.Exit(130)
+    smaller = found.model if found.written and isinstance(found.model, SequenceModel) else None
+    files = [] if smaller is None else [("Saved", out, smaller.save_pretrained)]
+    give(lambda: Console().print(found), *files)
+    if out is not None and smaller is None:
+        typer.echo("Nothing to save: no weights became fewer.")
+    end(found.complete)

@@ -8,18 +8,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from .._errors import require
 from .._printed import show_wide
-from ..compare import writable
-from ..experiments.plan import read_plan
-from ..experiments.presets import preset_names
-from ..experiments.results import Results, arrow, results
-from ..experiments.store import described
-from ..experiments.sweep import STORE, store_of, sweep
-from .app import Bar, app
+from .common import Bar, check_writable, command, give
 
 
-@app.command("sweep")
+@command("sweep")
 def sweep_command(
     file: Annotated[
         str, typer.Argument(help="A TOML file (an experiment, and what is varied of it), or a preset: `presets`.")
@@ -47,9 +40,11 @@ def sweep_command(
     markdown: Annotated[Path | None, typer.Option(help="Write claims and table here, as Markdown.")] = None,
 ) -> None:
     """Run all experiments of a file that have no outcome yet; run it again after Ctrl-C or a kill, and it goes on."""
-    for path in (html, markdown):
-        if path is not None:
-            writable(path)
+    from ..experiments.plan import read_plan
+    from ..experiments.store import described
+    from ..experiments.sweep import STORE, sweep
+
+    check_writable(html=html, markdown=markdown)
     plan = read_plan(file, quick=quick, as_released=as_released, overrides=settings or ())
     if dry_run:
         for run in plan.runs:
@@ -67,13 +62,7 @@ def sweep_command(
             plan, out, workers=workers, engine=_engine(engine), address=address, gpus=gpus, retry=retry,
             on_progress=bar, on_finished=say,
         )  # fmt: skip
-    show_wide(found)
-    if html is not None:
-        found.save_html(html)
-        typer.echo(f"Report: {html.resolve()}")
-    if markdown is not None:
-        found.save_markdown(markdown)
-        typer.echo(f"Table: {markdown.resolve()}")
+    give(lambda: show_wide(found), ("Report", html, found.save_html), ("Table", markdown, found.save_markdown))
     typer.echo(f"Store: {(out / STORE).resolve()}")
     if not found.complete:
         typer.echo("Interrupted: what is finished is kept; the same command goes on.", err=True)
@@ -92,7 +81,7 @@ def _engine(name: str) -> Literal["local", "ray"]:
     return name  # type: ignore[return-value]  # `sweep` refuses others, and says which there are
 
 
-@app.command("results")
+@command("results")
 def results_command(
     store: Annotated[Path, typer.Argument(help="The store of sweeps, or the folder that has it.")] = Path("sweeps"),
     name: Annotated[str | None, typer.Option("--sweep", help="Of this sweep alone.")] = None,
@@ -109,29 +98,28 @@ def results_command(
     ] = None,
 ) -> None:
     """Show what sweeps came to: means over seeds, files, figures."""
-    paths = [path for path in (csv, parquet, html, markdown) if path is not None]
-    for path in paths:
-        writable(path)
-    require(
-        len({path.resolve() for path in paths}) == len(paths), "two of the files to write are one; give each a name"
-    )
+    from ..experiments.plan import read_plan
+    from ..experiments.results import arrow, results
+    from ..experiments.sweep import store_of
+
+    check_writable(csv=csv, parquet=parquet, html=html, markdown=markdown)
     if parquet is not None:
         arrow()
     plan = None if claims is None else read_plan(claims)
     if plan is not None:
         name = name or plan.name  # other sweeps may have the same labels
-    found: Results = results(store_of(store), name, where or (), x, () if plan is None else plan.claims)
-    show_wide(found)
-    written = ((csv, found.save_csv), (parquet, found.save_parquet), (html, found.save_html))
-    for file, save in (*written, (markdown, found.save_markdown)):
-        if file is not None:
-            save(file)
-            typer.echo(f"Written: {file.resolve()}")
+    found = results(store_of(store), name, where or (), x, () if plan is None else plan.claims)
+    files = [(csv, found.save_csv), (parquet, found.save_parquet)]
+    files += [(html, found.save_html), (markdown, found.save_markdown)]
+    give(lambda: show_wide(found), *(("Written", path, save) for path, save in files))
 
 
-@app.command("presets")
+@command("presets")
 def presets_command() -> None:
     """List the presets: sweeps that ask whether published findings hold."""
+    from ..experiments.plan import read_plan
+    from ..experiments.presets import preset_names
+
     width = max(len(name) for name in preset_names())
     for name in preset_names():
         plan = read_plan(name)

@@ -190,7 +190,7 @@ def read_plan(
         values, where = json.loads(json.dumps(dict(source))), "sweep"
     else:
         path = file_of(source)
-        values, where = read_toml(path), path.stem
+        values, where = read_toml(path), re.sub(r"[^\w.-]+", "-", path.stem).strip("-") or "sweep"
     for name in values:
         require(name in KNOWN, f"a sweep has no part {name!r}: {nearest(name, KNOWN)}")
     changes = {name: values.pop(name, None) for name in OVERLAYS}

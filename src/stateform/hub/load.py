@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,13 +15,17 @@ from torch import Tensor, nn
 
 from .._errors import StateformError, require
 from .._machine import free_memory
+from .._text import parse_json, read_bytes
 from ..models import SequenceModel, open_folder
+from ..models.pattern import MOST_LAYERS
 from ..models.pretrained import CONFIG, read_kind
 from .plain import Words, open_file, read_words
 from .supported import FAMILIES, no_adapter, require_supported
 
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+"""Files of a tokenizer: where one of them is there, what cannot be read is an error, and no want of a tokenizer."""
 _BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -108,25 +111,28 @@ def open_model(
     elif folder.is_absolute() or where.startswith((".", "~")) or where.count("/") > 1:
         raise StateformError(f"there is no folder {where}")
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if folder.is_dir():
+        _check_config(folder / "config.json")
     config = _configuration(hf, where, options)
     if folder.is_dir():
         check_weights(folder)
     maker = _class(hf, config)
     _check_model(maker, config, dtype, memory_limit_gb, trust_remote_code)
+    words = _tokenizer(hf, where, tokenizer, options)
     try:
         with _quiet(hf):
             model, info = maker.from_pretrained(
                 where, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
             )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise StateformError(f"cannot load {where}: {_first(error)}") from None
+    except Exception as error:  # whatever another library makes of files that it did not expect
+        raise StateformError(f"cannot load {where}: {_told(error)}") from error
     missing = sorted(info.get("missing_keys") or [])
     require(
         not missing,
         f"the weights of {where} lack {', '.join(missing[:3])}{' and more' if len(missing) > 3 else ''}: they are "
         "those of another model, or were saved in part",
     )
-    return Opened(where, model.eval(), _tokenizer(hf, where, tokenizer, options))
+    return Opened(where, model.eval(), words)
 
 
 def _of_ours(path: Path, tokenizer: str | None) -> Opened | None:
@@ -152,8 +158,8 @@ def transformers() -> Any:
 def _configuration(hf: Any, where: str, options: dict[str, Any]) -> Any:
     try:
         values, _ = hf.PreTrainedConfig.get_config_dict(where, revision=options["revision"])
-    except (OSError, ValueError) as error:
-        raise StateformError(f"cannot read the configuration of {where}: {_first(error)}") from None
+    except Exception as error:
+        raise StateformError(f"cannot read the configuration of {where}: {_told(error)}") from error
     kind = values.get("model_type")
     own = "auto_map" in values
     require(
@@ -164,8 +170,20 @@ def _configuration(hf: Any, where: str, options: dict[str, Any]) -> Any:
     require(kind in FAMILIES or options["trust_remote_code"] or kind in hf.CONFIG_MAPPING, no_adapter(kind))
     try:
         return hf.AutoConfig.from_pretrained(where, **options)
-    except (OSError, ValueError, TypeError) as error:
-        raise StateformError(f"the configuration of {where} cannot be used: {_first(error)}") from None
+    except Exception as error:
+        raise StateformError(f"the configuration of {where} cannot be used: {_told(error)}") from error
+
+
+def _check_config(path: Path) -> None:
+    """Raise unless a config.json can be that of a model: a table with the name of a type, and no endless depth."""
+    values = parse_json(read_bytes(path), path)
+    require(isinstance(values, dict), f"{path} holds a {type(values).__name__}; expected a table")
+    kind = values.get("model_type")
+    require(kind is None or isinstance(kind, str), f"model_type is {kind!r} in {path}; expected the name of a type")
+    parts = [values, *(part for part in values.values() if isinstance(part, dict))]  # of a model with several parts
+    for name, count in [pair for part in parts for pair in part.items()]:
+        deep = isinstance(count, int) and "layer" in name and count > MOST_LAYERS
+        require(not deep, f"{name} is {count} in {path}; expected {MOST_LAYERS:,} layers at most")
 
 
 def _class(hf: Any, config: Any) -> Any:
@@ -207,10 +225,7 @@ def check_weights(folder: Path) -> None:
     """Raise unless a folder holds whole safetensors files."""
     index = folder / INDEX
     if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise StateformError(f"cannot read {index}: {_first(error)}") from None
+        names = _parts(index)
     elif (folder / WHOLE).is_file():
         names = [WHOLE]
     else:
@@ -222,8 +237,6 @@ def check_weights(folder: Path) -> None:
             "'model.safetensors')",
         )
         raise StateformError(f"{folder} has no weights; expected {WHOLE} (or {INDEX} and its parts)")
-    missing = [name for name in names if not (folder / name).is_file()]
-    require(not missing, f"{folder} lacks {', '.join(missing[:3])} of its {len(names)} weight files; load it again")
     safetensors = importlib.import_module("safetensors")
     for name in names:
         try:
@@ -233,6 +246,24 @@ def check_weights(folder: Path) -> None:
             raise StateformError(f"{folder / name} is not a whole safetensors file: {_first(error)}") from None
 
 
+def _parts(index: Path) -> list[str]:
+    """The files that an index names."""
+    values = parse_json(read_bytes(index), index)
+    table = values.get("weight_map") if isinstance(values, dict) else None
+    named = isinstance(table, dict) and table and all(isinstance(file, str) for file in table.values())
+    require(named, f"cannot read {index}: expected a table weight_map, from names of weights to names of files")
+    files = sorted(set(table.values()))  # type: ignore[union-attr]
+    away = [file for file in files if Path(file).name != file]
+    require(not away, f"{index} names {away[:1]}; expected files that lie beside it")
+    missing = [file for file in files if not (index.parent / file).is_file()]
+    require(
+        not missing, f"{index.parent} lacks {', '.join(missing[:3])} of its {len(files)} weight files; load it again"
+    )
+    whole = isinstance(values.get("metadata"), dict)
+    require(whole, f'{index} has no metadata, which transformers asks for; write "metadata": {{}} into it')
+    return files
+
+
 def _tokenizer(hf: Any, where: str, given: str | None, options: dict[str, Any]) -> Any:
     if given == "bytes":
         return "bytes"
@@ -240,16 +271,13 @@ def _tokenizer(hf: Any, where: str, given: str | None, options: dict[str, Any]) 
         with _quiet(hf):
             made = hf.AutoTokenizer.from_pretrained(given or where, **options)
         # Where there are no files of one, transformers may give a tokenizer without words.
-        return made if len(made) > len(made.added_tokens_decoder) else _no_words(given)
-    except StateformError:
-        raise
+        why = "" if len(made) > len(made.added_tokens_decoder) else "it has no words"
     except Exception as error:  # whatever a tokenizer of another library raises
-        require(given is None, f"cannot load the tokenizer {given}: {_first(error)}")
-        return None
-
-
-def _no_words(given: str | None) -> None:
-    require(given is None, f"cannot load the tokenizer {given}: it has no words")
+        made, why = None, _told(error)
+    there = given or next((name for name in TOKENIZERS if (Path(where) / name).is_file()), None)
+    hint = "" if given else " (give tokenizer='bytes', or the name or folder of another)"
+    require(not (why and there), f"cannot load the tokenizer {there if given else f'of {where}'}: {why}{hint}")
+    return None if why else made
 
 
 @contextmanager
@@ -265,6 +293,12 @@ def _quiet(hf: Any) -> Iterator[None]:
 
 def _config(model: Any) -> Any:
     return model.config if isinstance(model, SequenceModel) else model.config.get_text_config()
+
+
+def _told(error: BaseException) -> str:
+    """An error in a line, with its kind where its text alone says little."""
+    plain = isinstance(error, OSError | ValueError | RuntimeError | ImportError)
+    return _first(error) if plain and str(error) else f"{type(error).__name__}: {_first(error)}"
 
 
 def _first(error: BaseException) -> str:

@@ -1,0 +1,58 @@
+"""What there is, read from the source and not run: to import a layer takes torch, and seconds."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_PACKAGE = Path(__file__).parent.parent
+
+
+def layers() -> list[str]:
+    """List the layers that come with the package, as `sf.names()` does."""
+    return sorted(_registered("layers", "register"))
+
+
+def tasks() -> dict[str, str]:
+    """List the tasks that come with the package, by name, with a line on each."""
+    return dict(sorted(_registered("tasks", "register_task").items()))
+
+
+def questions() -> list[str]:
+    """List the questions of an analysis, in the order of the report."""
+    families = _assigned("questions/__init__.py", "QUESTIONS").generators[0].iter.elts
+    found = [_assigned(f"questions/{family.id}.py", "QUESTIONS").elts for family in families]
+    return [call.args[0].value for calls in found for call in calls]
+
+
+def constant(file: str, name: str) -> Any:
+    """The value of a name of a module, where that is a plain one."""
+    return ast.literal_eval(_assigned(file, name))
+
+
+def _registered(folder: str, decorator: str) -> dict[str, str]:
+    """The classes under a decorator in the files of a folder: their names there, and the first lines of their texts."""
+    return {
+        str(call.args[0].value): (ast.get_docstring(node) or "").split("\n")[0]
+        for file in sorted((_PACKAGE / folder).glob("*.py"))
+        for node in _parsed(file)
+        if isinstance(node, ast.ClassDef)
+        for call in node.decorator_list
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == decorator
+        if isinstance(call.args[0], ast.Constant)
+    }
+
+
+def _assigned(file: str, name: str) -> Any:
+    """What is assigned to a name at the top of a module, as a syntax tree."""
+    for node in _parsed(_PACKAGE / file):
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            return node.value  # type: ignore[attr-defined]
+    raise LookupError(f"{file} assigns no {name}")
+
+
+def _parsed(file: Path) -> Iterator[ast.stmt]:
+    yield from ast.parse(file.read_text(encoding="utf-8")).body
