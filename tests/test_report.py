@@ -10,17 +10,22 @@ import random
 import re
 import shutil
 import subprocess
+import sys
 import time
+from collections.abc import Callable
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from plotly.offline import get_plotlyjs
 from rich.console import Console
 
-from stateform.report import content, figures, render_html, tables, units
+from stateform import StateformError
+from stateform._files import write_page
+from stateform.report import content, figures, notebook, render_html, tables, units
 from stateform.report.html import _plots
 
 LENGTHS = [256, 512, 1024, 2048, 4096]
@@ -657,3 +662,104 @@ def test_an_incomplete_result_is_drawn(browser: str, tmp_path: Path) -> None:
     dom, console = in_browser(browser, tmp_path, render_html(result), "dark")
     assert console == []
     assert 'data-drawn="yes"' in dom
+
+
+# Where the plotting library is ----------------------------------------------------------------------------------------
+
+
+def test_a_library_beside_the_page_is_the_one_it_loads(tmp_path: Path) -> None:
+    write_page(tmp_path / "a.html", lambda where: render_html(example(2), where), "directory")
+    write_page(tmp_path / "b.html", lambda where: render_html(example(1), where), "directory")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.html", "b.html", "plotly.min.js"]
+    assert (tmp_path / "plotly.min.js").read_text(encoding="utf-8") == get_plotlyjs()
+    page = Page((tmp_path / "a.html").read_text(encoding="utf-8"))
+    outside = [a["src"] for tag, a in page.tags if tag == "script" and "src" in a]
+    assert outside == ["plotly.min.js"]
+    assert (tmp_path / "a.html").stat().st_size < 500_000
+    with pytest.raises(StateformError, match="plotlyjs is 'cdn'; expected inline or directory"):
+        write_page(tmp_path / "c.html", lambda where: "", "cdn")
+    assert not (tmp_path / "c.html").exists()
+
+
+def test_a_library_beside_the_page_is_found(browser: str, tmp_path: Path) -> None:
+    write_page(tmp_path / "a.html", lambda where: "", "directory")
+    dom, console = in_browser(browser, tmp_path, render_html(example(2), "directory"), "light")
+    assert console == []
+    assert 'data-drawn="yes"' in dom
+
+
+@pytest.fixture
+def run_cell(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], str]:
+    """What a page gives as the output of the cell of that identity; None: of a program that is no notebook."""
+    here: list[str | None] = [None]
+    shell = SimpleNamespace(get_parent=lambda: {"metadata": {"cellId": here[0]}})
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setattr(notebook, "_holder", None)
+
+    def run(name: str | None) -> str:
+        here[0] = name
+        return notebook.cell(lambda where: render_html(example(1), where))
+
+    return run
+
+
+def test_one_cell_of_a_notebook_has_the_library(run_cell: Callable[[str | None], str]) -> None:
+    library = len(get_plotlyjs())
+    sizes = [len(run_cell(name)) for name in ("first", "second", "first", "second", "third")]
+    assert [size > library for size in sizes] == [True, False, True, False, False]
+    assert sizes[1] < 200_000
+    assert len(run_cell(None)) > library  # nobody knows where it is shown
+    assert len(notebook.library()._repr_html_()) > library and len(run_cell("third")) < 200_000
+
+
+def test_a_cell_that_loads_the_library_anew_keeps_it(run_cell: Callable[[str | None], str]) -> None:
+    run_cell("gone")
+    run_cell("other")
+    notebook.library()
+    assert len(run_cell("other")) > len(get_plotlyjs()) > len(run_cell("gone"))
+
+
+def test_outside_a_notebook_each_page_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (None, SimpleNamespace(get_ipython=lambda: None)):
+        monkeypatch.setitem(sys.modules, "IPython", module)
+        assert notebook.cell(lambda where: where) == notebook._frame("inline")
+    shell = SimpleNamespace(get_parent=lambda: {"metadata": {"cellId": "a"}})
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setitem(sys.modules, "google.colab", SimpleNamespace())
+    assert notebook.cell(lambda where: where) == notebook._frame("inline")
+
+
+CELLS = """<!DOCTYPE html><body>%s
+<script>
+setTimeout(() => {
+  const later = document.createElement("div");
+  document.getElementById("0")?.remove();  // its output is cleared, in a notebook that is open
+  later.innerHTML = document.getElementById("1").innerHTML;
+  document.body.append(later);
+  setTimeout(() => {
+    const out = document.createElement("pre");
+    out.id = "probe";
+    out.textContent = JSON.stringify([...document.querySelectorAll("iframe")].map((frame) => ({
+      drawn: frame.contentDocument.documentElement.dataset.drawn === "yes",
+      figures: frame.contentDocument.querySelectorAll(".main-svg").length > 0,
+      waits: !frame.contentDocument.getElementById("waiting").hidden,
+    })));
+    document.body.append(out);
+  }, 5000);
+}, 5000);
+</script></body>"""
+
+
+@pytest.mark.parametrize("order", ["10", "01", "1"])
+def test_cells_draw_in_whatever_order_they_are_shown(
+    order: str, browser: str, tmp_path: Path, run_cell: Callable[[str | None], str]
+) -> None:
+    outputs = {"0": run_cell("first"), "1": run_cell("second")}
+    cells = "".join(f'<div id="{name}">{outputs[name]}</div>' for name in order)
+    dom, console = in_browser(browser, tmp_path, CELLS % cells, "light")
+    assert console == []
+    found = re.search(r'<pre id="probe">(.*?)</pre>', dom, re.DOTALL)
+    assert found, "the page's script stopped early"
+    there = "0" in order
+    want = {"drawn": there, "figures": there, "waits": not there}
+    assert json.loads(unescape(found[1])) == [want, want]

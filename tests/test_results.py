@@ -212,7 +212,7 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
     assert len(Path(files[0]).read_text().splitlines()) == 5
     for words, said in (
         ((str(folder / "none.db"),), "there is no store"), ((str(folder), "--sweep", "a"), "known names: other, sizes"),
-        ((str(folder), "--csv", files[0], "--html", files[0]), "two of the files to write are one"),
+        ((str(folder), "--csv", files[0], "--html", files[0]), "--csv and --html name one file"),
     ):  # fmt: skip
         shown = command(*words)
         assert isinstance(shown.exception, StateformError) and said in str(shown.exception)

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,27 @@ def write_atomically(path: Path, data: bytes) -> None:
     finally:
         with contextlib.suppress(OSError, ValueError):
             temporary.unlink(missing_ok=True)
+
+
+def write_page(path: Path, render: Callable[[str], str], plotlyjs: str) -> None:
+    """Write a page, and the plotting library beside it where that is "directory": first, so that no page is without.
+
+    Raises:
+        StateformError: before anything is written, neither that nor "inline"; as `write_atomically`.
+    """
+    beside = library_of(path, plotlyjs)
+    if beside is not None:
+        from plotly.offline import get_plotlyjs
+
+        write_atomically(beside, get_plotlyjs().encode())
+    write_atomically(path, render(plotlyjs).encode())
+
+
+def library_of(path: Path, plotlyjs: str) -> Path | None:
+    """The file of the plotting library that is written with a page; None where the page holds it."""
+    known = ("inline", "directory")
+    require(plotlyjs in known, f"plotlyjs is {plotlyjs!r}; expected {' or '.join(known)}")
+    return path.with_name("plotly.min.js") if plotlyjs == "directory" else None
 
 
 def rename_durably(draft: str | Path, path: Path) -> None:

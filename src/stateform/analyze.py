@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ._errors import StateformError, nearest, require, validate
-from ._files import write_atomically
+from ._files import write_atomically, write_page
 from ._machine import machine, stateform_version
 from ._printed import Printed
 from .compare import DTYPES, Progress
@@ -43,15 +43,15 @@ class Analysis(Printed):
         """Plain numbers, strings, lists and dicts."""
         return self.result
 
-    def html(self) -> str:
-        """One self-contained page with interactive figures."""
+    def html(self, plotlyjs: str = "inline") -> str:
+        """One page with interactive figures; where its plotting library is, see `stateform.report.render_html`."""
         from .report import render_analysis  # Plotly is slow to import and not needed until now
 
-        return render_analysis(self.result)
+        return render_analysis(self.result, plotlyjs)
 
-    def save_html(self, path: str | Path) -> None:
-        """Write the page, whole or not at all."""
-        write_atomically(Path(path), self.html().encode())
+    def save_html(self, path: str | Path, plotlyjs: str = "inline") -> None:
+        """Write the page, whole or not at all; "directory" puts its plotting library into a file beside it."""
+        write_page(Path(path), self.html, plotlyjs)
 
     def save_json(self, path: str | Path) -> None:
         """Write the numbers, whole or not at all."""
@@ -63,9 +63,9 @@ class Analysis(Printed):
         yield from analysis_tables(self.result)
 
     def _repr_html_(self) -> str:
-        import html
+        from .report import cell
 
-        return f'<iframe srcdoc="{html.escape(self.html())}" style="width:100%;height:85vh;border:0"></iframe>'
+        return cell(self.html)
 
 
 def analyze(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .._errors import nearest, require
-from .._files import write_atomically
+from .._files import write_atomically, write_page
 from .._machine import machine, stateform_version
 from .._printed import Printed
 from ..analysis import peak_bytes
@@ -63,19 +63,24 @@ class Bench(Printed):
         """Plain numbers, strings, lists and dicts."""
         return self.result
 
-    def html(self) -> str:
-        """One self-contained page with interactive figures."""
+    def html(self, plotlyjs: str = "inline") -> str:
+        """One page with interactive figures; where its plotting library is, see `stateform.report.render_html`."""
         from ..report.bench import render_bench  # Plotly is slow to import and not needed until now
 
-        return render_bench(self.result)
+        return render_bench(self.result, plotlyjs)
 
-    def save_html(self, path: str | Path) -> None:
-        """Write the page, whole or not at all."""
-        write_atomically(Path(path), self.html().encode())
+    def save_html(self, path: str | Path, plotlyjs: str = "inline") -> None:
+        """Write the page, whole or not at all; "directory" puts its plotting library into a file beside it."""
+        write_page(Path(path), self.html, plotlyjs)
 
     def save_json(self, path: str | Path) -> None:
         """Write the numbers, whole or not at all."""
         write_atomically(Path(path), (json.dumps(self.result, indent=1) + "\n").encode())
+
+    def _repr_html_(self) -> str:
+        from ..report import cell
+
+        return cell(self.html)
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         try:

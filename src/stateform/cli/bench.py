@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,7 @@ import typer
 
 from .._printed import show_wide
 from . import listing
-from .common import Bar, check_writable, command, give
+from .common import Bar, Plotlyjs, check_writable, command, give
 
 if TYPE_CHECKING:
     from ..bench import Bench
@@ -64,6 +65,7 @@ def bench_command(
         bool, typer.Option("--calibrate", help="Only measure the forms on this machine, for what the form auto takes.")
     ] = False,
     html: Annotated[Path | None, typer.Option(help="Write a page with figures here.")] = None,
+    plotlyjs: Plotlyjs = "inline",
     json: Annotated[Path | None, typer.Option(help="Write the numbers here.")] = None,
 ) -> None:
     """Time layers beside what one would take instead, with the same weights, in turns; differences are told first."""
@@ -74,7 +76,7 @@ def bench_command(
         _calibrate(device)
         return
     usual = QUICK if quick else FULL
-    check_writable(html=html, json=json)
+    check_writable(plotlyjs, html=html, json=json)
     line = shlex.join(["stateform", *sys.argv[1:]])
     if model is not None:
         given = {"--layers": layers, "--rivals": rivals, "--positions": positions, "--d-model": d_model, "--html": html}
@@ -102,7 +104,8 @@ def bench_command(
     found.result["command"] = line
     for name, why in found.failed.items():
         typer.echo(f"{name} failed: {why}", err=True)
-    give(lambda: show_wide(found), ("Numbers", json, found.save_json), ("Report", html, found.save_html))
+    page = partial(found.save_html, plotlyjs=plotlyjs)
+    give(lambda: show_wide(found), ("Numbers", json, found.save_json), ("Report", html, page))
     if not found.complete:
         typer.echo("Interrupted: this is what was measured.", err=True)
         raise typer.Exit(130)

@@ -54,6 +54,15 @@ def command(name: str) -> Callable[[F], F]:
     return add
 
 
+Plotlyjs = Annotated[
+    str,
+    typer.Option(
+        "--plotlyjs",
+        help="Where the page has its plotting library (5 MB): inline, or directory, in one plotly.min.js beside it.",
+    ),
+]
+
+
 class Bar:
     """A progress bar on stderr, quiet where that is no terminal."""
 
@@ -74,11 +83,15 @@ class Bar:
         self.progress.update(self.task, description=what, completed=done, total=total)
 
 
-def check_writable(**files: Path | None) -> None:
+def check_writable(plotlyjs: str = "inline", **files: Path | None) -> None:
     """Raise unless every file can be written, and each has a name of its own; they go by the options that name them."""
     from .._errors import require
+    from .._files import library_of
     from ..compare import writable
 
+    html = files.get("html")
+    beside = library_of(html or Path("page.html"), plotlyjs)
+    files["plotlyjs"] = None if html is None else beside
     options: dict[Path, str] = {}
     for option, path in files.items():
         if path is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from .._printed import show_wide
 from . import listing
-from .common import Bar, app, check_writable, command, end, give
+from .common import Bar, Plotlyjs, app, check_writable, command, end, give
 
 QUESTIONS = ", ".join(listing.questions())
 
@@ -26,6 +27,7 @@ def compare_command(
         Path | None, typer.Option(help="A file; its bytes are the tokens. Default: Python's documentation.")
     ] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report here.")] = None,
+    plotlyjs: Plotlyjs = "inline",
     json: Annotated[Path | None, typer.Option(help="Write the numbers here.")] = None,
     d_model: Annotated[int, typer.Option(help="Width of the layers.")] = 64,
     n_heads: Annotated[int | None, typer.Option(help="Heads, for the layers that take it.")] = None,
@@ -39,13 +41,14 @@ def compare_command(
     """Put layers side by side on a text: what they are, whether their forms agree, what they cost and remember."""
     from ..compare import compare
 
-    check_writable(html=html, json=json)
+    check_writable(plotlyjs, html=html, json=json)
     with Bar() as bar:
         found = compare(
             layers, text=text, d_model=d_model, n_heads=n_heads, d_state=d_state, max_length=max_length, dtype=dtype,
             memory_limit_gb=memory_limit, seed=seed, repeats=repeats, on_progress=bar,
         )  # fmt: skip
-    files = ("Report", html, found.save_html), ("Numbers", json, found.save_json)
+    page = partial(found.save_html, plotlyjs=plotlyjs)
+    files = ("Report", html, page), ("Numbers", json, found.save_json)
     give(lambda: Console().print(found), *files)
     end(found.complete)
 
@@ -60,6 +63,7 @@ def analyze_command(
     ] = None,
     only: Annotated[list[str] | None, typer.Option(help=f"One question alone (may be repeated): {QUESTIONS}.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report here.")] = None,
+    plotlyjs: Plotlyjs = "inline",
     json: Annotated[Path | None, typer.Option(help="Write the numbers here.")] = None,
     d_model: Annotated[int, typer.Option(help="Width of a layer that is built here.")] = 64,
     n_heads: Annotated[int | None, typer.Option(help="Its heads, if it takes that.")] = None,
@@ -71,14 +75,15 @@ def analyze_command(
     """Look into a layer, or every layer of a model, on a text: memory, state, stability, what it can express."""
     from ..analyze import analyze
 
-    check_writable(html=html, json=json)
+    check_writable(plotlyjs, html=html, json=json)
     wanted = [name for names in only or [] for name in names.split(",") if name]
     with Bar() as bar:
         found = analyze(
             thing, text, only=wanted, d_model=d_model, n_heads=n_heads, d_state=d_state, max_length=max_length,
             dtype=dtype, seed=seed, on_progress=bar,
         )  # fmt: skip
-    files = ("Report", html, found.save_html), ("Numbers", json, found.save_json)
+    page = partial(found.save_html, plotlyjs=plotlyjs)
+    files = ("Report", html, page), ("Numbers", json, found.save_json)
     give(lambda: Console().print(found), *files)
     end(found.complete)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 from rich.console import Console
 
 from . import listing
-from .common import Bar, check_writable, command, end, give
+from .common import Bar, Plotlyjs, check_writable, command, end, give
 
 QUESTIONS = ", ".join(listing.questions())
 Name = Annotated[str, typer.Argument(help="A folder, a file of weights, or a repository of the Hugging Face hub.")]
@@ -26,6 +27,7 @@ def open_command(
     text: Text = None,
     only: Annotated[list[str] | None, typer.Option(help=f"One question alone (may be repeated): {QUESTIONS}.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report here.")] = None,
+    plotlyjs: Plotlyjs = "inline",
     json: Annotated[Path | None, typer.Option(help="Write the numbers here.")] = None,
     max_length: Annotated[int, typer.Option(help="Tokens of the text that are read.")] = 512,
     dtype: Annotated[str, typer.Option(help="Of Systems and certificates: float64, float32 or bfloat16.")] = "float64",
@@ -39,7 +41,7 @@ def open_command(
     from ..analyze import analyze, check_settings
     from ..hub import open_model
 
-    check_writable(html=html, json=json)
+    check_writable(plotlyjs, html=html, json=json)
     wanted = [name for names in only or [] for name in names.split(",") if name]
     check_settings(wanted, dtype, max_length)  # before any work
     read_text(text)
@@ -49,7 +51,8 @@ def open_command(
             model, dtype=weights, tokenizer=tokenizer, revision=revision, trust_remote_code=trust_remote_code
         )
         found = analyze(opened, text, only=wanted, max_length=max_length, dtype=dtype, on_progress=bar)
-    files = ("Report", html, found.save_html), ("Numbers", json, found.save_json)
+    page = partial(found.save_html, plotlyjs=plotlyjs)
+    files = ("Report", html, page), ("Numbers", json, found.save_json)
     give(lambda: Console().print(found), *files)
     end(found.complete)
     if not all(row["certificate"]["ok"] for row in found.to_dict()["layers"] if "certificate" in row):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from .._printed import show_wide
-from .common import Bar, check_writable, command, give
+from .common import Bar, Plotlyjs, check_writable, command, give
 
 
 @command("sweep")
@@ -37,6 +38,7 @@ def sweep_command(
     retry: Annotated[bool, typer.Option("--retry", help="Try again what failed.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs; compute nothing.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write the report here.")] = None,
+    plotlyjs: Plotlyjs = "inline",
     markdown: Annotated[Path | None, typer.Option(help="Write claims and table here, as Markdown.")] = None,
 ) -> None:
     """Run all experiments of a file that have no outcome yet; run it again after Ctrl-C or a kill, and it goes on."""
@@ -44,7 +46,7 @@ def sweep_command(
     from ..experiments.store import described
     from ..experiments.sweep import STORE, sweep
 
-    check_writable(html=html, markdown=markdown)
+    check_writable(plotlyjs, html=html, markdown=markdown)
     plan = read_plan(file, quick=quick, as_released=as_released, overrides=settings or ())
     if dry_run:
         for run in plan.runs:
@@ -62,7 +64,8 @@ def sweep_command(
             plan, out, workers=workers, engine=_engine(engine), address=address, gpus=gpus, retry=retry,
             on_progress=bar, on_finished=say,
         )  # fmt: skip
-    give(lambda: show_wide(found), ("Report", html, found.save_html), ("Table", markdown, found.save_markdown))
+    page = partial(found.save_html, plotlyjs=plotlyjs)
+    give(lambda: show_wide(found), ("Report", html, page), ("Table", markdown, found.save_markdown))
     typer.echo(f"Store: {(out / STORE).resolve()}")
     if not found.complete:
         typer.echo("Interrupted: what is finished is kept; the same command goes on.", err=True)
@@ -92,6 +95,7 @@ def results_command(
     csv: Annotated[Path | None, typer.Option(help="Write a row for each run here.")] = None,
     parquet: Annotated[Path | None, typer.Option(help="The same as a Parquet file.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with figures here.")] = None,
+    plotlyjs: Plotlyjs = "inline",
     markdown: Annotated[Path | None, typer.Option(help="Write the table here, as Markdown.")] = None,
     claims: Annotated[
         str | None, typer.Option(help="The sweep's file or preset, whose claims are held against its numbers.")
@@ -102,7 +106,7 @@ def results_command(
     from ..experiments.results import arrow, results
     from ..experiments.sweep import store_of
 
-    check_writable(csv=csv, parquet=parquet, html=html, markdown=markdown)
+    check_writable(plotlyjs, csv=csv, parquet=parquet, html=html, markdown=markdown)
     if parquet is not None:
         arrow()
     plan = None if claims is None else read_plan(claims)
@@ -110,7 +114,8 @@ def results_command(
         name = name or plan.name  # other sweeps may have the same labels
     found = results(store_of(store), name, where or (), x, () if plan is None else plan.claims)
     files = [(csv, found.save_csv), (parquet, found.save_parquet)]
-    files += [(html, found.save_html), (markdown, found.save_markdown)]
+    page = partial(found.save_html, plotlyjs=plotlyjs)
+    files += [(html, page), (markdown, found.save_markdown)]
     give(lambda: show_wide(found), *(("Written", path, save) for path, save in files))
 
 

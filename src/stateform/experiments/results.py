@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .._errors import StateformError, nearest, require
-from .._files import write_atomically
+from .._files import write_atomically, write_page
 from .._printed import Printed
 from .claims import SEED, Claim, Verdict, judge
 from .config import read_value
@@ -172,15 +172,15 @@ class Results(Printed):
         """Write it, whole or not at all."""
         write_atomically(Path(path), self.to_markdown().encode())
 
-    def html(self) -> str:
-        """One self-contained page with interactive figures."""
+    def html(self, plotlyjs: str = "inline") -> str:
+        """One page with interactive figures; where its plotting library is, see `stateform.report.render_html`."""
         from ..report.results import render_results  # Plotly is slow to import and not needed until now
 
-        return render_results(self.to_dict())
+        return render_results(self.to_dict(), plotlyjs)
 
-    def save_html(self, path: str | Path) -> None:
-        """Write the page, whole or not at all."""
-        write_atomically(Path(path), self.html().encode())
+    def save_html(self, path: str | Path, plotlyjs: str = "inline") -> None:
+        """Write the page, whole or not at all; "directory" puts its plotting library into a file beside it."""
+        write_page(Path(path), self.html, plotlyjs)
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         from ..report.results import result_tables
@@ -188,9 +188,9 @@ class Results(Printed):
         yield from result_tables(self.to_dict())
 
     def _repr_html_(self) -> str:
-        import html
+        from ..report import cell
 
-        return f'<iframe srcdoc="{html.escape(self.html())}" style="width:100%;height:85vh;border:0"></iframe>'
+        return cell(self.html)
 
 
 def results(

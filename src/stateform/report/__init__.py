@@ -5,6 +5,7 @@ from the file alone.
 """
 
 from .html import render_analysis, render_html
+from .notebook import cell, library
 from .table import analysis_tables, tables
 
-__all__ = ["analysis_tables", "render_analysis", "render_html", "tables"]
+__all__ = ["analysis_tables", "cell", "library", "render_analysis", "render_html", "tables"]

@@ -260,16 +260,17 @@ def _drawn(pair: Mapping[str, Any]) -> list[tuple[int | None, Mapping[str, Any]]
     return [(None if party["kind"] in ("floor", "copy") else i, party) for i, party in every]
 
 
-def render_bench(result: Mapping[str, Any]) -> str:
+def render_bench(result: Mapping[str, Any], plotlyjs: str = "inline") -> str:
     """The benchmark as the text of one HTML page; as `render_html` for the rest."""
-    from .html import _page
+    from .html import page
 
     drawn = drawings(result)
     tables = {grid.key: grid for grid in grids(result)}
-    return _page(
+    return page(
         "bench.html.j2",
         result,
         drawn,
+        plotlyjs,
         subject=subject(result),
         interrupted=interrupted(result),
         sections=[

@@ -16,7 +16,7 @@ from . import analysis, content, depth, figures
 from .figures import TEMPLATE, Figure
 
 
-def render_html(result: Mapping[str, Any]) -> str:
+def render_html(result: Mapping[str, Any], plotlyjs: str = "inline") -> str:
     """The comparison as the text of one HTML page, which needs neither a network nor any other file.
 
     The page holds the result itself, as JSON in the element `#result`, the figures, and the plotting library. Numbers
@@ -24,15 +24,18 @@ def render_html(result: Mapping[str, Any]) -> str:
 
     Args:
         result: what a comparison found, as plain values (the content of its JSON file). Missing parts are left out.
+        plotlyjs: where the plotting library is: "inline", in the page; "directory", in the file `plotly.min.js` beside
+            it; "notebook", in the window that shows the page in a frame, see `report.notebook`.
 
     Returns:
         The page, free of characters that UTF-8 cannot encode. Names and texts in it are escaped.
     """
     drawn = figures.figures(result)
-    return _page(
+    return page(
         "report.html.j2",
         result,
         drawn,
+        plotlyjs,
         subject=content.subject(result),
         interrupted=content.interrupted(result),
         names=content.names(result),
@@ -41,7 +44,7 @@ def render_html(result: Mapping[str, Any]) -> str:
     )
 
 
-def render_analysis(result: Mapping[str, Any]) -> str:
+def render_analysis(result: Mapping[str, Any], plotlyjs: str = "inline") -> str:
     """The analysis as the text of one HTML page: a section for each question. As `render_html` for the rest."""
     drawn = depth.drawings(result)
     sections = [
@@ -55,10 +58,11 @@ def render_analysis(result: Mapping[str, Any]) -> str:
         for name, title in analysis.questions(result)
     ]
     grid = analysis.overview(result, None)
-    return _page(
+    return page(
         "analysis.html.j2",
         result,
         [figure for figures in drawn.values() for figure in figures],
+        plotlyjs,
         title=analysis.title(result),
         subject=analysis.subject(result),
         interrupted=analysis.interrupted(result),
@@ -69,7 +73,8 @@ def render_analysis(result: Mapping[str, Any]) -> str:
     )
 
 
-def _page(template: str, result: Mapping[str, Any], drawn: list[Figure], **more: Any) -> str:
+def page(template: str, result: Mapping[str, Any], drawn: list[Figure], plotlyjs: str = "inline", **more: Any) -> str:
+    """A page from its template, what it tells of, its figures and what else the template names."""
     text = (
         _environment()
         .get_template(template)
@@ -83,7 +88,8 @@ def _page(template: str, result: Mapping[str, Any], drawn: list[Figure], **more:
             plots=_json(_plots(drawn)),
             style=_file("report.css"),
             script=_file("report.js"),
-            plotly=_plotly(),
+            plotlyjs=plotlyjs,
+            plotly=plotly() if plotlyjs == "inline" else "",
             **more,
         )
     )
@@ -149,5 +155,6 @@ def _file(name: str) -> Markup:
 
 
 @cache
-def _plotly() -> Markup:
+def plotly() -> Markup:
+    """The plotting library, as it may stand inside a script element."""
     return Markup(get_plotlyjs().replace("</script", "<\\/script"))

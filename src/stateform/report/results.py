@@ -17,25 +17,27 @@ from rich.text import Text
 from . import figures, units
 from .content import Column, Grid, Row, listing, thinned, visible
 from .figures import SMALL, WIDE, Figure, Panel, View, _end_labels, _figure, _length_axis, _logarithmic, colour, label
-from .html import _page
+from .html import page
 
 STATE = "state_size"
 _ERRORS = 5
 Found = Mapping[str, Any]
 
 
-def render_results(result: Found) -> str:
+def render_results(result: Found, plotlyjs: str = "inline") -> str:
     """The results as the text of one HTML page, which needs neither a network nor any other file.
 
     Args:
         result: what `Results.to_dict` gives.
+        plotlyjs: where the plotting library is, see `render_html`.
     """
     drawn = [figure for figure in (*over_settings(result), over_length(result)) if figure is not None]
     grids = [grid for grid in (claims(result), groups(result), runs(result)) if grid is not None]
-    return _page(
+    return page(
         "results.html.j2",
         {**result, "layers": []},
         drawn,
+        plotlyjs,
         title=title(result),
         subject=subject(result),
         interrupted=None if result.get("complete", True) else "This sweep was interrupted; the same command goes on.",
