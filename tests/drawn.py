@@ -437,6 +437,10 @@ def differences(recipe: Recipe) -> Found:
     if state is None and ends is None and recipe.T <= 24 and recipe.B * recipe.T:
         for name, alpha, noisy in _weights(system):
             compare(name, name, alpha, noisy(), noisy, dtype if recipe.readout == "exp" else low)
+        if recipe.T <= 8 and _has_matrices(recipe):
+            for normalised in (False,) if recipe.eta == "sum" and recipe.q == "outputs" else (False, True):
+                y = _by_matrices(system, want, normalised)
+                compare("y", f"matrices, normalised: {normalised}", y, want, lambda **noise: again(**noise)[0], low)
     return found
 
 
@@ -483,14 +487,37 @@ def _weights(system: sf.System) -> Iterator[tuple[str, Tensor, Callable[..., Ten
             return parts
         return torch.einsum("bhijn,ohn->bijo", parts + 0j, system.w_out.to(torch.complex128)).real.unsqueeze(1)
 
+    heads, queries = [system.H - 1, 0], [system.T - 1, 0]
     if system.v is None:
         yield "contributions", system.contributions(), contributions
     elif system.q is not None and system.q.ndim in (2, 4):
+        some = system.coefficients(heads=heads, queries=queries)
+        yield (
+            "some coefficients",
+            some.real,
+            lambda **noise: defined_coefficients(system, **noise).squeeze(2)[:, heads][:, :, queries],
+        )
         yield (
             "coefficients",
             system.coefficients().real,
             lambda **noise: defined_coefficients(system, **noise).squeeze(2),
         )
+
+
+def _has_matrices(recipe: Recipe) -> bool:
+    direct = recipe.d and (recipe.q != "vector" or recipe.micro > 1)
+    return recipe.readout == "linear" and recipe.strength != "log_b" and not direct and recipe.n * recipe.p <= 8
+
+
+def _by_matrices(system: sf.System, like: Tensor, normalised: bool) -> Tensor:
+    """y by the matrices written out."""
+    B, T, r = system.B, system.T, system.micro
+    v = system.v if system.v is not None else torch.ones(B, T * r, 1, 1, dtype=system.dtype)
+    v = v.repeat_interleave(system.H // v.shape[2], 2)
+    inputs = v.unflatten(1, (T, r)).movedim(2, 3).flatten(3)
+    y = system.matrices(normalised=normalised).run(inputs)
+    y = y if system.w_out is None else y.sum(2, keepdim=True)
+    return (y if like.is_complex() else y.real).reshape(like.shape)
 
 
 def _apart(got: Tensor | None, want: Tensor, floor: float) -> float:

@@ -144,6 +144,10 @@ FOUND: dict[str, Recipe] = {
     "a bare S at the start of packed exponential gates: the state came back without its scale": Recipe(
         T=9, n=2, p=2, strength="log_b", eta="sum", state="S", pack=(4, 5)
     ),
+    "matrices of a normalised read with several outputs": Recipe(
+        B=2, T=5, n=4, p=2, micro=2, q="outputs", eta="sum", floor="tensor", positive=True
+    ),
+    "the same with one number in time": Recipe(B=2, T=5, n=4, micro=2, q="outputs", eta="sum", constant=("k", "q")),
 }
 
 
@@ -154,6 +158,13 @@ def test_what_drawn_systems_have_found(name: str) -> None:
     assert found.compared
     assert not found.loose
     assert not found.out_of_range
+
+
+def test_outputs_with_sums_of_their_own_have_no_one_normaliser() -> None:
+    system = sf.System(u(1, 5, 2, 3, 4), u(1, 5, 2, 4), r(1, 5, 2, 2), eta="sum")
+    for ask in (lambda: system.matrices(normalised=True), lambda: system.spectrum(normalised=True)):
+        with pytest.raises(sf.StateformError, match="every output has a normaliser of its own"):
+            ask()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

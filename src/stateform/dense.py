@@ -46,7 +46,9 @@ def _mv(M: Tensor, x: Tensor) -> Tensor:
 
 
 def normaliser(system: System) -> Tensor:
-    """eta_t [B,T,H], measured from a zero state where it is a sum (ones where there is none)."""
+    """eta_t [B,T,H], measured from a zero state where it is a sum (ones where there is none). A sum for reads with an
+    output axis is [B,T,H,o].
+    """
     B, T, H = system.B, system.T, system.H
     if B * T == 0:
         return torch.ones(B, T, H, dtype=real_dtype(upcast(system.k).dtype), device=system.device)
@@ -64,7 +66,10 @@ def normaliser(system: System) -> Tensor:
     form = next(form for name in ("chunkwise", "recurrent") if (form := forms[name]).refuses(sums) is None)
     raw, _ = form.compute(core, core.zero_state())
     eta = sums.finish(raw.flatten(2, 3)).squeeze(-1).to(real_dtype(upcast(system.k).dtype))
-    return eta if system.eta_floor is None else torch.maximum(eta.abs(), system.gate("eta_floor"))
+    if system.eta_floor is None:
+        return eta
+    floor = system.gate("eta_floor")
+    return torch.maximum(eta.abs(), floor if eta.ndim == 3 else floor.unsqueeze(-1))
 
 
 def matrices(system: System, *, normalised: bool, limit: float) -> Matrices:
@@ -118,7 +123,10 @@ def matrices(system: System, *, normalised: bool, limit: float) -> Matrices:
         D = D + system.gate("d")[..., None, None] * kron(place)
     if system.eta is None:
         return Matrices(Lambda, Bm, C, D, system.exclusive)
-    eta = normaliser(system)[..., None, None]
+    eta = normaliser(system)
+    if eta.ndim == 4 and not normalised:  # a sum for every output, each of p rows
+        return Matrices(Lambda, Bm, C / eta.repeat_interleave(p, -1).unsqueeze(-1), D, system.exclusive)
+    eta = eta[..., None, None]
     if not normalised:
         return Matrices(Lambda, Bm, C / eta, D / eta, system.exclusive)
     ratio = eta_ratio(system)[..., None, None]
@@ -127,6 +135,9 @@ def matrices(system: System, *, normalised: bool, limit: float) -> Matrices:
 
 def eta_ratio(system: System) -> Tensor:
     """eta_{t-1}/eta_t [B,T,H]; before the first token a sum is 0, anything else as at the first token."""
+    shared = system.eta != "sum" or system.q is None or system.q.ndim in (2, 4)
+    require(shared, "with an output axis every output has a normaliser of its own; expected one a head: take the "
+            "outputs one by one, or normalised=False")  # fmt: skip
     if system.eta != "sum":
         eta = normaliser(system)
         return torch.cat([eta[:, :1], eta[:, :-1]], 1) / eta
