@@ -187,6 +187,35 @@ def test_a_reduced_model_is_an_ordinary_one(tmp_path: Path) -> None:
     assert "written back" in str(found) and "perplexity" in str(found) and found.to_dict()["ok"]
 
 
+class Added(torch.nn.Module):
+    """As adapters are: a module around another, with a parameter of its own."""
+
+    def __init__(self, base: torch.nn.Module) -> None:
+        super().__init__()
+        self.base, self.more = base, torch.nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.base(x)
+        return y + self.more * torch.tanh(y)
+
+
+def test_what_was_put_on_a_model_stays_on_the_reduced_one() -> None:
+    torch.manual_seed(0)
+    model, ids = sf.LanguageModel("s4d*2", d_model=8, vocab_size=64).eval(), text()
+    mixer: Any = model.blocks[0].mixer
+    mixer.out_proj, mixer.log_dt.requires_grad = Added(mixer.out_proj), False
+    model.norm.register_forward_hook(lambda module, args, y: 2 * y)
+    found = reduce(model, 0.5, ids)
+    new: Any = found.model
+    assert found.written == ["blocks.0.mixer", "blocks.1.mixer"]
+    assert isinstance(new.blocks[0].mixer.out_proj, Added) and new.norm._forward_hooks
+    assert [n for n, p in new.named_parameters() if not p.requires_grad] == ["blocks.0.mixer.log_dt"]
+    loss = new(ids[None], labels=ids[None]).loss
+    assert math.isclose(loss.item(), found.losses["written"], rel_tol=1e-5)
+    assert new.fingerprint == type(new)(new.config).fingerprint
+    assert new.blocks[0].mixer is not mixer and not any(p is q for p in new.parameters() for q in model.parameters())
+
+
 def test_layers_that_vary_are_reduced_on_the_text() -> None:
     model, ids = small_model(), text()
     found = reduce(model, 0.1, ids, layers=["blocks.1.mixer", "blocks.3.mixer"])

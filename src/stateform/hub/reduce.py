@@ -7,6 +7,7 @@ it, and what the model then makes of the text is measured.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -479,16 +480,17 @@ def _with_layers(model: nn.Module, new: dict[str, Layer]) -> nn.Module:
     ]
     config = replace(model.config, pattern=" ".join(specs), n_layers=len(specs), options=_kept(model, specs))
     with torch.random.fork_rng(devices=[]):
-        made = type(model)(config)
-    weights = {k: x.detach().clone() for k, x in model.state_dict().items()}
+        same = type(model)(config)
+    made, trained = copy.deepcopy(model), dict(model.named_parameters())  # with what was put on its modules
+    made.config, made._fingerprint = config, same.fingerprint
+    for block, spec in zip(made.blocks, specs, strict=True):
+        block.spec = spec  # type: ignore[assignment]
     for name, layer in new.items():
-        weights = {k: x for k, x in weights.items() if not k.startswith(f"{name}.")}
-        weights |= {f"{name}.{k}": x.detach().clone() for k, x in layer.state_dict().items()}
-    made.load_state_dict(weights, assign=True)
-    trained = dict(model.named_parameters())
-    for name, p in made.named_parameters():
-        p.requires_grad_(trained[name].requires_grad if name in trained else True)
-    return made.train(model.training)
+        made.set_submodule(name, layer := copy.deepcopy(layer))
+        for part, p in layer.named_parameters():
+            before = trained.get(f"{name}.{part}")
+            p.requires_grad_(before is None or before.requires_grad)
+    return made
 
 
 def _kept(model: SequenceModel, specs: list[str]) -> dict[str, Any]:
