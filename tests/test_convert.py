@@ -695,3 +695,10 @@ def test_the_decay_of_ssd_is_the_reversed_sigmoid_to_the_power_a() -> None:
     torch.testing.assert_close(decays(ssd), torch.sigmoid(-z) ** ssd.A_log.exp())
     torch.testing.assert_close(decays(ssd), decays(gates[True]))
     assert float((decays(ssd) - decays(gates[False])).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize(("name", "given"), [("lstm", "vector states"), ("deltaproduct", "2 writes a token")])
+def test_what_cannot_be_reduced_is_told_in_the_words_of_the_field(name: str, given: str) -> None:
+    system = sf.build(name, d_model=8).system(torch.randn(1, 6, 8))
+    with pytest.raises(sf.StateformError, match=f"varies in time is reduced by its weights .* this one has {given}"):
+        sf.reduce(system, 0.1)

@@ -613,6 +613,17 @@ def greedy_by_hand(m: Any, prompt: Tensor, steps: int) -> list[int]:
     return tokens
 
 
+def test_numbers_of_another_dtype_are_refused() -> None:
+    model = sf.Classifier("s4d", d_model=8, d_input=2, n_classes=3)
+    with refused("the input is torch.float64, the model torch.float32; cast one with"):
+        model(torch.zeros(1, 4, 2, dtype=torch.float64))
+    assert model.double()(torch.zeros(1, 4, 2, dtype=torch.float64)).logits.dtype == torch.float64
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # which casts all but float64
+        for module, x in ((model.float(), torch.zeros(1, 4, 2)), (model.blocks[0].mixer, torch.zeros(1, 4, 8))):
+            with refused("torch.float64", "torch.float32", "cast one with"):
+                module(x.double())  # type: ignore[operator]
+
+
 def test_a_classifier_without_pooling_answers_at_every_token() -> None:
     torch.manual_seed(0)
     m = sf.Classifier("mamba2 softmax", d_model=D, d_input=2, n_classes=4, pooling="none").double()

@@ -25,6 +25,15 @@ def require(condition: object, message: str) -> None:
         raise StateformError(message)
 
 
+def require_seed(seed: int) -> None:
+    """Raise unless `seed` can start a generator of torch."""
+    whole = isinstance(seed, int) and not isinstance(seed, bool)
+    require(
+        whole and -(2**63) <= seed < 2**64 - 1,
+        f"seed is {seed!r}; expected a whole number of 64 bits, from -2^63 to below 2^64 - 1",
+    )
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for a misspelt name: the nearest known ones, or all of them."""
     return _nearest(name, tuple(sorted(known)))

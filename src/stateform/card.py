@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from ._errors import require
+from ._errors import require, require_seed
 from ._printed import Printed
 from ._shapes import layout
 from .analysis import equations, realisation
@@ -149,6 +149,7 @@ def show(spec: str | type[nn.Module], *, d_model: int = 64, seed: int = 0, **opt
     Raises:
         StateformError: an unknown name or option (with the nearest ones), or sizes that do not fit.
     """
+    require_seed(seed)
     cls, given = resolve(spec) if isinstance(spec, str) else (spec, {})
     given = {**options, **given}
     unknown = [name for name in options if name not in accepted(cls)]

@@ -11,18 +11,19 @@ import inspect
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ._errors import StateformError, require, require_finite_weights, validate
+from ._errors import StateformError, require, require_finite_weights, require_seed, validate
 from .definition import defined, defined_coefficients
 from .draw import REGIMES, drawn, in_regime, sensitivity
 from .forms import backend, exists, run
 from .hub.contract import check_model, is_language_model
 from .layers import Layer, build
+from .models import LanguageModel, SequenceModel
 from .outcome import REMEMBERS_NOTHING
 from .outcome import Outcome as Outcome
 from .outcome import Report as Report
@@ -37,7 +38,7 @@ def check(
     thing: str | type[nn.Module] | nn.Module, *, seed: int = 0, exhaustive: bool = False,
     on_progress: Callable[[str], None] | None = None, **options: Any,
 ) -> Report:  # fmt: skip
-    """Check the contract on a layer, or on a causal language model of the package transformers.
+    """Check the contract on a layer, or on a causal language model, ours or of the package transformers.
 
     A layer is compared with the three equations of its systems and with its recurrence in float64; a model with its own
     forward over each text alone, without cache, padding and packing.
@@ -45,7 +46,8 @@ def check(
     Args:
         thing: a registered name, a file `path/file.py:Class`, a class, or a module y = layer(x) that takes
             `initial_state` and `return_state` (and, where offered, `attention_mask`, `cu_seqlens`, `form`, `step`,
-            `init_state`, `system`); or a causal language model of transformers. A module is copied, not changed.
+            `init_state`, `system`); or a causal language model of transformers, or a LanguageModel (which needs the
+            extra `hub`). A module is copied, not changed.
         seed: of all random draws.
         exhaustive: more shapes and longer sequences (up to 1000 tokens).
         on_progress: called with the name of each part before it runs.
@@ -57,6 +59,9 @@ def check(
     Raises:
         StateformError: if `thing` is neither.
     """
+    require_seed(seed)
+    if isinstance(thing, LanguageModel):
+        thing = _as_transformers_has_it(thing)
     if is_language_model(thing):
         require(not options, f"a model is checked as it is; leave out {', '.join(options)}")
         return check_model(thing, seed=seed, exhaustive=exhaustive, on_progress=on_progress)
@@ -65,6 +70,10 @@ def check(
     if not isinstance(thing, nn.Module):
         options.setdefault("d_model", 32)
         torch.manual_seed(seed)
+    require(
+        not isinstance(thing, SequenceModel),
+        f"a {type(thing).__name__} has one answer for a text; check its layers, e.g. sf.check(model.blocks[0].mixer)",
+    )
     layer = copy.deepcopy(build(thing, **options)).double().eval()
     require(
         hasattr(layer, "d_model"),
@@ -86,6 +95,15 @@ def check(
             except (RuntimeError, TypeError, AttributeError, KeyError, IndexError, ValueError) as error:
                 report.expect(part, False, f"raised {type(error).__name__}: {error}")
     return report
+
+
+def _as_transformers_has_it(model: LanguageModel) -> nn.Module:
+    """A LanguageModel with the arguments and outputs of transformers, by which models are checked."""
+    try:
+        from .models.auto import StateformConfig, StateformForCausalLM
+    except ImportError as error:
+        raise StateformError(f"a model is checked by the names of transformers: {error}") from None
+    return StateformForCausalLM(StateformConfig(**asdict(model.config)), model)
 
 
 def _arguments(layer: nn.Module) -> set[str]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._errors import StateformError, require, require_finite_weights, validate
+from ._errors import StateformError, require, require_finite_weights, require_seed, validate
 from ._files import write_atomically, write_page
 from ._machine import machine, stateform_version
 from ._printed import Printed
@@ -149,6 +149,7 @@ def compare(
     """
     require(len(layers) > 0, "name at least one layer, e.g. softmax linear mamba2 gated_deltanet")
     require(dtype in DTYPES, f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    require_seed(seed)
     require(repeats >= 1, f"repeats is {repeats}; expected 1 or more")
     require(memory_limit_gb > 0, f"memory_limit_gb is {memory_limit_gb}; expected a number above 0")
     source, data = read_text(text)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._errors import StateformError, require, require_finite, require_finite_weights, validate
+from ._errors import StateformError, require, require_finite, require_finite_weights, require_seed, validate
 from ._files import read_json
 from ._text import read_text
 from .compare import DTYPES, embed, printable
@@ -76,6 +76,7 @@ def subject_of(
     Raises:
         StateformError: see `analyze`.
     """
+    require_seed(seed)
     if isinstance(thing, Opened) or kind_of(thing) is not None:
         opened = thing if isinstance(thing, Opened) else Opened(type(thing).__name__, thing, None)  # type: ignore[arg-type]
         source, ids, words, excerpt = _reading(opened, text, max_length)

@@ -83,6 +83,12 @@ def autocast_on(device: torch.device) -> bool:
     return device.type not in NO_AUTOCAST and torch.is_autocast_enabled(device.type)
 
 
+def one_dtype(x: Tensor, weight: Tensor) -> bool:
+    """True if operations take both: they have one dtype, or autocast gives them one (it leaves float64 as it is)."""
+    double = x.dtype in DOUBLE or weight.dtype in DOUBLE
+    return x.dtype == weight.dtype or (not double and autocast_on(x.device))
+
+
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """A block in which autocast does not lower the precision."""
     return torch.autocast(device.type, enabled=False) if autocast_on(device) else nullcontext()

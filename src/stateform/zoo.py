@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from ._errors import nearest, require, validate
+from ._errors import nearest, require, require_seed, validate
 from ._files import write_atomically
 from ._printed import Printed
 from ._text import decoded, read_bytes
@@ -220,6 +220,7 @@ def zoo(
     Raises:
         StateformError: an unknown name or family (with the nearest), or sizes that do not fit.
     """
+    require_seed(seed)
     wanted = sorted(REGISTRY if names is None else names, key=lambda spec: _place(_class(spec)))
     known = [family_of(_class(spec))[0] for spec in wanted]
     if family is not None:

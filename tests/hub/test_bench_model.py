@@ -77,13 +77,16 @@ def test_a_wrong_form_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_cannot_be_timed() -> None:
     model = small("mamba")
     for given, said in (
-        ({"modes": ["prefil"]}, "did you mean prefill"), ({"length": 1}, "need 2 or more"),
+        ({"modes": ["prefil"]}, "did you mean prefill"), ({"length": 1}, "length is 1; expected 2 or more"),
+        ({"repeats": 0}, "repeats is 0"), ({"seed": 2**70}, "64 bits"),
         ({"tokens": torch.tensor([[1, 2]])}, "there are 2 tokens"), ({"tokens": torch.tensor([[1, 99]])}, "vocabulary"),
     ):  # fmt: skip
         with pytest.raises(sf.StateformError, match=said):
             bench_model(model, **{"length": 4, **given})  # type: ignore[arg-type]
     with pytest.raises(sf.StateformError, match="nothing to compare"):
         bench_model(small("llama"), length=4)
+    with pytest.raises(sf.StateformError, match=r"LanguageModel is no model .* one of Stateform's own, in our forms"):
+        bench_model(sf.LanguageModel("linear", d_model=8, vocab_size=16), length=4)
 
 
 def test_the_command(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +14,10 @@ pytest.importorskip("transformers")
 from transformers import T5Config, T5ForConditionalGeneration
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 from transformers.models.mamba2.modeling_mamba2 import Mamba2ForCausalLM, Mamba2Mixer
+from typer.testing import CliRunner
 
 import stateform as sf
+from stateform.cli import app
 from stateform.hub.families import small
 from stateform.models.auto import StateformConfig, StateformForCausalLM
 
@@ -71,6 +74,15 @@ def test_our_own_models_keep_it(pattern: str) -> None:
     assert report.ok and report.not_offered == [f"padding between, in one forward ({hole})", "packing"], str(report)
     assert report.outcomes["padded, continued"].comparisons > 12
     assert report.outcomes["padding between"].comparisons == 2  # continued from the state
+
+
+def test_a_folder_of_ours_is_checked_as_a_model(tmp_path: Path) -> None:
+    model = sf.LanguageModel("softmax linear", d_model=16, tokenizer="bytes")
+    model.save_pretrained(tmp_path / "model")
+    found = CliRunner().invoke(app, ["check", str(tmp_path / "model")])
+    assert found.exit_code == 0 and "StateformForCausalLM (stateform): the contract holds" in found.output
+    with pytest.raises(sf.StateformError, match=r"a Classifier has one answer for a text; check its layers"):
+        sf.check(sf.Classifier("linear", d_model=16, vocab_size=16, n_classes=2))
 
 
 # -- what is broken on purpose ------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._errors import require
+from .._errors import require, require_seed
 from ..attend import log_normaliser
 from ..forms import run
 from ..system import System
@@ -128,6 +128,7 @@ def principles(system: System, *, nonlinear: bool = False, seed: int = 0) -> Pri
     """
     require(system.causal, "coefficient dynamics needs a causal system")
     require(system.T >= 3, f"the system has {system.T} tokens; expected 3 or more")
+    require_seed(seed)
     s = system[:SEEN]
     alpha = influence(s)
     size = alpha.abs().double()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._errors import require
+from .._errors import require, require_seed
 from ..system import System, indices
 from ._plots import lines, plane
 
@@ -77,6 +77,7 @@ class Spectrum:
 
     def sample(self, size: int, seed: int = 0) -> Tensor:
         """At most `size` eigenvalues drawn without replacement."""
+        require_seed(seed)
         flat = self.eigenvalues.flatten()
         order = torch.randperm(len(flat), generator=torch.Generator().manual_seed(seed))[:size]
         return flat[order.to(flat.device)]

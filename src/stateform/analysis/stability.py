@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._errors import require
+from .._errors import require, require_seed
 from ..forms import run
 from ..system import System
 from ..transition import associative_scan, real_dtype, upcast
@@ -299,6 +299,7 @@ def perturbation(
     T = inputs.shape[1]
     require(-T <= at < T, f"at is {at}; the input has the tokens 0..{T - 1}")
     require(eps > 0 and math.isfinite(eps), f"eps is {eps}; expected a number above 0")
+    require_seed(seed)
     at %= T
     base = stream(thing, inputs)
     direction = torch.randn(base[0].shape[-1], generator=torch.Generator().manual_seed(seed)).to(base[0])

@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._errors import nearest, require, require_finite_weights
+from .._errors import nearest, require, require_finite_weights, require_seed
 from .._files import write_atomically
 from .._machine import machine, stateform_version
 from .._printed import Printed
 from ..hub import accelerate, undo
 from ..hub.contract import CACHES
 from ..hub.lift import check_tokens, evaluating
+from ..hub.supported import require_supported
 from ..tolerances import is_constant, largest, relative_error, tolerance, why_no_proof, wide
 from .rounds import Clock, Job, spread, take_turns
 
@@ -113,9 +114,8 @@ def bench_model(
         StateformError: before any work: an unknown mode, too few tokens, a type without adapter, a weight that is not
             finite. Then: the accelerated model is not the same function.
     """
-    for mode in modes:
-        require(mode in MODEL_MODES, f"unknown mode {mode!r}: {nearest(mode, MODEL_MODES)}")
-    require(length >= 2 and train_length >= 2 and repeats >= 1, "length and train_length need 2 or more, repeats 1")
+    check_settings(modes, length, train_length, repeats, seed)
+    require_supported(model)
     require_finite_weights(model)
     weight = next(model.parameters())
     size = int(model.config.get_text_config().vocab_size)  # type: ignore[operator, union-attr]
@@ -180,6 +180,15 @@ def bench_model(
         except KeyboardInterrupt:
             pass
     return ModelBench(result)
+
+
+def check_settings(modes: Sequence[str], length: int, train_length: int, repeats: int, seed: int) -> None:
+    """Raise unless they can be used."""
+    for mode in modes:
+        require(mode in MODEL_MODES, f"unknown mode {mode!r}: {nearest(mode, MODEL_MODES)}")
+    for name, value, least in (("length", length, 2), ("train_length", train_length, 2), ("repeats", repeats, 1)):
+        require(value >= least, f"{name} is {value}; expected {least} or more")
+    require_seed(seed)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._errors import nearest, require
+from .._errors import nearest, require, require_seed
 from .._files import write_atomically, write_page
 from .._machine import machine, stateform_version
 from .._printed import Printed
@@ -138,6 +138,7 @@ def bench(
         require(good, f"{what} are {list(values)}; expected whole numbers, {least} or more")
     require(d_model >= 1, f"d_model is {d_model}; expected a positive integer")
     require(repeats >= 1, f"repeats is {repeats}; expected 1 or more")
+    require_seed(seed)
     require(dtype in DTYPES, f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
     require(memory_limit_gb > 0, f"memory_limit_gb is {memory_limit_gb}; expected a number above 0")
     for pair in wanted:

@@ -83,7 +83,8 @@ def bench_command(
         extra = [name for name, value in given.items() if value is not None]
         require(not extra, f"{', '.join(extra)}: about layers, not about the pretrained model {model}; leave it out")
         length = max(numbers("--lengths", lengths, usual.lengths))
-        _model(model, words(modes) or MODEL_MODES, length, repeats or usual.repeats, device, dtype, seed, line, json)
+        rounds = usual.repeats if repeats is None else repeats
+        _model(model, words(modes) or MODEL_MODES, length, rounds, device, dtype, seed, line, json)
         return
 
     def keep(found: Bench) -> None:
@@ -118,13 +119,16 @@ def _model(
     json: Path | None,
 ) -> None:  # fmt: skip
     from ..bench import bench_model
+    from ..bench.model import check_settings
     from ..hub import open_model
 
+    train_length = min(512, length)
+    check_settings(modes, length, train_length, repeats, seed)  # before the model is loaded
     with Bar() as bar:
         bar(f"opening {name}", 0, 1)
         model = open_model(name, dtype=dtype).model.to(device)
         found = bench_model(
-            model, name=name, modes=modes, length=length, train_length=min(512, length), repeats=repeats, seed=seed,
+            model, name=name, modes=modes, length=length, train_length=train_length, repeats=repeats, seed=seed,
             on_progress=bar,
         )  # fmt: skip
     found.result["command"] = line

@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .._errors import StateformError, require
+from .._errors import StateformError, require, require_seed
 from .._shapes import spread_heads
 from ..attend import absorb
 from ..layers.features import positive_features, random_directions, taylor_features
@@ -63,6 +63,7 @@ def random_features(
         StateformError: another kind of system, or too many features.
     """
     check_system(system, "random_features")
+    require_seed(seed)
     require(isinstance(n_features, int) and n_features >= 1, f"n_features is {n_features!r}; expected 1 or more")
     q, k = _absorbed(system)
     generator = generator if generator is not None else torch.Generator().manual_seed(seed)

@@ -72,9 +72,14 @@ def reduce_varying(
     """
     check_system(system, "reduce_varying")
     require(system.causal, "a state carries the past to the future; this system is not causal")
+    given = "vector states (v = None)" if system.v is None else "reads with an output axis"
     scalar = system.v is not None and system.q is not None and system.q.ndim in (2, 4)
-    require(scalar and system.micro == 1, "reduce_varying takes scalar weights of values, one write a token: v given, "
-            "q [B,T,H,n] or [H,n], micro = 1")  # fmt: skip
+    given = f"{system.micro} writes a token" if scalar else given
+    require(
+        scalar and system.micro == 1,
+        f"a system that varies in time is reduced by its weights of values; expected a value v and one write a token, "
+        f"this one has {given}",
+    )
     assert system.v is not None
     require(not system.v.is_complex(), "the values are complex; give their real and imaginary parts side by side")
     require(isinstance(tol, float | int) and 0 < tol < 1, f"tol is {tol!r}; expected a number between 0 and 1")

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._errors import StateformError, nearest, require
+from .._errors import StateformError, nearest, require, require_seed
 from .._printed import Printed
 from .._shapes import spread_heads
 from ..attend import absorb
@@ -118,6 +118,7 @@ def fit(
         StateformError: another kind of system, or numbers that cannot be used.
     """
     require(system.readout == "exp" and system.causal, 'fit takes a causal system with readout "exp" (softmax)')
+    require_seed(seed)
     for name, value in (("n", n), ("steps", steps)):
         whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
         require(whole, f"{name} is {value!r}; expected a whole number, 1 or more")
@@ -285,6 +286,7 @@ def softmax_to_state(
     """
     for name in methods:
         require(name in METHODS, f"unknown method {name!r}: {nearest(name, METHODS)}")
+    require_seed(seed)
     good = all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in sizes)
     require(len(sizes) > 0 and good, f"sizes are {list(sizes)}; expected whole numbers, 1 or more")
     runs, later = Runs(model, calibration), Runs(model, held_out)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from .._errors import nearest, require
+from ..models import SequenceModel
 from .adapter import ADAPTERS
 
 FAMILIES: dict[str, tuple[str, ...]] = {
@@ -80,6 +81,7 @@ def require_supported(model: Any) -> None:
     kind = kind_of(model)
     inner = getattr(model, "model", None)
     hint = "; give .model of what was opened" if kind is None and kind_of(inner) is not None else ""
+    hint = "; it is one of Stateform's own, in our forms already" if isinstance(model, SequenceModel) else hint
     require(kind is not None, f"{type(model).__name__} is no model of transformers; its config has no model_type{hint}")
     known = {name for names in FAMILIES.values() for name in names}
     own = any(type(m).__name__ in ADAPTERS and type(m).__name__ not in known for m in model.modules())

@@ -26,7 +26,7 @@ from ..kernels.conv import MOST_TAPS, conv_token, short_conv, short_conv_referen
 from ..kernels.ops import alone, call
 from ..state import State, unchecked
 from ..system import System
-from ..transition import HALF, autocast_on
+from ..transition import HALF, one_dtype
 from ._options import check_options
 
 OURS = ("S", "log_scale", "keys", "values", "log_weight", "angle", "position")
@@ -425,7 +425,7 @@ class Layer(nn.Module):
             return
         if x.device != weight.device:
             raise StateformError(f"x is on {x.device}, the layer on {weight.device}; move one with .to(device)")
-        if x.dtype != weight.dtype and not autocast_on(x.device):
+        if x.dtype != weight.dtype and not one_dtype(x, weight):
             raise StateformError(f"x has dtype {x.dtype}, the layer {weight.dtype}; cast one with .to(dtype)")
 
     def _weight(self) -> Tensor | None:

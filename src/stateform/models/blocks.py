@@ -22,6 +22,7 @@ from ..forms._packing import check_cu_seqlens, from_mask
 from ..layers import Convolved, Layer
 from ..layers.base import first_parameter
 from ..state import State, unchecked
+from ..transition import one_dtype
 from .config import ModelConfig, mlp_width
 from .pretrained import load, save
 
@@ -296,6 +297,10 @@ class SequenceModel(nn.Module):
         fits = kind and inputs.ndim == 2 if tokens else inputs.is_floating_point() and inputs.ndim == 3
         if not (fits and (tokens or inputs.shape[2] == width)):
             raise StateformError(f"the input is {inputs.dtype} of shape {list(inputs.shape)}; expected {what}")
+        if type(self.in_proj) is nn.Linear and not one_dtype(inputs, self.in_proj.weight):
+            raise StateformError(
+                f"the input is {inputs.dtype}, the model {self.in_proj.weight.dtype}; cast one with .to(dtype)"
+            )
         if inputs.device != self.device:
             raise StateformError(f"the input is on {inputs.device}, the model on {self.device}; use .to()")
         require(mask is None or cu_seqlens is None, "give attention_mask or cu_seqlens, not both")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from .._errors import StateformError, require, require_finite
+from .._errors import StateformError, require, require_finite, require_seed
 from ..state import State
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class GenerationMixin:
                 require(whole, f"{name} is {value!r}; expected a whole number, 1 or more")
         require(seed is None or generator is None, "give seed or generator, not both")
         if seed is not None:
-            require(isinstance(seed, int), f"seed is {seed!r}; expected a whole number")
+            require_seed(seed)
             generator = torch.Generator(model.device).manual_seed(seed)
         sampler = Sampler(temperature, top_k, top_p, generator)
         require(
