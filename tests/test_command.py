@@ -196,7 +196,8 @@ def test_a_disk_without_room_is_told_before_work(tmp_path: Path, monkeypatch: py
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.parametrize("module", ["typer", "torch"])
 def test_ctrl_c_while_modules_are_imported_ends_without_a_word(module: str, tmp_path: Path) -> None:
-    stub = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(20)\n"
+    stub = "import os, signal, time\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(20)\n"
+    stub += "except BaseException:\n    pass\n"  # as some imports do
     (tmp_path / f"{module}.py").write_text(stub)
     done = run(*SMALL, cwd=tmp_path, env={"PYTHONPATH": os.pathsep.join([str(tmp_path), SRC])})
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
