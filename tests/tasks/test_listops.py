@@ -200,7 +200,7 @@ def test_a_file_is_cut_in_three(tmp_path: Path) -> None:
 
 def test_a_folder_of_files(tmp_path: Path) -> None:
     (tmp_path / "basic_train.tsv").write_text(FILE)
-    (tmp_path / "basic_val.tsv").write_text("Source\tTarget\n3\t3\n")
+    (tmp_path / "basic_val.tsv").write_text("Source\tTarget\n3\t3\n", encoding="utf-8-sig")  # as some editors save it
     (tmp_path / "basic_test.tsv.xz").write_bytes(lzma.compress(b"Source\tTarget\n[MIN 3 4 ]\t3\n[MIN 5 4 ]\t4\n"))
     task = make_task("listops", {"path": str(tmp_path), "length": 5})
     assert [len(task.whole(split) or ()) for split in ("train", "valid", "test")] == [100, 1, 2]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .._errors import StateformError, require
+from .._text import decoded
 from ._data import Stored, find_data, padded
 from .base import Batch, Split, Task, register_task
 
@@ -290,9 +291,9 @@ def _lines(file: Path) -> list[tuple[str, str, int]]:
     """The lines of a file: where each is, its expression and its value."""
     try:
         data = lzma.decompress(file.read_bytes()) if file.suffix == ".xz" else file.read_bytes()
-        text = data.decode()
-    except (OSError, lzma.LZMAError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, lzma.LZMAError, EOFError) as error:
         raise StateformError(f"cannot read {file}: {error}; expected {PUBLIC}") from None
+    text = decoded(data, file)
     head, *lines = text.splitlines() or [""]
     found = [part.strip() for part in head.split("\t")]
     require(found == ["Source", "Target"], f"{file} starts with {head[:40]!r}; expected 'Source', a tab, 'Target'")
