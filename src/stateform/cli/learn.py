@@ -47,6 +47,7 @@ def train_command(
 ) -> None:
     """Train a model on a task and test it. Killed or interrupted, the same command goes on from the last checkpoint."""
     from .._errors import require
+    from .._spec import names_file
     from ..experiments import Experiment, Machine, overridden, read_toml, train
     from ..experiments.checkpoint import CHECKPOINT
     from ..experiments.train import OUTCOME, first_process
@@ -63,11 +64,12 @@ def train_command(
     require(isinstance(table, dict), f"model is {table!r} in {config}; expected a table, [model], with pattern in it")
     table.setdefault("d_model", 64)
     given = [f"{name}={value}" for name, value in short.items() if value is not None]
-    experiment = Experiment.from_dict(overridden(values, [*given, *(set_ or [])]))
+    experiment = Experiment.from_dict(overridden(values, [*given, *(set_ or [])]), run_files=True)
     machine = Machine(
         accelerator, devices, strategy, threads, deterministic, tuple(dict.fromkeys(["csv", *(logger or [])]))
     )
-    folder = out or Path("runs") / f"{experiment.task.name}-{experiment.key}"
+    called = type(experiment.task).__name__ if names_file(experiment.task.name) else experiment.task.name
+    folder = out or Path("runs") / f"{called}-{experiment.key}"
     speaks = first_process()
     begun = time.monotonic()
 
@@ -103,11 +105,16 @@ def eval_command(
     examples: Annotated[int | None, typer.Option(help="Examples at each length.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="How many at once.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    code: Annotated[
+        list[Path] | None,
+        typer.Option(help="A file of your own that its task or layers are from; it is run (repeatable)."),
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="Write the numbers here.")] = None,
 ) -> None:
     """Test a trained model over lengths."""
     from .._errors import StateformError
     from .._files import write_json
+    from .._spec import run_file
     from ..experiments import evaluate
     from ..experiments.train import length_table
 
@@ -116,6 +123,8 @@ def eval_command(
         several = None if lengths is None else [int(x) for x in lengths.split(",")]
     except ValueError:
         raise StateformError(f"lengths is {lengths!r}; expected whole numbers with commas, e.g. 64,128,256") from None
+    for file in code or ():
+        run_file(file)
     found = evaluate(folder, lengths=several, examples=examples, batch_size=batch_size, device=device)
     give(lambda: Console().print(length_table(found)), ("Numbers", json, lambda path: write_json(path, found)))
 

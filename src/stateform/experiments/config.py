@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property, lru_cache
@@ -14,12 +15,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from .._errors import StateformError, nearest, require
-from .._spec import read_spec
+from .._spec import file_of, names_file, read_spec, run_file, was_run
 from .._text import parse_toml, read_bytes
 from ..layers import accepted, resolve
 from ..layers._options import check_options
 from ..models import Classifier, LanguageModel, ModelConfig
-from ..models.pattern import expand
+from ..models.pattern import expand, named_in
 from ..tasks import Task, make_task
 
 FORMAT = 1
@@ -187,30 +188,41 @@ class Experiment:
     # -- as plain values -----------------------------------------------------------------------------------------
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Experiment:
+    def from_dict(cls, values: Mapping[str, Any], *, run_files: bool = False) -> Experiment:
         """From {"task": spec or {"name": ..., options}, "model": {...}, "train": {...}}.
+
+        Args:
+            values: these.
+            run_files: run the files of the user's own code that task and pattern name (`file.py:Class`). Otherwise they
+                must have been run before, for what is read from a folder is not to be run unasked.
 
         Raises:
             StateformError: a part that is missing or unknown (with the nearest), or a value that cannot be used.
         """
         version = values.get("format", FORMAT)
         require(version == FORMAT, f"the experiment is of format {version!r}; this version reads format {FORMAT}")
-        values = {k: v for k, v in values.items() if k != "format"}
+        values = {k: v for k, v in values.items() if k not in ("format", "sources")}
         for name in values:
             parts = ("task", "model", "train")
             require(name in parts, f"an experiment has no part {name!r}: {nearest(name, parts)}")
         require("task" in values, 'the experiment has no task; name one, e.g. task = "mqar(n_pairs=8)"')
-        task = values["task"]
+        task, options = values["task"], {}
         if isinstance(task, Mapping):
             require("name" in task, "the table task has no name; expected the name of a task")
-            task = make_task(task["name"], {k: v for k, v in task.items() if k != "name"})
+            task, options = task["name"], {k: v for k, v in task.items() if k != "name"}
+        for spec in _files_named(task, values.get("model")):
+            require(run_files or was_run(spec),
+                    f"{spec} is code in a file, which is not run unasked; if you trust it, run it first: "
+                    f"stateform.layers.run_file({file_of(spec)!r})")  # fmt: skip
+            if run_files:
+                run_file(file_of(spec))
         model, train = values.get("model", {}), values.get("train", {})
         for name, part in (("model", model), ("train", train)):
             require(isinstance(part, Mapping), f"{name} is {part!r}; expected a table of settings")
         known = [f.name for f in fields(Training)]
         for name in train:
             require(name in known, f"a training has no setting {name!r}: {nearest(str(name), known)}")
-        return cls(make_task(task), _with_none(model, ModelConfig), Training(**_with_none(train, Training)))
+        return cls(make_task(task, options), _with_none(model, ModelConfig), Training(**_with_none(train, Training)))
 
     def to_dict(self) -> dict[str, Any]:
         """Numbers, strings, lists and dicts, complete: defaults too."""
@@ -230,6 +242,14 @@ class Experiment:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _files_named(task: Any, model: Any) -> list[str]:
+    """The specifications `file.py:Class` that a task and a model's pattern name."""
+    pattern = model.get("pattern") if isinstance(model, Mapping) else None
+    found = [read_spec(task)[0]] if isinstance(task, str) else []
+    found += named_in(pattern) if isinstance(pattern, str) else []
+    return [spec for spec in dict.fromkeys(found) if names_file(spec)]
+
+
 def _with_none(values: Mapping[str, Any], kind: type) -> dict[str, Any]:
     """The settings with "none", which TOML has no word for, as None where a field may be that."""
     return {name: None if value == "none" and name in _may_be_none(kind) else value for name, value in values.items()}
@@ -247,7 +267,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         StateformError: no such file, or one that is no TOML.
     """
     path = Path(path)
-    require(path.exists(), f"there is no file {path}; expected a TOML file")
+    require(os.path.exists(path), f"there is no file {path}; expected a TOML file")
     return parse_toml(read_bytes(path), path)
 
 

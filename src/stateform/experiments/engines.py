@@ -8,17 +8,19 @@ progress callback; it returns the outcome as plain values, and goes on from what
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import importlib
 import json
 import multiprocessing as mp
 import os
+import pickle
 import secrets
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing import connection
 from pathlib import Path
@@ -29,8 +31,11 @@ import torch
 from .._errors import StateformError, require
 from .._files import DamagedError
 from .config import Experiment
+from .own import Origin, Surroundings, without_script
 from .store import Run, finite
 
+WORKER = "stateform-worker"
+"""The name of the processes that compute runs."""
 Progress = Callable[[str, int, int], None]
 Runner = Callable[[dict[str, Any], Path, Progress], dict[str, Any]]
 
@@ -110,6 +115,7 @@ class Here:
         try:
             return [Event(run, "done", self.runner(run.experiment, self.folder / "runs" / run.key, tell))]
         except Exception as error:
+            note(self.folder, run, traceback.format_exc())
             return [Event(run, "failed", _in_words(error))]
         finally:
             self.run = None
@@ -125,10 +131,12 @@ class Processes:
         folder: where the runs' folders and what they print go.
         workers: how many processes; the threads of the machine are divided among them, and its GPUs dealt out.
         runner: what computes a run.
+        origins: of the user's own classes that runs are made of.
     """
 
-    def __init__(self, folder: Path, workers: int, runner: Runner = trained) -> None:
+    def __init__(self, folder: Path, workers: int, runner: Runner = trained, origins: Iterable[Origin] = ()) -> None:
         self.folder, self.workers, self.runner = folder, workers, runner
+        self.surroundings = Surroundings.here(origins)
         # Forked from a server that has imported everything once, a new process is there at once, and is free of what
         # this process holds (locks, files, a GPU). Not every system has that.
         method = "forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn"
@@ -155,7 +163,8 @@ class Processes:
             gpus = torch.cuda.device_count()
             gpu = place % gpus if gpus > 1 else None
             threads = max(1, (os.cpu_count() or 1) // self.workers)
-            worker = self.crew[place] = _Worker(self.context, self.folder, self.runner, min(threads, _threads()), gpu)
+            given = (self.folder.absolute(), pickle.dumps(self.runner), min(threads, _threads()), gpu)
+            worker = self.crew[place] = _Worker(self.context, *given, self.surroundings)
         worker.run = run
         with contextlib.suppress(OSError):  # it has just died: `wait` says so
             worker.pipe.send((run.key, run.experiment))
@@ -201,12 +210,11 @@ class Processes:
 class _Worker:
     """A process and the pipe to it."""
 
-    def __init__(self, context: Any, folder: Path, runner: Runner, threads: int, gpu: int | None) -> None:
+    def __init__(self, context: Any, *given: Any) -> None:
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(
-            target=_work, args=(theirs, folder, runner, threads, gpu), name="stateform-worker"
-        )
-        self.process.start()
+        self.process = context.Process(target=_work, args=(theirs, *given), name=WORKER)
+        with without_script():
+            self.process.start()
         theirs.close()  # only the process has it now, so that its death ends the pipe
         self.run: Run | None = None
 
@@ -215,7 +223,9 @@ class _Worker:
         self.process.close()
 
 
-def _work(pipe: Any, folder: Path, runner: Runner, threads: int, gpu: int | None) -> None:
+def _work(
+    pipe: Any, folder: Path, pickled: bytes, threads: int, gpu: int | None, surroundings: Surroundings
+) -> None:  # fmt: skip
     """A worker process: computes what comes through the pipe, until that ends or its parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent sees to it
     if gpu is not None:
@@ -229,7 +239,7 @@ def _work(pipe: Any, folder: Path, runner: Runner, threads: int, gpu: int | None
 
     threading.Thread(target=watch, daemon=True).start()
     torch.set_num_threads(threads)
-    sent = 0.0
+    sent, runner = 0.0, None
 
     def tell(what: str, done: int, total: int) -> None:
         nonlocal sent
@@ -242,13 +252,27 @@ def _work(pipe: Any, folder: Path, runner: Runner, threads: int, gpu: int | None
             key, experiment = pipe.recv()
         except (EOFError, OSError):
             return
-        with _printing_to(folder / "logs" / f"{key}.txt"):
+        with _printing_to(log_of(folder, key)):
             try:
+                faulthandler.enable(2)
+                if runner is None:  # here, so that what goes wrong is in the log
+                    surroundings.enter()
+                    runner = pickle.loads(pickled)
                 said = "done", json.dumps(finite(runner(experiment, folder / "runs" / key, tell)))
             except Exception as error:  # an exit (SIGTERM) is a death like any other: the run is put back
                 traceback.print_exc()
                 said = "failed", _in_words(error)
         pipe.send(said)
+
+
+def note(folder: Path, run: Run, text: str) -> Path:
+    """Add a text to the log of a run, where there is a place for it; the log."""
+    path = log_of(folder, run.key)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(f"{text.rstrip()}\n")
+    return path
 
 
 @contextlib.contextmanager
@@ -283,11 +307,12 @@ class Ray:
         address: of the cluster; None: one on this machine, for this sweep.
         gpus: of each run.
         runner: what computes a run.
+        origins: of the user's own classes that runs are made of.
     """
 
     def __init__(
         self, folder: Path, workers: int | None = None, address: str | None = None, gpus: float = 0.0,
-        runner: Runner = trained,
+        runner: Runner = trained, origins: Iterable[Origin] = (),
     ) -> None:  # fmt: skip
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault(
@@ -308,7 +333,7 @@ class Ray:
         threads = 1 if address else max(1, (os.cpu_count() or 1) // self.slots)
         # A lost worker is replaced by Ray; what the runner raises is an answer like any other.
         self.remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3, max_calls=0)(_on_ray)
-        self.given = ray.put(runner), min(threads, _threads())
+        self.given = ray.put(runner), min(threads, _threads()), ray.put(Surroundings.here(origins))
         self.running: dict[Any, Run] = {}
 
     @property
@@ -320,9 +345,9 @@ class Ray:
         return len(self.running)
 
     def start(self, run: Run) -> None:
-        runner, threads = self.given
-        text = json.dumps(run.experiment)
-        self.running[self.remote.remote(runner, text, str(self.folder / "runs" / run.key), threads)] = run
+        runner, threads, surroundings = self.given
+        text, folder = json.dumps(run.experiment), str(self.folder / "runs" / run.key)
+        self.running[self.remote.remote(runner, text, folder, threads, surroundings)] = run
 
     def wait(self, seconds: float) -> list[Event]:
         ready, _ = self.ray.wait(list(self.running), num_returns=1, timeout=seconds)
@@ -343,13 +368,23 @@ class Ray:
         self.ray.shutdown()
 
 
-def _on_ray(runner: Runner, experiment: str, folder: str, threads: int) -> tuple[str, str]:
+def _on_ray(
+    runner: Runner, experiment: str, folder: str, threads: int, surroundings: Surroundings
+) -> tuple[str, str]:  # fmt: skip
     torch.set_num_threads(threads)
-    try:
-        return "done", json.dumps(finite(runner(json.loads(experiment), Path(folder), lambda *_: None)))
-    except Exception as error:
-        traceback.print_exc()
-        return "failed", _in_words(error)
+    where = Path(folder)
+    with _printing_to(log_of(where.parent.parent, where.name)):
+        try:
+            surroundings.enter()
+            return "done", json.dumps(finite(runner(json.loads(experiment), where, lambda *_: None)))
+        except Exception as error:
+            traceback.print_exc()
+            return "failed", _in_words(error)
+
+
+def log_of(folder: Path, key: str) -> Path:
+    """Where the run of that key prints, of a sweep in that folder."""
+    return folder / "logs" / f"{key}.txt"
 
 
 def visible_gpu(gpu: int, visible: str | None) -> str:

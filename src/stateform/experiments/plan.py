@@ -36,6 +36,7 @@ import itertools
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -95,7 +96,7 @@ class Cell:
         try:
             for name, value in (more or {}).items():
                 _put(values, name, value)
-            experiment = Experiment.from_dict(values)
+            experiment = Experiment.from_dict(values, run_files=True)
         except StateformError as error:
             where = ", ".join(filter(None, [self.label, *described(settings)])) or "the experiment"
             raise StateformError(f"in {where}: {error}") from None
@@ -153,12 +154,16 @@ class Plan:
 
     def check(self) -> None:
         """Raise a StateformError unless every experiment can be made; of a search, those at the ends of its space."""
-        _ = self.runs
+        for _ in self.experiments():
+            pass
+
+    def experiments(self) -> Iterator[Experiment]:
+        """Every experiment of the grid; of a search, those at the ends of its space."""
+        yield from (run.experiment for run in self.runs)
         for cell in self.cells if self.space else ():
             start = {name: space.ends[0] for name, space in self.space.items()}
             for name, space in self.space.items():
-                for value in space.ends:
-                    cell.planned(start | {name: value})
+                yield from (cell.planned(start | {name: value}).experiment for value in space.ends)
 
     @property
     def total(self) -> int:
@@ -209,10 +214,9 @@ def read_plan(
     space, trials = _search(values.get("search"))
     about = values.get("about", "")
     require(isinstance(about, str), f"about is {about!r}; expected a text")
-    cells = tuple(_cells(values, space))
+    cells = tuple(_cells(values, space, max(trials, 1)))
     claims = tuple(read_claims(values.get("claims", []), [cell.label for cell in cells]))
     plan = Plan("-".join([name, *asked]), cells, space, trials, about, claims)
-    require(plan.total <= MOST, f"the sweep has {plan.total} runs; expected {MOST} at most: leave out values")
     plan.check()
     return plan
 
@@ -256,7 +260,7 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
             skip = variant.setdefault("skip", [])
             require(isinstance(skip, list), f"skip of the variant {label!r} is {skip!r}; expected a list of axes")
         labels = [v["label"] for v in values["variants"]]
-        twice = next((x for x in labels if labels.count(x) > 1), None)
+        twice = next((label for label, count in Counter(labels).items() if count > 1), None)
         require(twice is None, f"two variants have the label {twice!r}; give each its own")
     if "cases" in values:
         cases = values["cases"]
@@ -344,8 +348,12 @@ def _axes(grid: Mapping[str, Any], what: str) -> dict[str, list[Any]]:
     for name, axis in grid.items():
         require(isinstance(axis, list), f"{what}: {name} is {axis!r}; expected a list of values")
         require(axis, f"{what}: {name} has no values; give some, or leave it out")
-        twice = next((x for i, x in enumerate(axis) if any(type(x) is type(y) and x == y for y in axis[:i])), None)
-        require(twice is None, f"{what}: {name} has {twice!r} twice")
+        require(len(axis) <= MOST, f"{what}: {name} has {len(axis):,} values; expected {MOST:,} at most")
+        seen: set[tuple[type, str]] = set()
+        for x in axis:
+            place = type(x), repr(0.0 if x == 0.0 and isinstance(x, float) else x)
+            require(place not in seen, f"{what}: {name} has {x!r} twice")
+            seen.add(place)
     return dict(grid)
 
 
@@ -356,7 +364,8 @@ def _put(values: dict[str, Any], name: str, value: Any) -> None:
         put(values, name, value)
 
 
-def _cells(values: Mapping[str, Any], space: Mapping[str, Space]) -> Iterator[Cell]:
+def _cells(values: Mapping[str, Any], space: Mapping[str, Space], trials: int) -> Iterator[Cell]:
+    """The combinations of a file; how many runs there will be is known, and small enough, before the first is made."""
     base = {part: values[part] for part in PARTS if part in values}
     grid = _axes(values.get("grid", {}), "[grid]")
     variants = values.get("variants") or [{"label": "", "set": {}, "grid": {}, "skip": []}]
@@ -365,6 +374,7 @@ def _cells(values: Mapping[str, Any], space: Mapping[str, Space]) -> Iterator[Ce
         require(not any(axis in case for case in cases), f"{axis} is both an axis of [grid] and set by a case")
         kept = any(axis not in v["skip"] and axis not in v["set"] for v in variants)
         require(kept, f"every variant skips or sets {axis}, which is an axis of [grid]; leave it out there")
+    planned: list[tuple[Mapping[str, Any], dict[str, Any], dict[str, list[Any]]]] = []
     for variant in variants:
         label = variant["label"]
         bare = json.loads(json.dumps(base))
@@ -377,13 +387,17 @@ def _cells(values: Mapping[str, Any], space: Mapping[str, Space]) -> Iterator[Ce
                 if name not in variant["skip"] and (name in own or name not in variant["set"])}  # fmt: skip
         for name in space:
             require(name not in axes, f"{name} is both an axis of the grid and searched; leave out one of them")
+        planned.append((variant, bare, axes))
+    total = trials * len(cases) * sum(math.prod(map(len, axes.values())) for _, _, axes in planned)
+    require(total <= MOST, f"the sweep has {total:,} runs; expected {MOST:,} at most: leave out values")
+    for variant, bare, axes in planned:
         for case, *chosen in itertools.product(cases, *axes.values()):
             made = json.loads(json.dumps(bare))
             settings = case | dict(zip(axes, chosen))
             # The whole task first: task.NAME is a setting of that one.
             for name, value in sorted((variant["set"] | settings).items(), key=lambda pair: pair[0] != "task"):
                 _put(made, name, value)
-            yield Cell(label, settings, made)
+            yield Cell(variant["label"], settings, made)
 
 
 def _settings(base: Mapping[str, Any]) -> list[str]:

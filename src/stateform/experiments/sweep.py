@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import multiprocessing as mp
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from .._errors import nearest, require
-from .engines import Engine, Event, Here, Processes, Ray, Runner, trained
+from .config import Experiment
+from .engines import WORKER, Engine, Event, Here, Processes, Ray, Runner, note, trained
+from .own import Origin, by_value, origins
 from .plan import Plan, Planned, read_plan
 from .results import Results, headline
 from .search import Search
+from .sources import Sources, changes, sources
 from .store import Run, Store
 
 STORE = "store.db"
@@ -66,7 +73,18 @@ def sweep(
     require(workers is None or workers >= 0, f"workers is {workers}; expected a number of them, or 0 for this process")
     require(engine == "ray" or (address is None and gpus == 0), "an address and gpus are for the engine ray")
     require(not (engine == "ray" and workers == 0), "the engine ray needs workers, 1 or more")
+    require(mp.current_process().name != WORKER,
+            "a worker of a sweep has come upon a sweep: the script that it runs again for what is defined in it starts "
+            'one; put that below `if __name__ == "__main__":`')  # fmt: skip
     folder = Path(folder)
+    known = origins(plan.experiments(), runner)
+    alone = [name for name in known if isinstance(name, str)]
+    if alone and engine == "local" and workers != 0:
+        where = f"{', '.join(alone)}: defined in a notebook, a function or after `python -c`, where worker processes"
+        require(workers is None, f"{where} cannot find it; put it in a file, and name it as file.py:Class, or take "
+                "workers=0")  # fmt: skip
+        print(f"stateform: {where} cannot find it; the runs are computed in this one", file=sys.stderr, flush=True)
+        workers = 0
     with contextlib.ExitStack() as cleared:
         store = cleared.enter_context(Store(folder / STORE, create=True))
         store.add(plan.name, (run.row for run in plan.runs))
@@ -74,18 +92,18 @@ def sweep(
         if plan.space:
             search = Search(store.path, plan)
             cleared.callback(search.close)
-        work = _Work(store, plan, search, on_progress, on_finished)
+        work = _Work(store, plan, search, folder, on_progress, on_finished)
         if retry:
             store.retry(plan.name, work.keys)
         store.recover()
         if work.waits():
             at: Engine
             if engine == "ray":
-                at = Ray(folder, workers, address, gpus, runner)
+                at = Ray(folder, workers, address, gpus, runner, by_value(plan.experiments()))
             elif workers == 0:
                 at = Here(folder, runner, work.tell)
             else:
-                at = Processes(folder, workers or 1, runner)
+                at = Processes(folder, workers or 1, runner, [one for one in known if isinstance(one, Origin)])
             work.through(at)
         return Results(store.runs(plan.name, work.keys), str(store.path), not work.interrupted, claims=plan.claims)
 
@@ -94,9 +112,10 @@ class _Work:
     """What is to be done, and how far it is."""
 
     def __init__(
-        self, store: Store, plan: Plan, search: Search | None, on_progress: Bar | None, on_finished: Said | None
-    ) -> None:
-        self.store, self.plan, self.search = store, plan, search
+        self, store: Store, plan: Plan, search: Search | None, folder: Path, on_progress: Bar | None,
+        on_finished: Said | None,
+    ) -> None:  # fmt: skip
+        self.store, self.plan, self.search, self.folder = store, plan, search, folder
         self.on_progress, self.on_finished = on_progress, on_finished
         self.interrupted = False
         self.shares: dict[str, float] = {}
@@ -107,6 +126,7 @@ class _Work:
             for run in store.runs(plan.name, search.open):
                 if run.status in ("done", "failed"):
                     search.tell(run)
+        _unchanged(store.runs(plan.name, self.keys), str(store.path))
         self._count()
 
     def _plan(self, runs: list[Planned]) -> None:
@@ -173,8 +193,9 @@ class _Work:
             return
         self.shares.pop(run.key, None)
         if event.kind == "crashed":
-            if self.store.crashed(run, event.value):
-                self._say(f"{run.name}   {event.value}; it will be tried again")
+            how = f"{event.value}; see {note(self.folder, run, f'stateform: {event.value}')}"
+            if self.store.crashed(run, how):
+                self._say(f"{run.name}   {how}; it will be tried again")
                 return
         elif event.kind == "done":
             self.store.finish(run, event.value)
@@ -201,6 +222,26 @@ class _Work:
             self.on_progress(f"{self.over}/{self._total}  {what}", round(1000 * share), 1000 * self._total)
 
 
+def _unchanged(runs: Sequence[Run], store: str) -> None:
+    """Raise if an outcome came from other data or code than there are now; say once where that is not known."""
+    now: dict[str, tuple[Experiment, Sources]] = {}
+    said: set[str] = set()
+    for run in runs:
+        if run.status != "done":
+            continue
+        alike = json.dumps([run.experiment["task"], run.experiment["model"]], sort_keys=True)
+        if alike not in now:
+            made = Experiment.from_dict(run.experiment)
+            now[alike] = made, sources(made)
+        made, found = now[alike]
+        changed, notes = changes((run.outcome or {}).get("metrics", {}).get("sources"), found, made)
+        where = f"{store} has the outcome of {run.name}"
+        require(changed is None, f"{where}, but {changed}; bring it back, or name another folder")
+        said |= set(notes)
+    for text in sorted(said):
+        print(f"stateform: {store}: {text}", file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
     """A second Ctrl-C waits until workers are ended and runs given back."""
@@ -220,7 +261,7 @@ def _uninterrupted() -> Iterator[None]:
 def store_of(path: str | Path) -> Path:
     """The store's file: that path, or the one in that folder."""
     path = Path(path)
-    return path / STORE if path.is_dir() else path
+    return path / STORE if os.path.isdir(path) else path
 
 
 __all__ = ["ENGINES", "STORE", "store_of", "sweep"]

@@ -33,6 +33,7 @@ from .checkpoint import BEST, CHECKPOINT, PREVIOUS
 from .config import Experiment
 from .lock import LOCK, Lock
 from .scores import as_read, test
+from .sources import Sources, changes, sources
 
 OnProgress = Callable[[str, int, int], None]
 OUTCOME, EXPERIMENT = "outcome.json", "experiment.json"
@@ -137,13 +138,22 @@ def train(
     machine = machine or Machine()
     where = None if folder is None else Path(folder)
     known = None if where is None else _begun(where, experiment)
+    try:
+        now = sources(experiment)
+    except StateformError as error:
+        if known is None:
+            raise
+        _say(f"{error}: the outcome in {where} cannot be held against it")
+        return known
+    if where is not None:
+        _unchanged(where, experiment, now)
     if known is not None:
         return known
     lightning()
     from .trainee import Rounds, Trainee
 
     with Lock(where if first_process() else None) as lock, _quiet(machine.threads):
-        if where is not None and where.is_dir():
+        if where is not None and os.path.isdir(where):
             lock.take()
         torch.manual_seed(experiment.train.seed)
         model = experiment.build()
@@ -152,12 +162,12 @@ def train(
         rounds = Rounds(experiment, where, on_progress, on_round)
         start = None if where is None else _start(where, model, rounds)
         if not rounds.finished:  # else killed between the last checkpoint and the outcome
-            _fit(Trainee(model, experiment), rounds, machine, where, start, lock)
-        return _finished(model, experiment, rounds, where, on_progress)
+            _fit(Trainee(model, experiment), rounds, machine, where, start, lock, now)
+        return _finished(model, experiment, rounds, where, on_progress, now)
 
 
 def _fit(
-    trainee: Any, rounds: Any, machine: Machine, folder: Path | None, start: Path | None, lock: Lock
+    trainee: Any, rounds: Any, machine: Machine, folder: Path | None, start: Path | None, lock: Lock, now: Sources
 ) -> None:  # fmt: skip
     """The training itself, from the beginning or from a checkpoint; the model stays on the device."""
     import pytorch_lightning as L
@@ -195,7 +205,7 @@ def _fit(
             f"{trainer.world_size} devices share batches of {given.batch_size} examples and {len(trainee.valid)} of "
             "validation; ask for fewer devices, or a larger batch_size or eval_examples")  # fmt: skip
     if folder is not None and trainer.is_global_zero:
-        _make(folder, experiment, lock)
+        _make(folder, experiment, lock, now)
     try:
         with validate(False):
             trainer.fit(trainee, ckpt_path=start)
@@ -228,7 +238,7 @@ def _begun(folder: Path, experiment: Experiment) -> Outcome | None:
     """Raise unless the folder can be that of this training; the outcome, if it is there already."""
     try:
         require(not folder.exists() or folder.is_dir(), f"{folder} is a file; choose another folder")
-        if not (folder / EXPERIMENT).is_file():
+        if not os.path.isfile(folder / EXPERIMENT):
             foreign = [x.name for x in folder.iterdir() if not _passing(x)] if folder.is_dir() else []
             require(not foreign,
                     f"{folder} is not empty ({sorted(foreign)[0] if foreign else ''}) and holds no experiment; choose "
@@ -239,14 +249,24 @@ def _begun(folder: Path, experiment: Experiment) -> Outcome | None:
     there = _read_experiment(folder)
     differ = differences(there, experiment)
     require(there.key == experiment.key, f"{folder} holds another experiment ({differ}); choose another folder")
-    if not (folder / OUTCOME).is_file():
+    if not os.path.isfile(folder / OUTCOME):
         return None
     outcome = _read_outcome(folder)
     _tidy(folder)
     return outcome
 
 
-def _make(folder: Path, experiment: Experiment, lock: Lock) -> None:
+def _unchanged(folder: Path, experiment: Experiment, now: Sources) -> None:
+    """Raise if data or code are others than when the training in a folder was begun; say what else is to be said."""
+    if not os.path.isfile(folder / EXPERIMENT):
+        return
+    changed, notes = changes(read_json(folder / EXPERIMENT).get("sources"), now, experiment)
+    require(changed is None, f"{folder} holds this training, but {changed}; bring it back, or choose another folder")
+    for note in notes:
+        _say(f"{folder}: {note}")
+
+
+def _make(folder: Path, experiment: Experiment, lock: Lock, now: Sources) -> None:
     """The folder with the experiment, this process's own, and without what a kill left half written."""
     make_folder(folder)
     lock.take()
@@ -255,8 +275,8 @@ def _make(folder: Path, experiment: Experiment, lock: Lock) -> None:
             path.unlink()
     except OSError as error:
         raise StateformError(f"cannot write in the folder {folder}: {error.strerror or error}") from None
-    if not (folder / EXPERIMENT).is_file():
-        write_json(folder / EXPERIMENT, experiment.to_dict())
+    if not os.path.isfile(folder / EXPERIMENT):
+        write_json(folder / EXPERIMENT, experiment.to_dict() | {"sources": now})
 
 
 def _half_written(path: Path) -> bool:
@@ -329,7 +349,7 @@ def _go_on(path: Path, model: LanguageModel | Classifier, rounds: Any) -> None:
 
 def _finished(
     model: LanguageModel | Classifier, experiment: Experiment, rounds: Any, folder: Path | None,
-    on_progress: OnProgress | None,
+    on_progress: OnProgress | None, now: Sources,
 ) -> Outcome:  # fmt: skip
     """Test the trained model, and write it down."""
     steps = experiment.train.steps
@@ -344,6 +364,7 @@ def _finished(
         "loss": last["loss"], "steps": last["step"], "stopped": rounds.stopped, "seconds": round(rounds.seconds, 2),
         "parameters": sum(p.numel() for p in model.parameters()), "state_size": state_size(model, experiment.task),
         "history": rounds.history, "stateform": stateform_version(), "machine": machine(str(model.device)),
+        "sources": now,
     }  # fmt: skip
     outcome = Outcome(experiment.to_dict(), metrics)
     if folder is not None:
@@ -369,9 +390,11 @@ def load_trained(folder: str | Path) -> tuple[Experiment, LanguageModel | Classi
         StateformError: a folder that holds no finished training, or files that are not whole.
     """
     folder = Path(folder)
-    require((folder / EXPERIMENT).is_file(), f"{folder} has no {EXPERIMENT}; expected a folder that a training wrote")
+    require(
+        os.path.isfile(folder / EXPERIMENT), f"{folder} has no {EXPERIMENT}; expected a folder that a training wrote"
+    )
     experiment = _read_experiment(folder)
-    require((folder / OUTCOME).is_file(), f"the training in {folder} is not finished; run it again to go on")
+    require(os.path.isfile(folder / OUTCOME), f"the training in {folder} is not finished; run it again to go on")
     kind = LanguageModel if experiment.speaks else Classifier
     return experiment, kind.from_pretrained(folder)
 
@@ -396,6 +419,9 @@ def evaluate(
         StateformError: see `load_trained`; a length for which the task does not exist.
     """
     experiment, model = load_trained(folder)
+    changed, _ = changes(read_json(Path(folder) / EXPERIMENT).get("sources"), sources(experiment), experiment)
+    if changed is not None:
+        _say(f"{changed} the training in {folder}: this tests on what is there now")
     task, given = experiment.task, experiment.train
     lengths = tuple(experiment.test_lengths if lengths is None else lengths)
     require(lengths, "lengths is empty; expected one or more")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
+from .._spec import run_file
 from .base import Layer, Past, ShortConv
 from .cell import Cell
 from .convolved import Convolved
@@ -26,4 +27,5 @@ __all__ = [
     "names",
     "register",
     "resolve",
+    "run_file",
 ]

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import nn
 
 from .._errors import StateformError, nearest, require
-from .._spec import read_spec
+from .._spec import USER_MODULE, class_from_file, names_file, read_spec
 
 L = TypeVar("L", bound=type[nn.Module])
 
@@ -30,8 +27,6 @@ class Entry:
 
 
 REGISTRY: dict[str, Entry] = {}
-USER_MODULE = "stateform_user_"
-"""How the names of modules begin that were files of a user."""
 
 
 def register(name: str, *, paper: str = "") -> Callable[[L], L]:
@@ -73,41 +68,10 @@ def resolve(spec: str) -> tuple[type[nn.Module], dict[str, Any]]:
             only files that you trust.
     """
     head, options = read_spec(spec)
-    if ".py:" in head or head.endswith(".py"):
-        return _from_file(head), options
+    if names_file(head):
+        return class_from_file(head, nn.Module, "layer", "stateform.Layer or torch.nn.Module"), options
     require(head in REGISTRY, f"unknown layer {head!r}: {nearest(head, REGISTRY)}")
     return REGISTRY[head].cls, options
-
-
-def _from_file(spec: str) -> type[nn.Module]:
-    file, _, name = spec.rpartition(":") if ".py:" in spec else (spec, "", "")
-    path = Path(file)
-    require(path.is_file(), f"there is no file {file}; expected path/file.py:Class")
-    module_name = f"{USER_MODULE}{path.stem}"
-    module_spec = importlib.util.spec_from_file_location(module_name, path)
-    assert module_spec is not None and module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module_name] = module
-    try:
-        module_spec.loader.exec_module(module)
-    except StateformError as error:
-        raise StateformError(f"{file}: {error}") from error
-    except (Exception, SystemExit) as error:
-        raise StateformError(f"{file} could not be run: {_one_line(error)}; run it with Python to see where") from error
-    classes = {
-        k: v
-        for k, v in vars(module).items()
-        if isinstance(v, type) and issubclass(v, nn.Module) and v.__module__ == module_name
-    }
-    if name:
-        require(
-            name in classes,
-            f"{file} has no layer {name!r}: {nearest(name, classes) if classes else 'it defines no nn.Module'}",
-        )
-        return classes[name]
-    require(classes, f"{file} defines no layer; expected a class derived from stateform.Layer or torch.nn.Module")
-    require(len(classes) == 1, f"{file} defines {len(classes)} layers ({', '.join(classes)}); say which: {file}:Class")
-    return next(iter(classes.values()))
 
 
 def _one_line(error: BaseException) -> str:

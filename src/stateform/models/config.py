@@ -38,7 +38,7 @@ class ModelConfig:
     """The make-up of a `LanguageModel` or a `Classifier`.
 
     Args:
-        pattern: the mixers, "mamba2*3 softmax": see `models.pattern.expand`. Registered names alone.
+        pattern: the mixers, "mamba2*3 softmax": see `models.pattern.expand`.
         d_model: width.
         n_layers: blocks; the pattern is cycled (its last round may be cut short). Default: one round of it.
         vocab_size: how many token ids there are; None for a classifier of real-valued sequences.

@@ -6,6 +6,7 @@ import itertools
 import re
 
 from .._errors import StateformError, require
+from .._spec import names_file, was_run
 from ..layers import resolve
 
 _BRACKETS = r"""\((?:[^()'"]|'[^']*'|"[^"]*"|\([^()]*\))*\)"""
@@ -16,12 +17,17 @@ MOST_LAYERS = 10_000
 """A pattern of more is a slip: ten times as deep as any model that was trained."""
 
 
+def named_in(pattern: str) -> list[str]:
+    """The names in a pattern, without options and counts."""
+    return [item["name"] for item in _ITEM.finditer(pattern)]
+
+
 def expand(pattern: str, n_layers: int | None = None) -> list[str]:
     """The layers that a pattern names, first to last.
 
     Args:
         pattern: registered names, separated by spaces, each with options in brackets (`mamba2(d_state=32)`) and a count
-            (`mamba2*3`) if you like.
+            (`mamba2*3`) if you like; or `path/file.py:Class`, once that file was run (a configuration runs nothing).
         n_layers: how many; the pattern is cycled, and its last round may be cut short. Default: one round.
 
     Returns:
@@ -41,9 +47,9 @@ def expand(pattern: str, n_layers: int | None = None) -> list[str]:
             raise StateformError(f"cannot read {pattern[at:].strip()!r} in the pattern {pattern!r}; {_HINT}")
         spec, name, times = item["spec"], item["name"], item["times"]
         require(
-            re.fullmatch(r"[\w-]+", name),
+            re.fullmatch(r"[\w-]+", name) or (names_file(name) and was_run(name)),
             f"the pattern {pattern!r} names {name!r}; expected a registered layer: import the file that defines "
-            'it, and give the name in its @sf.register("...")',
+            'it, and give the name in its @sf.register("..."), or run it first with sf.build("path/file.py:Class")',
         )
         require(
             times is None or (re.fullmatch("[0-9]+", times) and times.strip("0")),

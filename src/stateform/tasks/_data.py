@@ -46,7 +46,7 @@ def find_data(path: str | None, folder: str, public: str) -> Path:
     """
     if path is not None:
         found = Path(path)
-        require(found.exists(), f"path is {path!r}, where nothing is; expected {public}")
+        require(os.path.exists(found), f"path is {path!r}, where nothing is; expected {public}")
         return found
     place = os.environ.get("STATEFORM_DATA")
     hint = f"give path=..., or set STATEFORM_DATA to a folder in which {folder}/ holds {public}"
@@ -55,6 +55,12 @@ def find_data(path: str | None, folder: str, public: str) -> Path:
     found = Path(place) / folder
     require(found.is_dir(), f"no data: there is no folder {found}; {hint}")
     return found
+
+
+def stamp(place: Path) -> tuple[tuple[str, int, int], ...]:
+    """The files at a place, with the time of their last change and their sizes: a key of what was read from them."""
+    files = [place] if place.is_file() else sorted(path for path in place.iterdir() if path.is_file())
+    return tuple((path.name, stat.st_mtime_ns, stat.st_size) for path in files for stat in [path.stat()])
 
 
 def padded(rows: list[Tensor], length: int, fill: int) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .._errors import StateformError, nearest, require
-from .._spec import read_spec
+from .._spec import class_from_file, names_file, read_spec
 from ..layers._options import check_options
 
 IGNORED = -100
@@ -133,6 +134,23 @@ class Task:
         """All examples of a split, where the task is a data set; None where examples are drawn without end."""
         return None
 
+    def contents(self) -> str | None:
+        """A hash of the data that examples are read from; None: they are drawn, and follow from the options.
+
+        Raises:
+            StateformError: data that are not there.
+        """
+        parts = [(split, self.whole(split)) for split in SPLITS]
+        if all(batch is None for _, batch in parts):
+            return None
+        found = hashlib.sha256()
+        for split, batch in parts:
+            for x in () if batch is None else (batch.inputs, batch.labels, batch.mask):
+                found.update(f"{split} {None if x is None else (x.dtype, tuple(x.shape))}".encode())
+                if x is not None:
+                    found.update(x.contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+        return found.hexdigest()
+
     # -- what follows ---------------------------------------------------------------------------------------------
 
     def sample(
@@ -227,6 +245,8 @@ def task_names() -> list[str]:
 def make_task(spec: str | Task, options: Mapping[str, Any] | None = None) -> Task:
     """The task that a specification names: "mqar(n_pairs=8, length=128)", or its name and a dict of options.
 
+    A task of one's own may be named as `path/file.py:Class`, with options likewise. The file is run.
+
     Raises:
         StateformError: an unknown name or option (with the nearest ones), a value that cannot be used.
     """
@@ -235,8 +255,12 @@ def make_task(spec: str | Task, options: Mapping[str, Any] | None = None) -> Tas
         return dataclasses.replace(spec, **options) if options else spec
     require(isinstance(spec, str), f"a task is named by a string such as 'mqar(n_pairs=8)', not {spec!r}")
     name, given = read_spec(spec)
-    require(name in TASKS, f"unknown task {name!r}: {nearest(name, TASKS)}")
-    cls = TASKS[name]
+    if names_file(name):
+        cls: type[Task] = class_from_file(name, Task, "task", "stateform.tasks.Task")
+        cls.name = name  # by which it is found again
+    else:
+        require(name in TASKS, f"unknown task {name!r}: {nearest(name, TASKS)}")
+        cls = TASKS[name]
     given = {**options, **given}
     known = {f.name for f in fields(cls)}
     for option in given:

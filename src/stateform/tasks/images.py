@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from .._errors import StateformError, require
-from ._data import Digits, Stored
+from ._data import Digits, Stored, stamp
 from .base import Batch, Split, register_task
 
 PUBLIC = (
@@ -47,9 +47,13 @@ def read_idx(file: Path, n_dims: int) -> np.ndarray:
     return np.frombuffer(data, np.uint8, offset=offset).reshape(shape)
 
 
-@lru_cache(maxsize=8)
 def read_mnist(place: Path, split: Split, permutation: int | None) -> Stored:
-    """A split of MNIST as sequences of 784 pixels, permuted by a seed if one is given."""
+    """A split of MNIST as sequences of 784 pixels, permuted by a seed if one is given; read again when it changed."""
+    return _read_mnist(place, split, permutation, stamp(place))
+
+
+@lru_cache(maxsize=8)
+def _read_mnist(place: Path, split: Split, permutation: int | None, version: object) -> Stored:
     part = "t10k" if split == "test" else "train"
 
     def read(name: str, n_dims: int) -> np.ndarray:

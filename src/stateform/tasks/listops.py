@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .._errors import StateformError, require
 from .._text import decoded
-from ._data import Stored, find_data, padded
+from ._data import Stored, find_data, padded, stamp
 from .base import Batch, Split, Task, register_task
 
 OPERATORS = ("[MIN", "[MAX", "[MED", "[SM")
@@ -239,14 +239,18 @@ class _Level:
         return _Level(self.tree[stays], self.inner[stays], self.n_args[stays[self.inner]])
 
 
-@lru_cache(maxsize=8)
 def read_listops(path: str, split: Split, length: int) -> Stored:
-    """A split of the files of the Long Range Arena, see `ListOps.path`.
+    """A split of the files of the Long Range Arena, see `ListOps.path`; read again when they have changed.
 
     Raises:
         StateformError: a file that is missing or of another format, an expression longer than `length`.
     """
     place = find_data(path, "listops", PUBLIC)
+    return _read_listops(place, split, length, stamp(place))
+
+
+@lru_cache(maxsize=8)
+def _read_listops(place: Path, split: Split, length: int, version: object) -> Stored:
     if place.is_file():
         lines = _lines(place)
         low, high = {"train": (0.0, 0.8), "valid": (0.8, 0.9), "test": (0.9, 1.0)}[split]

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from .._errors import StateformError, require
-from ._data import Digits, Stored, padded
+from ._data import Digits, Stored, padded, stamp
 from .base import Batch, Split, register_task
 
 PUBLIC = (
@@ -52,7 +52,7 @@ def _files(place: Path) -> Iterator[tuple[str, bytes]]:
 
 
 @lru_cache(maxsize=2)
-def read_recordings(place: Path) -> tuple[tuple[int, int, np.ndarray], ...]:
+def read_recordings(place: Path, version: object) -> tuple[tuple[int, int, np.ndarray], ...]:
     """Every recording in a folder or an archive: its digit, its number, and its samples, int16; in order of names.
 
     Raises:
@@ -79,11 +79,18 @@ def read_recordings(place: Path) -> tuple[tuple[int, int, np.ndarray], ...]:
     return tuple(found)
 
 
-@lru_cache(maxsize=8)
 def read_digits(place: Path, split: Split, length: int, rate: int, normalize: bool) -> Stored:
-    """A split of the spoken digits, as many samples a second as asked for, cut or filled up to a length."""
+    """A split of the spoken digits, as many samples a second as asked for, cut or filled up to a length.
+
+    They are read again when they have changed.
+    """
+    return _read_digits(place, split, length, rate, normalize, stamp(place))
+
+
+@lru_cache(maxsize=8)
+def _read_digits(place: Path, split: Split, length: int, rate: int, normalize: bool, version: object) -> Stored:
     rows, digits, width = [], [], RATE // rate
-    for digit, number, samples in read_recordings(place):
+    for digit, number, samples in read_recordings(place, version):
         if number not in INDICES[split]:
             continue
         kept = samples[: max(len(samples) // width * width, 1)]
