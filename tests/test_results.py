@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from typer.testing import CliRunner
 from stateform import StateformError
 from stateform.cli import app
 from stateform.experiments.results import Results, results
+from stateform.experiments.store import Store
 from stateform.experiments.sweep import sweep
 from stateform.report.results import over_length, over_settings, render_results
 
@@ -198,6 +202,41 @@ def test_claims_are_about_their_own_sweep(folder: Path, tmp_path: Path) -> None:
     assert shown.exit_code == 0 and "other: 4 runs" in shown.output and "confirmed" in shown.output
     shown = CliRunner().invoke(app, ["results", str(folder), "--claims", "demo"])
     assert isinstance(shown.exception, StateformError) and "no sweep 'demo'" in str(shown.exception)
+
+
+@pytest.mark.parametrize("log", [False, True], ids=["closed", "with its last changes in the log"])
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="rights are tried in a process of another user")
+def test_a_store_is_read_where_nothing_can_be_written(log: bool, folder: Path) -> None:
+    with tempfile.TemporaryDirectory() as name:  # not tmp_path, which is for its user alone
+        place = Path(name)
+        shutil.copy(folder / "store.db", place)
+        expected = len(results(place / "store.db").runs)
+        opened = None
+        if log:
+            opened = Store(place / "store.db")
+            opened.add("late", [("0" * 16, "late", {}, {"task": {"name": "parity"}, "model": {}, "train": {}})])
+            shutil.copy(place / "store.db-wal", place / "kept")
+            expected += 1
+            opened.close()
+            (place / "kept").rename(place / "store.db-wal")
+            shutil.copy(folder / "store.db", place)
+        for file in place.iterdir():
+            file.chmod(0o444)
+        place.chmod(0o555)
+        before = {x.name: x.read_bytes() for x in place.iterdir()}
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                if os.geteuid() == 0:
+                    os.seteuid(65534)
+                found = results(place / "store.db")
+                code = 0 if len(found.runs) == expected else 2
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert {x.name: x.read_bytes() for x in place.iterdir()} == before
+        place.chmod(0o755)
 
 
 def test_the_command(folder: Path, tmp_path: Path) -> None:

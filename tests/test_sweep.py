@@ -693,3 +693,104 @@ def test_a_run_with_one_damaged_file_begins_anew(
     assert again.runs[0].outcome["metrics"]["test"] == first.runs[0].outcome["metrics"]["test"]  # type: ignore[index]
     assert "damaged" in (said := capsys.readouterr().err) and "begins anew" in said
     assert {x.name for x in folder.iterdir()} >= {"experiment.json", "outcome.json", "model.safetensors"}
+
+
+@pytest.mark.parametrize(
+    "more, said",
+    [
+        ({"grid": {"train.seed": list(range(1000)), "model.d_state": list(range(1, 1001))}}, "has 1,000,000 runs; "),
+        ({"grid": {"train.seed": list(range(200_000))}}, r"train.seed has 200,000 values; expected 100,000 at most"),
+        ({"grid": {f"train.{name}": [0.1, 0.2] for name in ("lr", "warmup", "clip", "beta1", "beta2", "final_lr")}
+          | {f"model.{name}": list(range(1, 30)) for name in ("d_state", "n_heads", "d_conv")}}, r"has 1,560,896 runs"),
+        ({"search": {"trials": 10**12, "space": SPACE}}, r"has 1,000,000,000,000 runs; expected 100,000 at most"),
+        ({"cases": [{"set": {"train.seed": k}} for k in range(1000)], "grid": {"model.d_state": list(range(1, 1001))}},
+         r"has 1,000,000 runs"),
+    ],
+)  # fmt: skip
+def test_too_many_runs_are_counted_before_one_is_made(
+    more: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(*_: Any, **__: Any) -> None:
+        raise AssertionError("work before the count")
+
+    monkeypatch.setattr("stateform.experiments.plan.Cell", made)
+    monkeypatch.setattr(Experiment, "from_dict", made)
+    with pytest.raises(StateformError, match=said):
+        read_plan(BASE | more)
+
+
+@pytest.mark.parametrize("values", [[0.0, -0.0], [1, 1], ["a", "a"], [[1, 2], [1, 2]], [True, True]])
+def test_a_value_that_is_there_twice(values: list[Any]) -> None:
+    with pytest.raises(StateformError, match=r"task has .* twice"):
+        read_plan(BASE | {"grid": {"task": values}})
+
+
+ALTERED: dict[str, tuple[str, str]] = {
+    "metrics as a list": ('{"experiment": {}, "metrics": []}', "metrics is a list, not a table"),
+    "outcome as a list": ("[1]", "outcome is a list, not a table or nothing"),
+    "no metrics": ('{"experiment": {}}', "metrics is nothing, not a table"),
+    "a score as a text": ('{"metrics": {"valid": "x"}}', "metrics.valid is a text, not a number"),
+    "a truth as a number": ('{"metrics": {"seconds": true}}', "metrics.seconds is true or false, not a number"),
+    "tests as a list": ('{"metrics": {"test": [1]}}', "metrics.test is a list, not a table or nothing"),
+    "a test as a text": ('{"metrics": {"test": {"8": {"accuracy": "x"}}}}', "metrics.test.8.accuracy is a text"),
+    "a metric as a number": ('{"metrics": {"metric": 3}}', "metrics.metric is a number, not a text"),
+    "a machine as a list": ('{"metrics": {"machine": [1]}}', "metrics.machine is a list"),
+    "deep": ('{"metrics": ' + "[" * 100_000 + "]" * 100_000 + "}", "the outcome of run 1 is no JSON"),
+    "cut": ('{"metrics": ', "the outcome of run 1 is no JSON"),
+}
+
+
+@pytest.mark.parametrize("how", ALTERED)
+def test_an_altered_store_is_one_clear_error(how: str, tmp_path: Path) -> None:
+    value, said = ALTERED[how]
+    sweep(grid(1), tmp_path, workers=0, runner=works)
+    with contextlib.closing(sqlite3.connect(tmp_path / "store.db")) as file, file:
+        file.execute("DROP TRIGGER done_stays")
+        file.execute("UPDATE runs SET outcome = ?", (value,))
+    for command in (["results", str(tmp_path)], ["results", str(tmp_path), "--csv", str(tmp_path / "x.csv")]):
+        shown = CliRunner().invoke(app, command)
+        assert isinstance(shown.exception, StateformError), (shown.output, shown.exception)
+        assert str(tmp_path / "store.db") in str(shown.exception) and said in str(shown.exception)
+    with pytest.raises(StateformError, match="restore the file from a copy"):
+        sweep(grid(1), tmp_path, workers=0, runner=works)
+
+
+@pytest.mark.parametrize("column, said", [("experiment", "experiment is a list"), ("settings", "settings is a list")])
+def test_an_altered_plan_in_a_store(column: str, said: str, tmp_path: Path) -> None:
+    sweep(grid(1), tmp_path, workers=0, runner=works)
+    with contextlib.closing(sqlite3.connect(tmp_path / "store.db")) as file, file:
+        file.execute(f"UPDATE runs SET {column} = '[]'")
+    with pytest.raises(StateformError, match=said):
+        Store(tmp_path / "store.db").runs()
+    with contextlib.closing(sqlite3.connect(tmp_path / "store.db")) as file, file:
+        file.execute('UPDATE runs SET settings = \'{}\', experiment = \'{"task": {}, "model": {}, "train": {}}\'')
+    with pytest.raises(StateformError, match="the task's name is nothing, not a text"):
+        Store(tmp_path / "store.db").runs()
+
+
+LONG, PARITY = "n" * 300, ["train", "parity(length=8)", "--model", "linear"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        [*PARITY, "--out", LONG], [*PARITY, "--out", "a\0b"], [*PARITY, "--config", LONG], ["eval", LONG],
+        ["sweep", LONG], ["sweep", "dsf-small", "--quick", "--out", LONG], ["results", LONG], ["results", "a\0b"],
+        ["train", f"text(path={LONG!r})", *PARITY[2:]], ["train", f"listops(path={LONG!r})", *PARITY[2:]],
+        ["train", f"{LONG}.py:Task", "--model", "linear"], [*PARITY[:3], f"{LONG}.py:Layer"],
+        ["sweep", "dsf-small", "--quick", "--dry-run", "--html", f"{LONG}/x.html"],
+        [*PARITY, "--set", "a.b=" + "[" * 9999], ["train", "parity(length=" + "(" * 9999 + ")", *PARITY[2:]],
+        [*PARITY, "--set", "model.d_model=" + "9" * 40],
+        [*PARITY, "--set", "model.n_layers=10000000"], [*PARITY, "--set", "model.mlp_ratio=1e308"],
+        ["train", "parity(length=" + "9" * 40 + ")", "--model", "linear"],
+        [*PARITY, "--batch-size", "9" * 40], [*PARITY, "--steps", "9" * 5000], [*PARITY, "--model", "linear*10000000"],
+    ],
+    ids=range(22),
+)  # fmt: skip
+def test_names_and_sizes_that_cannot_be_are_one_line(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown = CliRunner().invoke(app, command)
+    assert isinstance(shown.exception, StateformError) or shown.exit_code == 2, (shown.output[-300:], shown.exception)
+    assert not list(tmp_path.iterdir()), "nothing is begun"

@@ -220,7 +220,7 @@ def _module(
 
 def _example(thing: Any) -> tuple[str, Tensor] | None:
     """An example of the task that the model in a folder was trained on, and its name; None for models of bytes."""
-    if not (isinstance(thing, str | Path) and is_folder(str(thing)) and (Path(thing) / EXPERIMENT).is_file()):
+    if not (isinstance(thing, str | Path) and is_folder(str(thing)) and os.path.isfile(Path(thing) / EXPERIMENT)):
         return None
     task = Experiment.from_dict(read_json(Path(thing) / EXPERIMENT)).task
     require(task.vocab_size is not None, f"the model in {thing} reads numbers; analyze reads token ids")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -81,7 +82,7 @@ def train_command(
 
     if speaks:
         typer.echo(experiment.name)
-        if (folder / CHECKPOINT).is_file() and not (folder / OUTCOME).is_file():
+        if os.path.isfile(folder / CHECKPOINT) and not os.path.isfile(folder / OUTCOME):
             typer.echo(f"Going on from the last checkpoint in {folder}")
     try:
         with Bar() as bar:
@@ -89,7 +90,8 @@ def train_command(
     except (KeyboardInterrupt, SystemExit) as end:
         code = 130 if isinstance(end, KeyboardInterrupt) else end.code
         if code and speaks:
-            left = "run the same command to go on" if (folder / CHECKPOINT).is_file() else "there was no checkpoint yet"
+            kept = os.path.isfile(folder / CHECKPOINT)
+            left = "run the same command to go on" if kept else "there was no checkpoint yet"
             typer.echo(f"Interrupted; {left}.", err=True)
         raise SystemExit(code) from None
     Console().print(outcome)

@@ -130,8 +130,10 @@ class Results(Printed):
         for run in self.runs:
             m = (run.outcome or {}).get("metrics", {})
             if on := m.get("machine"):
-                told.append(f"{on['cpu']}, {on['cores']} cores ({on['threads']} threads a run), device {on['device']}, "
-                            f"torch {on['torch']}, Python {on['python']}, stateform {m['stateform']}")  # fmt: skip
+                has = {**dict.fromkeys(("cpu", "cores", "threads", "device", "torch", "python"), "unknown"), **on}
+                told.append(f"{has['cpu']}, {has['cores']} cores ({has['threads']} threads a run), device "
+                            f"{has['device']}, torch {has['torch']}, Python {has['python']}, stateform "
+                            f"{m.get('stateform')}")  # fmt: skip
         return list(dict.fromkeys(told))
 
     # -- files -----------------------------------------------------------------------------------------------------
@@ -209,7 +211,7 @@ def results(
     Raises:
         StateformError: no such store, sweep or column (with the nearest).
     """
-    with Store(store) as opened:
+    with Store(store, reading=True) as opened:
         names = opened.sweeps()
         require(sweep is None or sweep in names,
                 f"there is no sweep {sweep!r} in {store}"

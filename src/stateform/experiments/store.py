@@ -30,14 +30,17 @@ import json
 import math
 import os
 import secrets
+import shutil
 import socket
 import sqlite3
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from .._errors import StateformError, require
@@ -104,36 +107,54 @@ class Store:
     Args:
         path: the file.
         create: make it, and its folder, if there is none.
+        reading: nothing will be changed: then it may be where nothing can be written.
 
     Raises:
         StateformError: no such file, one that cannot be read or written, one that is damaged, of another program or
             of another format. It is left as it is.
     """
 
-    def __init__(self, path: str | Path, *, create: bool = False) -> None:
+    def __init__(self, path: str | Path, *, create: bool = False, reading: bool = False) -> None:
         self.path = Path(path)
+        self.copied: tempfile.TemporaryDirectory[str] | None = None
         self.worker = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-        require(not self.path.is_dir(), f"{self.path} is a folder; expected the file of a store in it")
+        require(not os.path.isdir(self.path), f"{self.path} is a folder; expected the file of a store in it")
         if create:
             make_folder(self.path.parent)
         else:
-            require(self.path.exists(), f"there is no store {self.path}; `stateform sweep` makes one")
-        self.connection = self._connect("rwc" if create else "rw")
+            require(os.path.exists(self.path), f"there is no store {self.path}; `stateform sweep` makes one")
+        self.connection = self._connect(self.path, "rwc" if create else "rw")
         try:
             with self._clear():
-                self._open(create)
+                try:
+                    self._open(create)
+                except sqlite3.OperationalError as error:
+                    if not reading or _code(error) not in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
+                        raise
+                    self.connection.close()
+                    self.connection = self._unwritable()
+                    self._open(False)
         except BaseException:
-            self.connection.close()
+            self.close()
             raise
 
-    def _connect(self, mode: str) -> sqlite3.Connection:
+    def _unwritable(self) -> sqlite3.Connection:
+        """Open the file where nothing can be written: SQLite, which writes beside it, is told that it need not."""
+        log = self.path.with_name(f"{self.path.name}-wal")
+        if not log.is_file() or not log.stat().st_size:
+            return self._connect(self.path, "ro&immutable=1")
+        self.copied = tempfile.TemporaryDirectory()  # the last changes are in the log alone
+        for file in (self.path, log):
+            shutil.copyfile(file, Path(self.copied.name) / file.name)
+        return self._connect(Path(self.copied.name) / self.path.name, "rw")
+
+    def _connect(self, path: Path, mode: str) -> sqlite3.Connection:
         with self._clear():
-            where = f"{self.path.absolute().as_uri()}?mode={mode}"
-            connection = sqlite3.connect(where, uri=True, timeout=60, isolation_level=None)
-            connection.execute("PRAGMA synchronous = FULL")  # some systems' SQLite leaves a commit to the next one
-            return connection
+            where = f"{path.absolute().as_uri()}?mode={mode}"
+            return sqlite3.connect(where, uri=True, timeout=60, isolation_level=None)
 
     def _open(self, create: bool) -> None:
+        self.connection.execute("PRAGMA synchronous = FULL")  # some systems' SQLite leaves a commit to the next one
         tables = [name for (name,) in self.connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         if not tables and create:
             self._make()
@@ -166,6 +187,8 @@ class Store:
     def close(self) -> None:
         """Close the file."""
         self.connection.close()
+        if self.copied is not None:
+            self.copied.cleanup()
 
     def __enter__(self) -> Store:
         return self
@@ -317,11 +340,15 @@ class Store:
             for name in ("settings", "experiment", "outcome"):
                 try:
                     made[name] = made[name] and json.loads(made[name])
-                except json.JSONDecodeError as error:
+                except (ValueError, RecursionError) as error:
                     raise StateformError(
                         f"{self.path} is damaged: the {name} of run {made['id']} is no JSON ({error}); restore the "
                         "file from a copy"
                     ) from None
+            wrong = _wrong(made)
+            require(
+                wrong is None, f"{self.path} is damaged: of run {made['id']}, {wrong}; restore the file from a copy"
+            )
             found.append(Run(**made))
         return found
 
@@ -342,7 +369,6 @@ class Store:
         try:
             yield
         except sqlite3.Error as error:
-            code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
             advice = {
                 sqlite3.SQLITE_NOTADB: "it is no SQLite database; name another file",
                 sqlite3.SQLITE_CORRUPT: "it is damaged; restore it from a copy, or name another file",
@@ -351,8 +377,52 @@ class Store:
                 sqlite3.SQLITE_CANTOPEN: "name a file in a folder where you may write",
                 sqlite3.SQLITE_BUSY: "another program has locked it for a minute; end that, or wait",
                 sqlite3.SQLITE_IOERR: "look after the disk; what is finished is kept",
-            }.get(code, "what is finished is kept")
+            }.get(_code(error), "what is finished is kept")
             raise StateformError(f"cannot use the store {self.path}: {error}; {advice}") from None
+
+
+def _wrong(row: Mapping[str, Any]) -> str | None:
+    """What of a run is of another kind than what was written, in words; None: nothing."""
+    experiment, outcome = row["experiment"], row["outcome"]
+    expected: list[tuple[str, Any, tuple[type, ...]]] = [
+        ("settings", row["settings"], (dict,)), ("experiment", experiment, (dict,)),
+        ("outcome", outcome, (dict, NoneType)),
+    ]  # fmt: skip
+    if isinstance(experiment, dict):
+        expected += [(part, experiment.get(part), (dict,)) for part in ("task", "model", "train")]
+        task = experiment.get("task")
+        expected += [("the task's name", task.get("name"), (str,))] if isinstance(task, dict) else []
+    metrics = outcome.get("metrics") if isinstance(outcome, dict) else {}
+    expected.append(("metrics", metrics, (dict,)))
+    for name, value in metrics.items() if isinstance(metrics, dict) else ():
+        expected += [(f"metrics.{name}", value, _KINDS[name])] if name in _KINDS else []
+        inner = value.items() if name in ("test", "machine") and isinstance(value, dict) else ()
+        for key, one in inner:
+            allowed = (*_NUMBER, dict) if name == "test" else (*_NUMBER, str)
+            expected.append((f"metrics.{name}.{key}", one, allowed))
+            scores = one.items() if isinstance(one, dict) else ()
+            expected += [(f"metrics.{name}.{key}.{score}", x, _NUMBER) for score, x in scores]
+    for name, value, kinds in expected:
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            words = " or ".join(_WORDS[kind] for kind in kinds)
+            return f"{name} is {_WORDS.get(type(value), type(value).__name__)}, not {words}"
+    return None
+
+
+_WORDS = {dict: "a table", str: "a text", int: "a number", float: "a fraction", list: "a list", NoneType: "nothing",
+          bool: "true or false"}  # fmt: skip
+_NUMBER = (int, float, NoneType)
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("valid", "best", "loss", "steps", "seconds", "parameters", "state_size"), _NUMBER),
+    **dict.fromkeys(("metric", "stopped", "name", "stateform"), (str, NoneType)),
+    **dict.fromkeys(("test", "machine", "sources"), (dict, NoneType)),
+}
+"""Of what kind the numbers of an outcome are that tables and figures are made of."""
+
+
+def _code(error: sqlite3.Error) -> int:
+    """SQLite's own number of an error, without what it adds to it."""
+    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
 
 
 def _statements(script: str) -> Iterator[str]:

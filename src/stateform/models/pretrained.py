@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -62,7 +63,7 @@ def _classes(values: dict[str, Any]) -> list[str]:
 
 def _read_values(folder: Path) -> dict[str, Any]:
     """What config.json holds; anything but a dict as an empty one."""
-    require(folder.is_dir(), f"there is no folder {folder}; expected one that save_pretrained wrote")
+    require(os.path.isdir(folder), f"there is no folder {folder}; expected one that save_pretrained wrote")
     path = folder / CONFIG
     require(path.is_file(), f"{folder} has no {CONFIG}; expected a folder that save_pretrained wrote")
     values = parse_json(read_bytes(path), path)

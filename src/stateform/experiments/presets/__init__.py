@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ..._errors import nearest, require
@@ -22,7 +23,7 @@ def file_of(source: str | Path) -> Path:
     """
     path = Path(source)
     known = FOLDER / f"{source}.toml"
-    if path.is_file() or path.suffix or len(path.parts) > 1:
+    if os.path.isfile(path) or path.suffix or len(path.parts) > 1:
         return path
     names = preset_names()
     require(
