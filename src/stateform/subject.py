@@ -18,7 +18,7 @@ from ._files import read_json
 from ._text import read_text
 from .compare import DTYPES, embed, printable
 from .experiments import Experiment
-from .experiments.train import EXPERIMENT
+from .experiments.parent import EXPERIMENT
 from .hub import Opened, lift
 from .hub.supported import kind_of
 from .layers import REGISTRY, Past, accepted, build, resolve

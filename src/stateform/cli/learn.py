@@ -22,6 +22,10 @@ def train_command(
     ] = None,
     model: Annotated[str | None, typer.Option(help='The pattern of layers: "mamba2*2".')] = None,
     config: Annotated[Path | None, typer.Option(help="A TOML file with task, [model] and [train].")] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option("--from", help="The folder of a run: begin with its weights, in its settings but those given."),
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="One setting, e.g. train.lr=3e-3, model.d_state=16, task.length=128; repeatable."),
@@ -56,14 +60,18 @@ def train_command(
     values: dict[str, Any] = {} if config is None else read_toml(config)
     if task is not None:
         values["task"] = task
-    require("task" in values, "there is no task; name one (`stateform tasks` lists them), or give --config FILE")
+    if run is not None:
+        values["from"] = str(run)
+    missing = "there is no task; name one (`stateform tasks` lists them), or give --config FILE"
+    require("task" in values or "from" in values, missing)
     short = {
         "model.pattern": model, "model.d_model": d_model, "train.steps": steps, "train.lr": lr,
         "train.batch_size": batch_size, "train.stop_at": stop_at, "train.seed": seed,
     }  # fmt: skip
     table = values.setdefault("model", {})
     require(isinstance(table, dict), f"model is {table!r} in {config}; expected a table, [model], with pattern in it")
-    table.setdefault("d_model", 64)
+    if "from" not in values:
+        table.setdefault("d_model", 64)
     given = [f"{name}={value}" for name, value in short.items() if value is not None]
     experiment = Experiment.from_dict(overridden(values, [*given, *(set_ or [])]), run_files=True)
     machine = Machine(

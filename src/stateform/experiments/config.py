@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import inspect
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -22,6 +20,7 @@ from ..layers._options import check_options
 from ..models import Classifier, LanguageModel, ModelConfig
 from ..models.pattern import expand, named_in
 from ..tasks import Task, make_task
+from .parent import Parent, key_of, settings
 
 FORMAT = 1
 """Version of what `Experiment.to_dict` gives, and so of its key."""
@@ -124,6 +123,7 @@ class Experiment:
         model: the settings of a ModelConfig (`pattern` among them) and options of its mixers, as one flat dict. What
             the task decides (the vocabulary, the classes) is not among them.
         train: how it is trained.
+        parent: the run from whose weights the training begins; None: from initial ones, drawn from the seed.
 
     Raises:
         StateformError: anything that cannot be used, before any work is done.
@@ -132,6 +132,7 @@ class Experiment:
     task: Task
     model: Mapping[str, Any]
     train: Training = field(default_factory=Training)
+    parent: Parent | None = None
 
     def __post_init__(self) -> None:
         for length in self.test_lengths:
@@ -175,6 +176,11 @@ class Experiment:
         """The lengths at which the model is tested."""
         return self.train.test_lengths or self.task.test_lengths
 
+    @property
+    def seeds(self) -> list[int]:
+        """The seeds of what is drawn as the training goes: its own, and, after another run, that of its weights."""
+        return [self.train.seed, *([] if self.parent is None else [int(self.parent.weights[:8], 16)])]
+
     def build(self) -> LanguageModel | Classifier:
         """The model, with initial values from PyTorch's current random state."""
         return LanguageModel(self.config) if self.speaks else Classifier(self.config)
@@ -192,7 +198,8 @@ class Experiment:
         """From {"task": spec or {"name": ..., options}, "model": {...}, "train": {...}}.
 
         Args:
-            values: these.
+            values: these; "from" may be the folder of a run, whose settings are then taken where none are given, and
+                from whose weights the training begins.
             run_files: run the files of the user's own code that task and pattern name (`file.py:Class`). Otherwise they
                 must have been run before, for what is read from a folder is not to be run unasked.
 
@@ -202,8 +209,10 @@ class Experiment:
         version = values.get("format", FORMAT)
         require(version == FORMAT, f"the experiment is of format {version!r}; this version reads format {FORMAT}")
         values = {k: v for k, v in values.items() if k not in ("format", "sources")}
+        if isinstance(values.get("from"), str | Path):
+            values = inherited(values)
         for name in values:
-            parts = ("task", "model", "train")
+            parts = ("task", "model", "train", "from")
             require(name in parts, f"an experiment has no part {name!r}: {nearest(name, parts)}")
         require("task" in values, 'the experiment has no task; name one, e.g. task = "mqar(n_pairs=8)"')
         task, options = values["task"], {}
@@ -222,7 +231,9 @@ class Experiment:
         known = [f.name for f in fields(Training)]
         for name in train:
             require(name in known, f"a training has no setting {name!r}: {nearest(str(name), known)}")
-        return cls(make_task(task, options), _with_none(model, ModelConfig), Training(**_with_none(train, Training)))
+        parent = None if values.get("from") is None else Parent.from_dict(values["from"])
+        made = make_task(task, options)
+        return cls(made, _with_none(model, ModelConfig), Training(**_with_none(train, Training)), parent)
 
     def to_dict(self) -> dict[str, Any]:
         """Numbers, strings, lists and dicts, complete: defaults too."""
@@ -232,14 +243,37 @@ class Experiment:
             del train["bptt"]
         return {
             "format": FORMAT, "task": {"name": self.task.name, **self.task.options()}, "model": dict(self.model),
-            "train": train,
+            "train": train, **({} if self.parent is None else {"from": self.parent.to_dict()}),
         }  # fmt: skip
 
     @cached_property
     def key(self) -> str:
         """Sixteen hexadecimal digits that two experiments share if and only if they are the same."""
-        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return key_of(self.to_dict())
+
+
+def inherited(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of an experiment, or a sweep, with those of the run that `from` names where none are given.
+
+    Raises:
+        StateformError: a folder that no training wrote, one without weights, or one whose code was not run.
+    """
+    run = settings(values["from"])
+    given = values.get("task")
+    named = _files_named(given.get("name") if isinstance(given, Mapping) else given, values.get("model"))
+    for spec in _files_named(run["task"].get("name"), run["model"]):
+        require(spec in named or was_run(spec),
+                f"the run in {values['from']} is made of {spec}, code in a file, which is not run unasked; if you "
+                "trust it, name it in the task or the pattern")  # fmt: skip
+    merged = dict(values) | {"from": Parent.of(values["from"]).to_dict()}
+    if given is None or (isinstance(given, Mapping) and "name" not in given):
+        merged["task"] = {**run["task"], **(given or {})}
+    if given is not None:  # another task has other lengths
+        run["train"].pop("test_lengths", None)
+    for part in ("model", "train"):
+        own = values.get(part, {})
+        merged[part] = {**run[part], **own} if isinstance(own, Mapping) else own
+    return merged
 
 
 def _files_named(task: Any, model: Any) -> list[str]:

@@ -45,7 +45,7 @@ class Batches(Dataset[Batch]):
         per_pass = len(self.pool) // train.batch_size
         turn, place = divmod(number, per_pass)
         if self._order[0] != turn:
-            rng = np.random.RandomState(np.random.SeedSequence([train.seed, turn]).generate_state(4))
+            rng = np.random.RandomState(np.random.SeedSequence([*self.experiment.seeds, turn]).generate_state(4))
             self._order = turn, torch.from_numpy(rng.permutation(len(self.pool)))
         return self.pool[self._order[1][place * train.batch_size : (place + 1) * train.batch_size]]
 
@@ -55,9 +55,9 @@ def fresh(experiment: Experiment, number: int) -> Batch:
     task, train = experiment.task, experiment.train
     length = task.length
     if task.min_length < task.length:
-        rng = np.random.RandomState(np.random.SeedSequence([train.seed, number]).generate_state(4))
+        rng = np.random.RandomState(np.random.SeedSequence([*experiment.seeds, number]).generate_state(4))
         length = int(rng.randint(task.min_length, task.length + 1))
-    return task.sample(train.batch_size, seed=[train.seed, number], length=length)
+    return task.sample(train.batch_size, seed=[*experiment.seeds, number], length=length)
 
 
 def pool(experiment: Experiment) -> Batch | None:

@@ -21,6 +21,7 @@ The file is an experiment (task, [model], [train]) and what is varied of it:
     [search.space]
     train.lr = {low = 1e-4, high = 1e-2, log = true}
     model.conv = [2, 4]                     # one of these
+    from = "runs/first"                     # begin with the weights of that run, and its settings where none are said
     [quick]                                 # what --quick changes, laid over the file
     grid.train.seed = [0]
     train.steps = 100
@@ -45,14 +46,16 @@ from typing import Any
 
 from .._errors import StateformError, nearest, require
 from .claims import Claim, read_claims
-from .config import Experiment, overridden, put, read_toml, read_value
+from .config import Experiment, inherited, overridden, put, read_toml, read_value
 from .presets import file_of
 from .store import described
 
 PARTS = ("task", "model", "train")
+FROM = "from"
+"""The part that names the run from whose weights all runs of a sweep begin."""
 OVERLAYS = ("quick", "as-released")
 """Tables that are laid over the file where they are asked for; variants are matched by their labels."""
-KNOWN = (*PARTS, "name", "about", "grid", "variants", "cases", "search", "claims", *OVERLAYS)
+KNOWN = (*PARTS, FROM, "name", "about", "grid", "variants", "cases", "search", "claims", *OVERLAYS)
 """The parts of a file; `about` is for readers."""
 MOST = 100_000
 """Runs that a sweep may have."""
@@ -199,6 +202,9 @@ def read_plan(
     for name in values:
         require(name in KNOWN, f"a sweep has no part {name!r}: {nearest(name, KNOWN)}")
     changes = {name: values.pop(name, None) for name in OVERLAYS}
+    if "from" in values:
+        require(isinstance(values["from"], str), f"from is {values['from']!r}; expected the folder of a run")
+        values = inherited(values)
     values = _flat(values)
     asked = [name for name, on in zip(OVERLAYS, (quick, as_released), strict=True) if on]
     for name in asked:
@@ -366,7 +372,7 @@ def _put(values: dict[str, Any], name: str, value: Any) -> None:
 
 def _cells(values: Mapping[str, Any], space: Mapping[str, Space], trials: int) -> Iterator[Cell]:
     """The combinations of a file; how many runs there will be is known, and small enough, before the first is made."""
-    base = {part: values[part] for part in PARTS if part in values}
+    base = {part: values[part] for part in (*PARTS, FROM) if part in values}
     grid = _axes(values.get("grid", {}), "[grid]")
     variants = values.get("variants") or [{"label": "", "set": {}, "grid": {}, "skip": []}]
     cases = [case["set"] for case in values.get("cases") or [{"set": {}}]]

@@ -262,6 +262,8 @@ def _row(run: Run) -> Row:
     }  # fmt: skip
     for part in ("task", "model", "train"):
         row |= {f"{part}.{k}": v for k, v in run.experiment[part].items()}
+    if "from" in run.experiment:
+        row["from"] = run.experiment["from"].get("folder")
     row |= {"key": run.key, "attempts": run.attempts, "started": run.started, "finished": run.finished}
     return row | {"error": run.error if run.status == "failed" else None}
 

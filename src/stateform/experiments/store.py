@@ -390,6 +390,7 @@ def _wrong(row: Mapping[str, Any]) -> str | None:
     ]  # fmt: skip
     if isinstance(experiment, dict):
         expected += [(part, experiment.get(part), (dict,)) for part in ("task", "model", "train")]
+        expected += [("from", experiment["from"], (dict,))] if "from" in experiment else []
         task = experiment.get("task")
         expected += [("the task's name", task.get("name"), (str,))] if isinstance(task, dict) else []
     metrics = outcome.get("metrics") if isinstance(outcome, dict) else {}

@@ -32,11 +32,12 @@ from . import checkpoint
 from .checkpoint import BEST, CHECKPOINT, PREVIOUS
 from .config import Experiment
 from .lock import LOCK, Lock
+from .parent import EXPERIMENT
 from .scores import as_read, test
 from .sources import Sources, changes, sources
 
 OnProgress = Callable[[str, int, int], None]
-OUTCOME, EXPERIMENT = "outcome.json", "experiment.json"
+OUTCOME = "outcome.json"
 LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
 
 
@@ -161,6 +162,8 @@ def train(
             model.double()
         rounds = Rounds(experiment, where, on_progress, on_round)
         start = None if where is None else _start(where, model, rounds)
+        if start is None and experiment.parent is not None:
+            experiment.parent.load_into(model)
         if not rounds.finished:  # else killed between the last checkpoint and the outcome
             _fit(Trainee(model, experiment), rounds, machine, where, start, lock, now)
         return _finished(model, experiment, rounds, where, on_progress, now)

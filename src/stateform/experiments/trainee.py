@@ -176,7 +176,7 @@ class Rounds(L.Callback):
         if batch_idx:
             return
         # Each round has draws (dropout) of its own, which do not hang on how the training came here.
-        numbers = [self.experiment.train.seed, trainer.global_step, trainer.global_rank]
+        numbers = [*self.experiment.seeds, trainer.global_step, trainer.global_rank]
         torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
         pl_module.learned = None
 
