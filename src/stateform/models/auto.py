@@ -339,6 +339,15 @@ class StateformForCausalLM(PreTrainedModel, GenerationMixin):
                 options.update({"input_ids": ids} if "input_ids" in options else {})
         return super().generate(inputs, *args, **options)  # type: ignore[misc]
 
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self, input_ids: Any, inputs_embeds: Any = None, **kwargs: Any
+    ) -> Any:
+        """As in transformers, without the positions that its first versions hand on: the state knows its own."""
+        prepare: Any = super().prepare_inputs_for_generation  # type: ignore[misc]
+        inputs = prepare(input_ids, inputs_embeds=inputs_embeds, **kwargs)
+        inputs.pop("cache_position", None)
+        return inputs
+
     def _prepare_cache_for_generation(  # type: ignore[override]
         self, generation_config: Any, model_kwargs: dict[str, Any], *_: Any, **__: Any
     ) -> None:
