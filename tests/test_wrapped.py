@@ -175,6 +175,32 @@ def test_wrappers_hold_in_every_form(name: str) -> None:
                 assert close(streamed(net, x, pieces), want), pieces
 
 
+class LowRank(nn.Linear):
+    """An adapter that is a map itself, of another forward."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__(base.in_features, base.out_features, base.bias is not None, dtype=base.weight.dtype)
+        self.load_state_dict(base.state_dict())
+        self.down = nn.Parameter(torch.full((1, self.in_features), 0.3, dtype=base.weight.dtype))
+        self.up = nn.Parameter(torch.linspace(-1, 1, self.out_features, dtype=base.weight.dtype)[:, None])
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) + input @ self.down.mT @ self.up.mT
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru", "ttt_linear", "urn", "model, untied", "model, tied"])
+def test_maps_of_another_forward(name: str) -> None:
+    """As with the product added to the weight."""
+    net, x = drawn(CASES[name], name)
+    other = copy.deepcopy(net)
+    for spot in spots(net):
+        if isinstance(m := net.get_submodule(spot), nn.Linear):
+            put(net, spot, made := LowRank(m))
+            with torch.no_grad():
+                other.get_submodule(spot).weight.add_(made.up @ made.down)
+    assert close(outputs(net, x), outputs(other, x))
+
+
 @pytest.mark.parametrize("name", ["lstm", "gru", "ttt_linear", "urn"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_parametrised_maps(name: str, dtype: torch.dtype) -> None:

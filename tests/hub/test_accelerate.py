@@ -575,6 +575,20 @@ def test_what_is_put_on_a_module_inside_takes_effect(kind: str) -> None:
     assert more and all(p.grad is not None and bool(p.grad != 0) for p in more)
 
 
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("kind", ["recurrent_gemma", "kimi_linear"])
+def test_a_mixer_goes_to_the_original_where_a_part_that_is_not_called_was_altered(kind: str) -> None:
+    plain, fast = both(kind)
+    before = logits(plain, TEXT)
+    for net in (plain, fast):
+        for module in mixers(net).values():
+            for name in ADAPTERS[type(module).__name__].opened:
+                getattr(module, name).register_forward_hook(lambda module, args, y: 0.5 * y)
+    want = logits(plain, TEXT)
+    assert not torch.allclose(want, before, rtol=0, atol=1e-3)
+    torch.testing.assert_close(logits(fast, TEXT), want, **EXACT)
+
+
 @pytest.mark.parametrize("kind", FEW)
 def test_a_cache_that_the_original_began_is_read_as_our_loops_take_it(kind: str) -> None:
     net = copy.deepcopy(_built(kind))
