@@ -116,8 +116,9 @@ def attend(system: System, state: State | None, block: int) -> tuple[Tensor, Sta
     cache = absorb(system, state)
     T, L = system.T, cache.past
     out, log_weight = [], cache.log_weight
-    for start in range(0, T, block):
-        stop = min(start + block, T)
+    # A loop would give a graph for each length: there all queries go at once.
+    once = torch.compiler.is_compiling() or block >= T
+    for start, stop in [(0, T)] if once else [(i, min(i + block, T)) for i in range(0, T, block)]:
         stretch = None if cache.g is None else cache.g[:, start:stop]
         low, bias, log_weight = _bias(cache, log_weight, stretch, start, stop, system)
         keys, values = cache.keys[:, low : L + stop], cache.values[:, low : L + stop]
@@ -189,9 +190,12 @@ def _fused(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, H: int)
     groups = keys.shape[2] if keys.shape[2] == values.shape[2] else H
     by_head = (spread_heads(q, H), spread_heads(keys, groups), spread_heads(values, groups))
     Q, K, V = (x.transpose(1, 2) for x in by_head)
+    causal = bias is None
+    if q.shape[1] == 1:  # one query sees every key
+        causal = False
     y = F.scaled_dot_product_attention(
         Q.expand(-1, H, -1, -1), K, V, None if bias is None else bias.to(Q.dtype),
-        is_causal=bias is None and q.shape[1] > 1, scale=1.0, enable_gqa=groups != H,
+        is_causal=causal, scale=1.0, enable_gqa=groups != H,
     ).transpose(1, 2)  # fmt: skip
     if y.requires_grad and not torch.compiler.is_compiling():
         return _Differentiable.apply(y, H, q, keys, values, bias)

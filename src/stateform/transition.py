@@ -37,9 +37,15 @@ def angles(phase: Tensor, block: int = 64) -> Tensor:
     """
     x = wrap(phase)
     length = x.shape[-2]
-    if length <= block:
+    if torch.compiler.is_exporting():  # torch does not see that blocks fit every length
         return torch.cumsum(x, -2)
-    x = torch.nn.functional.pad(x, (0, 0, 0, -length % block)).unflatten(-2, (-1, block)).cumsum(-2)
+    if torch.compiler.is_compiling():  # two or more, so that one graph holds for any length
+        blocks = length // block + 2
+    elif length <= block:
+        return torch.cumsum(x, -2)
+    else:
+        blocks = -(-length // block)
+    x = torch.nn.functional.pad(x, (0, 0, 0, blocks * block - length)).unflatten(-2, (blocks, block)).cumsum(-2)
     totals = wrap(x[..., -1:, :])
     return (x + (totals.cumsum(-3) - totals)).flatten(-3, -2)[..., :length, :]
 

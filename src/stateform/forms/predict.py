@@ -74,7 +74,7 @@ def decide(system: System) -> Choice:
         form = "chunkwise" if system.T > 1 else "recurrent"
         return Choice(form, "torch", "blocks of queries, so that memory is linear in length")
     compiled = system.readout == "linear" and _compiled.usable(system)
-    if system.T * system.micro <= SHORT:
+    if not torch.compiler.is_compiling() and system.T * system.micro <= SHORT:
         return Choice("recurrent", "compiled" if compiled else "torch", f"up to {SHORT} steps one after the other")
     if system.readout == "ridge" or torch.compiler.is_compiling():
         return _by_structure(system, compiled)

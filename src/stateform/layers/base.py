@@ -74,8 +74,9 @@ class Past:
             window = self.state[name]
             window = window if window.dtype == x.dtype else window.to(x.dtype)
         T = x.shape[1]
-        # A copy: a view would keep all of x alive in the state.
-        self.kept[name] = x[:, T - width :].clone() if width <= T else torch.cat([window, x], 1)[:, T:]
+        # A copy: a view would keep all of x alive in the state. In a graph what holds for every length.
+        inside = not torch.compiler.is_compiling() and width <= T
+        self.kept[name] = x[:, T - width :].clone() if inside else torch.cat([window, x], 1)[:, T:]
         return window
 
     def extend(self, name: str, x: Tensor, width: int) -> Tensor:
@@ -350,7 +351,7 @@ class Layer(nn.Module):
 
     def _tile(self, x: Tensor, state: State | None, form: str, shared: dict[str, Tensor] | None) -> int:
         """Tokens to compute at a time: all, where gradients go through time or the form or the state needs them all."""
-        if x.shape[1] <= LEAST:
+        if torch.compiler.is_compiling() or x.shape[1] <= LEAST:
             return x.shape[1]
         size = max(x.element_size(), 4) * x.shape[0] * x.shape[2]
         length = max(LEAST, TILE.get(x.device.type, TILE_ELSEWHERE) // max(1, size))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 
-from .._errors import require
+from .._errors import StateformError, require
 from ..kernels.norm import Gate, normed
 from ..transition import without_autocast
 
@@ -108,7 +108,8 @@ def normalised_size(d_model: int, n_heads: int, d_state: int | None) -> tuple[in
 
 def above_zero(name: str, value: float) -> float:
     """`value`, or an error."""
-    require(0 < value < math.inf, f"{name} is {value}; expected a number above 0")
+    if not 0 < value < math.inf:  # a message is not made where it is not needed: a graph may hold a symbol here
+        raise StateformError(f"{name} is {value}; expected a number above 0")
     return value
 
 
