@@ -10,13 +10,22 @@ PYTEST_ARGS ?= -n 2
 DEMO := softmax linear mamba2 gated_deltanet --html build/demo/report.html --json build/demo/report.json
 TRAIN := demo --workers 2 --out build/demo/sweeps --html build/demo/recall.html
 
+# What `make sanitize` adds to the compiler's flags, loads before Python (the runtime of the sanitizers, and the C++ one
+# that it looks for at its start), and runs: the loops alone, decoding, and the contract of every layer. Tests of the
+# compiler's own failures, of torch.compile and of very long texts say nothing more about the loops.
+SANITIZERS := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all
+RUNTIME = $(foreach name,libasan.so libstdc++.so,$(shell cc -print-file-name=$(name)))
+LOOPS := tests/test_compiled.py tests/test_decoding.py tests/test_contract.py::test_layer_keeps_the_contract
+SANE := not torch_compile and not compiler and not written and not once and not thousand
+
 .NOTPARALLEL:
-.PHONY: help demo test test-all bench docs checks clean
+.PHONY: help demo test test-all sanitize bench docs checks clean
 
 help:
 	@echo 'make demo      compare four layers on a text, train five on recall: build/demo/report.html, recall.html'
 	@echo 'make test      format, style, types, documentation, tests'
 	@echo 'make test-all  the same with the slow tests'
+	@echo 'make sanitize  the compiled loops under the address and undefined-behaviour sanitizers; needs gcc'
 	@echo 'make bench     measure; results go to build/bench'
 	@echo 'make docs      build the documentation into build/docs'
 	@echo 'make clean     remove what these commands wrote, but not the environment'
@@ -33,6 +42,12 @@ test: checks
 
 test-all: checks
 	$(BIN)/pytest -m '' $(PYTEST_ARGS)
+
+# Torch's libgomp comes with torch, after the runtime. The compiler itself, which the loops call, goes without.
+sanitize: $(VENV)/.has-test
+	STATEFORM_CC='env -u LD_PRELOAD cc' STATEFORM_CFLAGS='$(SANITIZERS)' STATEFORM_CACHE=build/sanitize \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc LD_PRELOAD='$(RUNTIME)' \
+	$(BIN)/python -m pytest -p no:xdist $(LOOPS) -k '$(SANE)'
 
 checks: $(VENV)/.has-test
 	$(BIN)/ruff format --check .

@@ -448,6 +448,18 @@ def test_the_library_is_compiled_once(tmp_path: Path) -> None:
 
 
 @needed
+def test_added_flags_reach_the_compiler_and_make_a_library_of_their_own(tmp_path: Path) -> None:
+    compiler = quick_compiler(tmp_path)
+    given: dict[str, str] = {"STATEFORM_CACHE": str(tmp_path), "STATEFORM_CC": compiler}
+    code = f"{SMALL}; {SMALL}"
+    for flags in ({}, {"STATEFORM_CFLAGS": "-fno-strict-aliasing '-DNAMED=a b'"}):
+        assert run_fresh(code, **given, **flags).stdout.split() == ["180.0", "180.0"]
+    assert len(list(tmp_path.glob("loops32-*.so"))) == 2
+    refused = run_fresh(code, **given, STATEFORM_CFLAGS="-fno-such-flag-anywhere")
+    assert refused.stdout.split() == ["180.0", "180.0"] and "no-such-flag-anywhere" in refused.stderr
+
+
+@needed
 def test_the_code_of_the_documentation_runs() -> None:
     page = (Path(__file__).parent.parent / "docs" / "cpu.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)

@@ -2,7 +2,8 @@
 
 A C compiler is `cc`, `gcc` or `clang` on the PATH (or what the environment variable STATEFORM_CC names), else that of
 the extra `cpu` (the package ziglang: a C compiler as a wheel). Nothing is downloaded. The library lies in the folder
-STATEFORM_CACHE, else in that of the user's caches, one file for each source, compiler, processor and precision.
+STATEFORM_CACHE, else in that of the user's caches, one file for each source, compiler, its flags, processor and
+precision. STATEFORM_CFLAGS holds flags to add to the compiler's, after ours: `make sanitize` gives those of sanitizers.
 """
 
 from __future__ import annotations
@@ -107,6 +108,11 @@ def find_compiler() -> list[str]:
     raise UnavailableError("there is no C compiler; pip install 'stateform[cpu]' brings one, without any other set-up")
 
 
+def added_flags() -> list[str]:
+    """The flags that the environment variable STATEFORM_CFLAGS adds; of two that disagree a compiler takes the last."""
+    return shlex.split(os.environ.get("STATEFORM_CFLAGS", ""))
+
+
 def cache_folder() -> Path:
     """Where the library is kept."""
     given = os.environ.get("STATEFORM_CACHE")
@@ -122,7 +128,8 @@ def cache_folder() -> Path:
 
 
 def _key(compiler: list[str], precision: int) -> str:
-    parts = [*(path.read_bytes() for path in SOURCES), repr((compiler, FLAGS, HINTS, precision)).encode(), _described()]
+    flags = [*FLAGS, *added_flags()]
+    parts = [*(path.read_bytes() for path in SOURCES), repr((compiler, flags, HINTS, precision)).encode(), _described()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
@@ -156,7 +163,8 @@ def _made(folder: Path, name: str, compiler: list[str], precision: int) -> Path:
     try:
         said = ""
         for hint in HINTS:
-            command = [*compiler, *FLAGS, *hint, f"-DPRECISION={precision}", "-o", draft, str(SOURCES[0])]
+            flags = [*FLAGS, *hint, *added_flags(), f"-DPRECISION={precision}"]
+            command = [*compiler, *flags, "-o", draft, str(SOURCES[0])]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode == 0:
                 rename_durably(draft, path)
