@@ -14,6 +14,7 @@ import scipy.linalg
 import scipy.signal
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import stateform as sf
 from stateform.analysis import (
@@ -282,6 +283,74 @@ def test_the_order_of_a_minimal_realisation() -> None:
     assert minimal(stable()).minimal
 
 
+def hidden(order: int, unreached: Tensor, unseen: Tensor, radius: float = 1.2, spread: float = 1.0) -> StateSpace:
+    """A system of a known order: poles of modulus 0.05 to `radius`, under modes that inputs do not reach and modes that
+    outputs do not show, each drawn to one of the given moduli; in coordinates of the condition number `spread`.
+    """
+    a, b = len(unreached), len(unseen)
+    n = order + a + b
+    reached = radius * torch.linspace(1, 0.05, order, dtype=torch.float64)
+    A = torch.diag(torch.cat([reached, unreached, unseen]))
+    A[:order, order : order + a], A[order + a :, : order + a] = r(order, a), r(b, order + a)
+    B_, C = r(n, 1), r(1, n)
+    B_[order : order + a], C[:, order + a :] = 0, 0
+    turn, other = (torch.linalg.qr(r(n, n)).Q for _ in range(2))
+    M = turn @ torch.diag(torch.logspace(0, np.log10(spread), n, dtype=torch.float64)) @ other
+    return statespace(M @ A @ M.inverse(), M @ B_, C @ M.inverse())
+
+
+MODULI = torch.tensor([0, 0.5, 1 - 1e-12, 1, 1.3], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("spread", [1.0, 100.0])
+@pytest.mark.parametrize("radius", [0.9, 1.2])
+@pytest.mark.parametrize("order", [1, 2, 5, 10])
+def test_a_hidden_order_is_found_under_modes_of_any_modulus(order: int, radius: float, spread: float) -> None:
+    for seed in range(3):
+        torch.manual_seed(seed)
+        drawn = MODULI[torch.randint(len(MODULI), (20 - order,))]
+        half = len(drawn) // 2
+        found = minimal(hidden(order, drawn[:half], drawn[half:], radius, spread))
+        assert found.orders == [order] and not found.minimal
+    assert minimal(hidden(20, drawn[:0], drawn[:0], radius)).orders == [20]
+
+
+@pytest.mark.parametrize("modulus", MODULI.tolist())
+@pytest.mark.parametrize("where", ["unreached", "unseen", "both"])
+def test_modes_of_one_modulus_do_not_hide_one_state(modulus: float, where: str) -> None:
+    """Twenty states, nineteen of them one repeated pole."""
+    many = torch.full((19,), modulus, dtype=torch.float64)
+    split = {"unreached": 19, "unseen": 0, "both": 10}[where]
+    assert minimal(hidden(1, many[:split], many[split:], 0.7)).orders == [1]
+
+
+@pytest.mark.parametrize("eigenvalue", [0.0, 0.5, 0.999, 1 - 1e-12, 1.0, 1.3])
+def test_a_chain_of_one_pole_is_reached_as_far_as_inputs_reach(eigenvalue: float) -> None:
+    for n, reached in ((3, 1), (4, 2), (6, 3), (6, 6)):
+        A = eigenvalue * torch.eye(n, dtype=torch.float64) + torch.diag(torch.ones(n - 1, dtype=torch.float64), 1)
+        B_ = r(n, 1)
+        B_[reached:] = 0
+        M = torch.linalg.qr(r(n, n)).Q
+        assert minimal(statespace(M @ A @ M.mT, M @ B_, r(1, n))).orders == [reached]
+
+
+@pytest.mark.parametrize("growth", [-0.5, 0.0, 0.2])
+def test_a_hidden_order_is_found_in_systems_of_every_kind(growth: float) -> None:
+    """Diagonal, complex and feedback systems, of one head or several, growing or not; four of six keys are read."""
+    k, q = r(2, 6), r(2, 6)
+    k[:, 4], q[:, 5] = 0, 0  # one not reached, one not seen
+    log = growth - torch.linspace(0, 2, 6, dtype=torch.float64).expand(2, 6)
+    v = r(1, 5, 2, 1)
+    assert minimal(sf.System(q, k, v, log_decay=log)).orders == [4, 4]
+    turned = sf.System(q.to(torch.complex128), k.to(torch.complex128), v, log_decay=log, phase=u(2, 6))
+    assert minimal(turned).orders == [8, 8]  # Re and Im of each
+    w, f = 0.3 * r(2, 6), 0.3 * r(2, 6)
+    f[:, 4], w[:, 5] = 0, 0  # feedback that neither reaches the one nor reads the other
+    assert minimal(sf.System(q, k, v, log_decay=log, f=f, w=w)).orders == [4, 4]
+    none = minimal(sf.System(q, torch.zeros_like(k), v, log_decay=log))
+    assert none.orders == [0, 0] and "0 of 6" in str(none)
+
+
 def test_conjugate_pairs_of_s4_are_counted_once() -> None:
     """S4 starts with both modes of each pair of HiPPO-LegS: as a real system half of its 2 n states say nothing new."""
     found = minimal(layer_system("s4", drawn=False))
@@ -306,6 +375,40 @@ def test_the_frequency_response_of_matrices() -> None:
     z = torch.exp(1j * omega.double())[:, None, None, None]
     inverse = torch.linalg.inv(z * torch.eye(7, dtype=torch.float64) - s.A)
     close(freqresp(s, omega).G.movedim(1, 0), s.C.to(z.dtype) @ inverse @ s.B.to(z.dtype) + s.D)
+
+
+def test_each_head_has_frequencies_of_its_own() -> None:
+    system = layer_system("s4d")
+    found, angles = freqresp(system), system.spectrum()[0, 0].angle().abs()
+    assert found.omega.shape == found.gain.shape
+    assert float((found.omega[:, :, None] - angles[:, None]).abs().amin(1).max()) < 1e-9
+    for h in range(4):
+        close(freqresp(system, found.omega[h]).G[h], found.G[h])
+    assert "head" in str(found) and json.dumps(found.to_dict()) and len(found.plot().data) == 4
+    raises(r"omega has shape \[3, 5\]; expected \[K\], or \[4,K\]", lambda: freqresp(system, torch.ones(3, 5)))
+
+
+@pytest.mark.parametrize("what", [freqresp, hsvd, lambda s: gram(s, "c"), lambda s: reduce(s, 0.1)])
+def test_twice_as_many_heads_take_twice_the_work(what: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Multiplications, and the numbers in the triangular systems that are solved."""
+    solve, solved = torch.linalg.solve_triangular, 0
+
+    def counted(M: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        nonlocal solved
+        solved += M.numel()
+        return solve(M, *args, **kwargs)
+
+    monkeypatch.setattr(torch.linalg, "solve_triangular", counted)
+    work = []
+    for heads in (4, 8):
+        solved = 0
+        angles = torch.linspace(0.2, 3, 8, dtype=torch.float64) + torch.arange(heads).double()[:, None] / 100
+        ones = torch.ones(heads, 8, dtype=torch.complex128)
+        system = sf.System(ones, ones, r(1, 9, heads, 1), log_decay=-angles / 3, phase=angles)
+        with FlopCounterMode(display=False) as counter, sf.backend("torch"):
+            what(system)
+        work.append(solved + counter.get_total_flops())
+    assert 0 < work[1] <= 2.01 * work[0]
 
 
 # -- reduction -----------------------------------------------------------------------------------------------------

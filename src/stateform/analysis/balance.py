@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .._errors import require
 from ..system import System
-from .control import Hankel, freqresp, frequencies
+from .control import Hankel, freqresp, own_frequencies
 from .gramian import gram
 from .statespace import StateSpace, written
 
@@ -49,10 +49,11 @@ class Balanced:
         """The largest gain of G - G_r on a grid of frequencies, [H]: the H-infinity error from below.
 
         Args:
-            omega: the grid (default: `frequencies` of both systems, the angles of all their poles included).
+            omega: the grid (default: for each head `own_frequencies` of both systems, the angles of their poles
+                included).
         """
         both = (self.original, self.reduced)
-        grid = torch.cat([frequencies(s) for s in both]).unique() if omega is None else omega
+        grid = torch.cat([own_frequencies(s) for s in both], -1) if omega is None else omega
         G, G_r = (freqresp(s, grid).G for s in both)
         return torch.linalg.matrix_norm(G - G_r, 2).amax(-1)
 

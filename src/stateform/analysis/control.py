@@ -6,6 +6,7 @@ Source: any book on linear systems, e.g. Zhou, Doyle and Glover, Robust and Opti
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,23 +15,31 @@ import torch
 from scipy.linalg import schur
 from torch import Tensor
 
-from .._errors import require
+from .._errors import StateformError, require
 from ..system import System
+from ..tolerances import tolerance
 from ._plots import lines
-from .gramian import gram, poles
+from .gramian import factor, gram, poles
+from .separate import separated
 from .statespace import StateSpace, written
+
+FADING = 1 - 1e-6
+"""Poles below this are far enough from the unit circle for sums over all time to keep their digits."""
 
 
 @torch.no_grad()
 def ctrb(system: System | StateSpace) -> Tensor:
-    """The controllability matrix [B, A B, ..., A^{N-1} B], [H,N,N i]."""
+    """The controllability matrix [B, A B, ..., A^{N-1} B], [H,N,N i]; for its rank take `minimal` or `hautus`.
+
+    Its columns grow and fade with the poles, so that a rank counted by its singular values is lost to rounding.
+    """
     s = written(system)
     return _krylov(s.A, s.B)
 
 
 @torch.no_grad()
 def obsv(system: System | StateSpace) -> Tensor:
-    """The observability matrix [C; C A; ...; C A^{N-1}], [H,N o,N]."""
+    """The observability matrix [C; C A; ...; C A^{N-1}], [H,N o,N]; for its rank as for that of `ctrb`."""
     s = written(system)
     return _krylov(s.A.mT, s.C.mT).mT
 
@@ -54,7 +63,10 @@ class Hankel:
     horizon: int | None = None
 
     def order(self, tol: float = 1e-12) -> list[int]:
-        """For each head, how many exceed `tol` times its largest: the order of a minimal realisation."""
+        """For each head, how many exceed `tol` times its largest: states enough for all but so little.
+
+        Where poles lie on or outside the unit circle, or nearly, rounding alone may exceed it: see `minimal`.
+        """
         return [int(x) for x in (self.values > tol * self.values[:, :1]).sum(-1)]
 
     def bound(self, order: int) -> Tensor:
@@ -75,7 +87,7 @@ class Hankel:
         span = "" if self.horizon is None else f" over {self.horizon} steps"
         return (
             f"Hankel singular values{span} of {_count(len(order), 'head')} with {N} states: the largest "
-            f"{float(self.values.max()):.4g}; {_range(order)} above rounding, {_range(few)} above a thousandth"
+            f"{float(self.values.max()):.4g}; {_range(order)} above 1e-12 of it, {_range(few)} above a thousandth"
         )
 
 
@@ -109,7 +121,7 @@ class Minimal:
     states: int
     """N"""
     values: Tensor
-    """Singular values of the Hankel matrix [H,N] by which it was decided."""
+    """Singular values of the Hankel matrices [H,N] by which it was decided, the largest first."""
     tol: float
 
     @property
@@ -134,14 +146,61 @@ class Minimal:
 def minimal(system: System | StateSpace, tol: float = 1e-12) -> Minimal:
     """The order of a minimal realisation: the rank of the Hankel matrix C A^{i+j} B (Ho and Kalman, 1966).
 
+    The rank is that of every group of poles alone (see separate.py), added up: so a mode that grows and is not reached
+    does not hide one that is. A group is moved and slowed, A to (A - mean of its poles) / pace, which leaves its order
+    as it is and lets every power of it fade. What rounding alone may leave counts as 0.
+
     Args:
-        system: time-invariant; where |poles| < 1 the Hankel values of all time decide, else those of N steps.
+        system: time-invariant, growing or not.
         tol: a singular value counts above this share of the largest of its head. A state that is nearly unreachable
             is not told from one that is: numerically the order is a matter of this number.
     """
     s = written(system)
-    found = hsvd(s, None if float(poles(s).abs().max()) < 1 else s.N)
-    return Minimal(found.order(tol), s.N, found.values, tol)
+    values = torch.stack([_values_of_groups(*head).to(s.A) for head in zip(s.A, s.B, s.C, strict=True)])
+    return Minimal(Hankel(values).order(tol), s.N, values, tol)
+
+
+def _values_of_groups(A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    """The Hankel values of each group of poles, [N], the largest first; 0 where rounding alone may have made them."""
+    groups = separated(A)
+    least = 0.1 * (_pace(A) or _norm(A) or 1.0)
+    if len(groups) == 1 and _pace(_centred(A)) > least and float(torch.linalg.eigvals(A).abs().max()) < FADING:
+        # poles far apart that cannot be parted, as of S4: their directions are nearly the same
+        with contextlib.suppress(StateformError):
+            return hsvd(StateSpace(A[None], B[None], C[None], C.new_zeros(1, len(C), B.shape[1]))).values[0]
+    found = []
+    A, B, C = (x.cpu() + 0j for x in (A, B, C))
+    for left, right in groups:
+        a, b, c = _centred(left @ A @ right), left @ B, C @ right
+        # b is off by roundings of left and B, read is off by those of C
+        off = _norm(left) * _norm(B), _norm(C)
+        pace = max(1.05 * _pace(a), least)
+        found.append(max((_told(a / x, b, c, off, len(A)) for x in {pace, max(1.05 * _norm(a), least)}),
+                         key=lambda values: int((values > 0).sum())))  # fmt: skip
+    return torch.cat(found).sort(descending=True).values
+
+
+def _told(A: Tensor, B: Tensor, C: Tensor, sizes: tuple[float, float], N: int) -> Tensor:
+    """The Hankel values of a group that can be told from what roundings leave, 0 for the others."""
+    F_P, F_Q = factor(A[None], B[None])[0], factor(A.mH[None], C.mH[None])[0]
+    values = torch.linalg.svdvals(F_Q.mH @ F_P)
+    carried = _norm(factor(A[None], torch.eye(len(A), dtype=A.dtype)[None])[0])  # what enters any state, in all time
+    noise = tolerance(torch.float64, N) * carried * max(_norm(F_P), sizes[0]) * max(_norm(F_Q), sizes[1])
+    return torch.nn.functional.pad(values * (values > noise), (0, len(A) - len(values)))
+
+
+def _norm(A: Tensor) -> float:
+    return float(torch.linalg.matrix_norm(A, 2))
+
+
+def _centred(A: Tensor) -> Tensor:
+    """A - the mean of its poles."""
+    return A - A.trace() / len(A) * torch.eye(len(A), dtype=A.dtype, device=A.device)
+
+
+def _pace(A: Tensor) -> float:
+    """||A^16||^{1/16}: what a step may multiply a state by, over many steps; hardly more than the largest |pole|."""
+    return _norm(torch.linalg.matrix_power(A, 16)) ** (1 / 16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,7 +294,7 @@ class Response:
     """The transfer function on the unit circle."""
 
     omega: Tensor
-    """Radians a token, [K]."""
+    """Radians a token, [K]; or [H,K], where each head has frequencies of its own."""
     G: Tensor
     """G(exp(i omega)) [H,K,o,i], complex."""
 
@@ -255,15 +314,15 @@ class Response:
 
     def plot(self) -> Any:
         """The gain of each head over frequency."""
-        gain = self.gain.tolist()
-        series = {f"head {h}": (self.omega.tolist(), x) for h, x in enumerate(gain)}
+        gain, omega = self.gain.tolist(), self.omega.expand(self.gain.shape).tolist()
+        series = {f"head {h}": pair for h, pair in enumerate(zip(omega, gain, strict=True))}
         return lines(series, "radians a token", "gain", "Frequency response", yaxis={"type": "log"})
 
     def __str__(self) -> str:
         head = int(self.peak.argmax())
-        at = float(self.omega[self.gain[head].argmax()])
+        at = float(self.omega.expand(self.gain.shape)[head, self.gain[head].argmax()])
         return (
-            f"frequency response at {_count(len(self.omega), 'frequency', 'frequencies')}: largest gain "
+            f"frequency response at {_count(self.omega.shape[-1], 'frequency', 'frequencies')}: largest gain "
             f"{float(self.peak[head]):.4g} at {at:.4g} radians a token (head {head})"
         )
 
@@ -272,25 +331,32 @@ class Response:
 def freqresp(system: System | StateSpace, omega: Tensor | Sequence[float] | None = None) -> Response:
     """G(z) = C (z - A)^{-1} B + D (an inclusive read: z C (z - A)^{-1} B + D) at z = exp(i omega).
 
-    A is brought to triangular form once (Schur), after which a frequency costs N^2.
+    A is brought to triangular form once (Schur), after which a frequency costs N^2. Heads are looked at one by one, so
+    that twice as many take twice as long.
 
     Args:
         system: time-invariant.
-        omega: radians a token [K]; default `frequencies(system)`, which holds the angle of every pole.
+        omega: radians a token, [K] for all heads or [H,K] for each; default: for each head `own_frequencies`, with the
+            angles of its own poles.
 
     Raises:
         StateformError: a pole at one of the frequencies.
     """
     s = written(system)
-    grid = frequencies(s) if omega is None else torch.as_tensor(omega).double().reshape(-1)
-    require(len(grid) > 0 and bool(grid.isfinite().all()), "omega is expected to hold one or more finite frequencies")
-    z = torch.polar(torch.ones_like(grid), grid)
+    grid = own_frequencies(s) if omega is None else torch.as_tensor(omega).double()
+    grid = grid if grid.ndim == 2 else grid.reshape(-1)
+    require(
+        grid.numel() > 0 and bool(grid.isfinite().all()), "omega is expected to hold one or more finite frequencies"
+    )
+    require(grid.ndim == 1 or len(grid) == s.H, f"omega has shape {list(grid.shape)}; expected [K], or [{s.H},K] for "
+            "each head")  # fmt: skip
+    every = torch.polar(torch.ones_like(grid), grid).cpu().expand(s.H, -1)
     tile, found = max(1, 2**22 // s.N**2), []
-    for A, B, C, D in zip(s.A, s.B, s.C, s.D, strict=True):
+    for A, B, C, D, z in zip(s.A, s.B, s.C, s.D, every, strict=True):
         T, U = (torch.as_tensor(x) for x in schur(A.numpy(force=True), output="complex"))
         left, right = C.cpu().to(U.dtype) @ U, U.mH @ B.cpu().to(U.dtype)
         rows = []
-        for at in z.cpu().split(tile):
+        for at in z.split(tile):
             M = at[:, None, None] * torch.eye(s.N, dtype=z.dtype) - T
             require(bool((M.diagonal(dim1=-2, dim2=-1) != 0).all()), "a pole lies at one of the frequencies of omega")
             G = left @ torch.linalg.solve_triangular(M, right.expand(len(at), *right.shape), upper=True)
@@ -300,14 +366,19 @@ def freqresp(system: System | StateSpace, omega: Tensor | Sequence[float] | None
 
 
 def frequencies(system: System | StateSpace, count: int = 256) -> Tensor:
-    """Frequencies in [0, pi]: evenly spaced, on a logarithmic scale too, and the angle of every pole.
+    """Frequencies in [0, pi] for all heads, [K]: those of `own_frequencies` together."""
+    return own_frequencies(system, count).unique()
+
+
+def own_frequencies(system: System | StateSpace, count: int = 256) -> Tensor:
+    """Frequencies in [0, pi] for each head, [H,K]: evenly spaced, on a logarithmic scale too, and its poles' angles.
 
     A lightly damped system has the peaks of its gain near the angles of its poles.
     """
     even = torch.linspace(0, torch.pi, count, dtype=torch.float64)
     logarithmic = torch.logspace(-5, 0, count, dtype=torch.float64) * torch.pi
-    found = torch.cat([even, logarithmic, poles(system).angle().abs().flatten().cpu()]).unique()
-    return found
+    angles = poles(system).angle().abs().cpu()
+    return torch.cat([torch.cat([even, logarithmic]).expand(len(angles), -1), angles], -1).sort(-1).values
 
 
 def _decay(values: Tensor, title: str, y: str) -> Any:

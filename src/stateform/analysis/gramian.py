@@ -53,12 +53,16 @@ def gram(system: System | StateSpace, kind: Kind, horizon: int | None = None) ->
         F = _stretch(system, kind[0], horizon)
     else:
         s = written(system)
-        F = _doubled(s.A, s.B, horizon) if kind[0] == "c" else _doubled(s.A.mT, s.C.mT, horizon)
+        F = factor(s.A, s.B, horizon) if kind[0] == "c" else factor(s.A.mT, s.C.mT, horizon)
     return F if kind.endswith("f") else F @ F.mT
 
 
-def _doubled(A: Tensor, F: Tensor, terms: int | None) -> Tensor:
-    """The factor of sum_{k<terms} A^k F F^T (A^T)^k."""
+def factor(A: Tensor, F: Tensor, terms: int | None = None) -> Tensor:
+    """The factor [H,N,m] of sum_{k<terms} A^k F F^H (A^H)^k, A [H,N,N] and F [H,N,i] real or complex.
+
+    Raises:
+        StateformError: poles on or outside the unit circle, or too near it, where all terms are wanted.
+    """
     if terms is not None:
         power, total = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device).expand_as(A), F[..., :0]
         while terms:
@@ -80,12 +84,14 @@ def _doubled(A: Tensor, F: Tensor, terms: int | None) -> Tensor:
         if bool((left <= torch.finfo(F.dtype).eps ** 2 * size).all()):
             return F
         F, A = _compressed(torch.cat([F, later], -1)), A @ A
-    raise StateformError(f"a pole of modulus {worst:.17g} is too near the unit circle; give horizon=")
+    raise StateformError(
+        f"the sum over all time does not settle in float64 (a pole of modulus {worst:.17g}); give horizon="
+    )
 
 
 def _compressed(F: Tensor) -> Tensor:
-    """At most N columns with the same F F^T."""
-    return F if F.shape[-1] <= F.shape[-2] else torch.linalg.qr(F.mT, mode="r").R.mT
+    """At most N columns with the same F F^H."""
+    return F if F.shape[-1] <= F.shape[-2] else torch.linalg.qr(F.mH, mode="r").R.mH
 
 
 def _stretch(system: System, kind: str, horizon: int) -> Tensor:

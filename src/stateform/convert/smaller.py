@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .._errors import require
 from ..analysis.balance import balred
-from ..analysis.control import freqresp, frequencies
+from ..analysis.control import freqresp, own_frequencies
 from ..analysis.gramian import poles
 from ..analysis.statespace import StateSpace, written
 from ..discretise import log_decay_and_gain
@@ -219,7 +219,7 @@ def _error(old: Layer, new: Layer, scale: Tensor) -> Tensor:
     spaces, systems = [_space(x) for x in (old, new)], [_system(x) for x in (old, new)]
     tiny = torch.finfo(scale.dtype).tiny
     if systems[0].v is None:
-        grid = torch.cat([frequencies(x) for x in spaces]).unique()
+        grid = torch.cat([own_frequencies(x) for x in spaces], -1)
         G, G_new = (freqresp(x, grid).G for x in spaces)
         return torch.linalg.matrix_norm(G - G_new, 2).amax(-1).to(scale) / scale.clamp_min(tiny)
     angles = torch.cat([poles(x).angle().abs() for x in spaces], -1)
