@@ -166,4 +166,5 @@ def test_results_serialise() -> None:
     torch.manual_seed(0)
     system = sf.System(u(1, 9, 2, 3), u(1, 9, 2, 3), u(1, 9, 2, 3))
     assert set(spectrum(system).to_dict()) == {"abs_min", "abs_max", "real_min", "real_max", "complex"}
-    assert set(horizon(system).to_dict()) == {"heads", "quantiles", "by_position", "share"}
+    keys = {"heads", "quantiles", "by_position", "share", "limited", "sinks", "rest", "window"}
+    assert set(horizon(system).to_dict()) == keys

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 import re
@@ -28,10 +29,12 @@ from stateform.analysis import (
     spectrum,
     state_need,
 )  # fmt: skip
+from stateform.analysis.excited import carried
 from stateform.compare import embed
 from stateform.questions import QUESTIONS, Finding, Question, findings
-from stateform.questions.question import layers_of
-from stateform.report import analysis_tables, depth, render_analysis, units
+from stateform.questions.question import Site, layers_of
+from stateform.report import analysis_tables, content, depth, figures, render_analysis, units
+from stateform.report.analysis import overview
 from stateform.subject import _layers
 
 TEXT = b"A system is what it remembers; a layer is what it does with that.\n" * 3
@@ -505,3 +508,86 @@ def test_a_mistake_at_the_command_is_one_line(
         said = capsys.readouterr().err
         assert said.startswith(message)
         assert said.count("\n") == 1
+
+
+def attending(length: int, *, window: int | None = None) -> sf.System:
+    """Softmax heads with known weights: the first token has 60%, all tokens have the same, the last one has all."""
+    t = torch.arange(length, dtype=torch.float64)
+    q = torch.zeros(1, length, 3, 2, dtype=torch.float64)
+    k, ones = torch.zeros_like(q), torch.ones(1, length, 3, 1, dtype=torch.float64)
+    q[0, :, 0, 0] = (1.5 * t.clamp_min(1)).log()  # against t others of weight 1 each
+    k[0, 0, 0, 0] = 1
+    q[..., 2, 0], k[0, :, 2, 0] = 30, t
+    return sf.System(q, k, ones, readout="exp", eta="sum", window=window)
+
+
+def told(system: sf.System) -> tuple[dict[str, Any], list[str]]:
+    """The answers about memory and state of a system, and what is said of them."""
+    site = Site("layer", torch.nn.Identity(), system, ["x"] * system.T, 1)
+    answers = {name: QUESTIONS[name].layer(site) for name in ("memory", "state", "stability")}  # type: ignore[misc]
+    row = {"name": "layer", "kind": "softmax", "heads": system.H, "answers": answers}
+    return answers, [finding.text for finding in findings([row], {})]
+
+
+@pytest.mark.parametrize("length", [64, 96, 160])
+def test_a_sink_is_named_and_its_horizon_is_no_number_of_its_own(length: int) -> None:
+    answers, said = told(attending(length))
+    memory = answers["memory"]
+    assert memory["limited"] == [True, True, False] and memory["window"] is None
+    assert memory["heads"] == [length, pytest.approx(0.95 * length, abs=1), 1.0]
+    assert memory["sinks"][0] == pytest.approx(0.6, abs=0.01) and memory["sinks"][1:] == [None, None]
+    text = " ".join(said)
+    assert "Head 0 reads to the first token at every position: 60% of its weight lies there" in text
+    assert f"Head 1 keeps at least {round(memory['heads'][1])} tokens, as far as the text goes (95% of" in text
+    assert "2 of the 3 heads reach back as far as the text or their window goes; 1 keeps 4 or fewer." in said
+    assert f"keeps {(length + 16) // 2} tokens" not in text
+
+
+def test_a_horizon_of_a_whole_window_says_so() -> None:
+    answers, said = told(attending(96, window=20))
+    assert answers["memory"]["limited"] == [True, True, False] and answers["memory"]["sinks"] == [None, None, None]
+    assert any("keeps at least 19 tokens, all of its window" in text for text in said)
+
+
+def test_a_state_as_large_as_the_text_can_ask_for_is_a_bound() -> None:
+    T = 40
+    s = sf.System(torch.zeros(1, T, 1, 1), torch.zeros(1, T, 1, 1), torch.ones(1, T, 1, 1), readout="exp", eta="sum")
+    assert state_need(s).limited() == [False]  # an even reading needs one dimension
+    weights = torch.rand(T, T, generator=torch.Generator().manual_seed(0), dtype=torch.float64).tril()
+    found = state_need(weights, 1e-6)
+    assert found.limited() == [True] and found.per_head() == [max(min(t, T - t) for t in found.splits)]
+
+
+def test_bounds_and_sinks_stand_in_tables_and_figures() -> None:
+    memory = horizon(attending(96), queries=list(range(15, 96, 8))).to_dict()
+    layer = {"name": "a", "dynamics": {"horizon": memory}, "answers": {"memory": memory}, "kind": "softmax"}
+    grid = content.memory({"layers": [layer]})
+    assert grid is not None and "≥ 96" in str(grid.rows) and "head 0 of a (60%)" in " ".join(grid.notes)
+    assert "≥ 96" in str(overview({"layers": [layer], "questions": {"memory": {}}}))
+    drawn = figures.memory_horizon({"layers": [layer]})
+    assert drawn is not None and "head 0: ≥ 96 tokens" in str(drawn.views[0])
+
+
+def test_an_exponent_is_told_with_what_is_read_of_its_state() -> None:
+    """The first head is the slowest by far, as a Mamba channel with a step of 1e-7: neither fading nor writing."""
+    dt = torch.tensor([1e-7, 0.1, 0.5, 0.01], dtype=torch.float64)
+    x = torch.randn(3, 1, 90, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    strength = torch.tensor([1, 1, 1, 0.2], dtype=torch.float64)[:, None]
+    system = sf.System(x[0] * strength, x[1], x[2], log_decay=-dt.expand(1, 90, 4), b=dt, d=torch.ones(4).double())
+    answers, said = told(system)
+    shares = answers["stability"]["carried"]
+    bare = [sf.run(dataclasses.replace(system, d=None).select_heads([h])) for h in range(4)]
+    size = torch.stack([y.square().mean().sqrt() for y in bare])  # type: ignore[union-attr]
+    assert shares == pytest.approx((size / size.max()).tolist(), rel=1e-3) and shares[0] < 1e-5
+    text = next(text for text in said if "fade slowest" in text)
+    assert text.startswith(f"In head 3, whose state gives {shares[3]:.0%} of what the strongest head's does,")
+    assert "e-fold in 100 tokens" in text
+    assert any(text.startswith("Of 1 head next to nothing is read") and "head 0" in text for text in said)
+    assert not any("e-fold in 1e+07" in text or text.startswith("Head 0 keeps") for text in said)
+
+
+@pytest.mark.parametrize("name", ["lru", "s4d", "mamba", "gated_deltanet", "gla", "mlstm"])
+def test_what_is_carried_is_a_share_of_the_strongest_head(name: str) -> None:
+    layer = sf.build(name, d_model=8).double()
+    shares = carried(layer.system(torch.randn(2, 20, 8, dtype=torch.float64)).detach())
+    assert shares.ndim == 1 and float(shares.max()) == 1 and float(shares.min()) >= 0

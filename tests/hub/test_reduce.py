@@ -185,6 +185,10 @@ def test_a_reduced_model_is_an_ordinary_one(tmp_path: Path) -> None:
     # progress, and what is printed
     assert seen[-1][0] == "done" and all(done <= total for _, done, total in seen)
     assert "written back" in str(found) and "perplexity" in str(found) and found.to_dict()["ok"]
+    printed = " ".join(str(found).split())
+    assert "largest Hankel value of its channel, is kept to 0.2;" in printed
+    assert "each head's operator is kept to 0.2 of it" in printed and "worst head's outputs, over those" in printed
+    assert "0.2 a channel" not in printed
 
 
 class Added(torch.nn.Module):

@@ -1,4 +1,4 @@
-"""Which of its states a system uses on real input."""
+"""Which of its states a system uses on real input, and how much it reads from each head's."""
 
 from __future__ import annotations
 
@@ -102,3 +102,25 @@ def excited(system: System, tol: float = 1e-3) -> Excited:
     assert R is not None
     sigma = torch.linalg.svdvals(R) / count**0.5
     return Excited(torch.nn.functional.pad(sigma, (0, R.shape[-1] - sigma.shape[-1])), tol)
+
+
+@torch.no_grad()
+def carried(system: System) -> Tensor:
+    """How much is read from the state of each head on this input, over what is read from the strongest's, [H], 0 to 1.
+
+    Root mean squares over rows, time and outputs, without the direct term: what the state of a head is worth knowing
+    for. Where `w_out` maps heads together, of what each adds to the outputs.
+
+    Args:
+        system: causal, on its input, from a zero state.
+    """
+    require(system.causal and system.B * system.T > 0, "what a state carries needs a causal system with tokens")
+    w_out = system.w_out
+    system = replace(system, d=None) if w_out is None else replace(system, d=None, q=None, w_out=None)
+    y = run(system)
+    assert isinstance(y, Tensor)
+    if w_out is not None:
+        y = y * w_out.abs().square().sum(0).sqrt()
+    size = y.abs().double().square().movedim(2, 0).flatten(1).mean(1).sqrt()
+    share = size / size.amax().clamp_min(torch.finfo(size.dtype).tiny)
+    return torch.where(share.isfinite(), share, 1.0)

@@ -23,14 +23,45 @@ class Horizon:
     """[B,H,queries]: 1 means the token itself; i + 1 means everything up to the first token."""
     queries: list[int]
     share: float
+    first: Tensor
+    """[B,H,queries]: how much of what an output reads lies at the first token, 0 to 1."""
+    rest: Tensor
+    """[B,H,queries]: the tokens back that hold the share where the first token is left out."""
+    window: int | None = None
+    """Tokens that can be read at all; None: every one."""
 
     def per_head(self) -> list[float]:
-        """Median over batch and queries, per head."""
+        """Median over batch and queries, per head; of a head that is `limited` the most seen, a bound from below."""
         return [float(x) for x in self.tensor_per_head()]
 
     def tensor_per_head(self) -> Tensor:
         """`per_head` as a tensor [H]."""
-        return self.tokens.double().transpose(0, 1).flatten(1).quantile(0.5, dim=1)
+        heads = self.tokens.double().transpose(0, 1).flatten(1)
+        return torch.where(torch.tensor(self.limited(), device=heads.device), heads.amax(1), heads.quantile(0.5, dim=1))
+
+    def limited(self) -> list[bool]:
+        """True for each head that mostly reads as far back as the text or its window goes.
+
+        Its horizon says how long those are: that of an even reading of everything is `share` of it.
+        """
+        there = torch.tensor(self.queries, device=self.tokens.device) + 1
+        there = there if self.window is None else there.clamp_max(self.window)
+        known = there > 1  # the first token has no past
+        far = (self.tokens >= self.share * there) & known
+        return [bool(x) for x in far.sum((0, 2)) * 2 > self.tokens.shape[0] * int(known.sum())]
+
+    def sinks(self) -> list[float | None]:
+        """For each head that reads to the first token for the sake of that token, the median weight of it, 0 to 1.
+
+        It has more than 1 - share, so that the share is not reached without it, and twice what an even reading gives.
+        None for the other heads.
+        """
+        even = 1 / (torch.tensor(self.queries, device=self.first.device) + 1)
+        weight = self.first.double().transpose(0, 1)  # [H,B,queries]
+        stands_out = (weight > 2 * even).flatten(1).double().mean(1) > 0.5
+        middle = weight.flatten(1).quantile(0.5, dim=1)
+        sink = stands_out & (middle > 1 - self.share) & torch.tensor(self.limited(), device=middle.device)
+        return [x if s else None for x, s in zip(middle.tolist(), sink.tolist(), strict=True)]
 
     def quantile(self, q: float) -> float:
         """Over batch, heads and queries."""
@@ -47,15 +78,23 @@ class Horizon:
             "quantiles": {str(q): self.quantile(q) for q in (0.1, 0.5, 0.9)},
             "by_position": {"t": list(self.queries), "median": self.by_position()},
             "share": self.share,
+            "limited": self.limited(),
+            "sinks": self.sinks(),
+            "rest": self.rest.double().transpose(0, 1).flatten(1).quantile(0.5, dim=1).tolist(),
+            "window": self.window,
         }
 
     def __str__(self) -> str:
         low, mid, high = (self.quantile(q) for q in (0.1, 0.5, 0.9))
-        heads = ", ".join(f"{h:.0f}" for h in self.per_head()[:16]) + (" ..." if self.tokens.shape[1] > 16 else "")
+        limited = self.limited()
+        heads = ", ".join(
+            f"at least {h:.0f}" if far else f"{h:.0f}" for h, far in zip(self.per_head()[:16], limited, strict=False)
+        ) + (" ..." if self.tokens.shape[1] > 16 else "")
+        sinks = [f"head {h} ({x:.0%} of its weight)" for h, x in enumerate(self.sinks()) if x is not None]
         return (
             f"{self.share:.0%} of what an output reads lies in its last {mid:.0f} tokens (median; 10% to 90%: "
             f"{low:.0f} to {high:.0f})\nper head: {heads}"
-        )
+        ) + (f"\nread to the first token at every position: {', '.join(sinks[:8])}" if sinks else "")
 
     def plot(self) -> Any:
         """A plotly Figure: the horizons of each head over the queries."""
@@ -84,7 +123,11 @@ def horizon(
     require(T > 0, "an empty sequence has no memory")
     index = list(queries) if queries is not None else sorted({int(t) for t in torch.linspace(T // 2, T - 1, 32)})
     mass = influence(system, heads=heads, queries=index).abs().double()
-    return Horizon(tokens_back(mass, index, share), index, share)
+    whole = mass.sum(-1)
+    first = torch.where(whole > 0, mass[..., 0] / whole, 0.0)
+    rest = torch.cat([torch.zeros_like(mass[..., :1]), mass[..., 1:]], -1)
+    window = system.window if system.readout == "exp" else None
+    return Horizon(tokens_back(mass, index, share), index, share, first, tokens_back(rest, index, share), window)
 
 
 @dataclass(frozen=True)
@@ -94,6 +137,8 @@ class ReceptiveField:
     horizons: dict[str, float]
     """Of each layer, tokens: the median over batch and queries of its farthest-looking head."""
     share: float
+    limited: bool = False
+    """True if a head of these reads as far back as the text or its window goes: then the sum is a bound from below."""
 
     @property
     def tokens(self) -> float:
@@ -102,12 +147,15 @@ class ReceptiveField:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers."""
-        return {"tokens": self.tokens, "horizons": dict(self.horizons), "share": self.share}
+        return {
+            "tokens": self.tokens, "horizons": dict(self.horizons), "share": self.share, "limited": self.limited,
+        }  # fmt: skip
 
     def __str__(self) -> str:
         each = ", ".join(f"{name or 'layer'} {h:.0f}" for name, h in self.horizons.items())
         return (
-            f"predicted receptive field: {self.tokens:.0f} tokens, from horizons ({self.share:.0%} of the mass) {each}"
+            f"predicted receptive field: {'at least ' if self.limited else ''}{self.tokens:.0f} tokens, from horizons "
+            f"({self.share:.0%} of the mass) {each}"
         )
 
     def plot(self) -> Any:
@@ -135,4 +183,5 @@ def receptive_field(
     """
     require(len(systems) > 0, "a receptive field needs at least one system; see systems_of(model, tokens)")
     found = {name: horizon(system, share=share, queries=queries) for name, system in systems.items()}
-    return ReceptiveField({name: max(h.per_head()) for name, h in found.items()}, share)
+    limited = any(any(h.limited()) for h in found.values())
+    return ReceptiveField({name: max(h.per_head()) for name, h in found.items()}, share, limited)

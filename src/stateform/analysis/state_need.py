@@ -114,6 +114,13 @@ class StateNeed:
         """`need`, the largest of the batch, per head."""
         return [int(x) for x in self.need.amax(0)]
 
+    def limited(self) -> list[bool]:
+        """True for each head that needs at some split all that so short a text can ask for: a bound from below."""
+        splits = torch.tensor(self.splits, device=self.energy.device)
+        full = torch.minimum(splits * self.writes, (self.length - splits) * self.outputs)
+        asked = (self.ranks()[1] >= full) & (full < (torch.inf if self.state is None else self.state))
+        return [bool(x) for x in asked.any(-1).any(0)]
+
     @property
     def exact(self) -> bool:
         """Whether least and most agree at every split."""

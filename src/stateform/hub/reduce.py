@@ -113,7 +113,7 @@ class ModelReduction(Printed):
         from rich.text import Text
 
         before, after = self.parameters
-        yield Text(f"Reduced to {self.tol:g} a channel: {_sentence(self)}")
+        yield Text(f"Reduced: {_sentence(self)}")
         if not self.complete:
             yield Text("Interrupted: what follows was finished.", style="bold yellow")
         table = Table(box=box.SIMPLE, pad_edge=False)
@@ -130,6 +130,7 @@ class ModelReduction(Printed):
         for name, row in zip(_short([row.name for row in self.layers]), self.layers, strict=True):
             table.add_row(name, row.became or row.kind, *(cell(row) for cell in columns.values()))
         yield table
+        yield from map(Text, _tolerances(self))
         for name, row in zip(_short([row.name for row in self.layers]), self.layers, strict=True):
             if row.why:
                 yield Text(f"{name} ({row.kind}): {row.why}.")
@@ -159,6 +160,22 @@ def _sentence(found: ModelReduction) -> str:
     if rest:
         parts.append(f"{rest} measured on {found.tokens} tokens")
     return ", ".join(parts) + "."
+
+
+def _tolerances(found: ModelReduction) -> list[str]:
+    """What the tolerance, the error and the bound are of, for each of the two kinds of reduction that there are."""
+    said = []
+    if found.written:
+        said.append(
+            f"Written back: the gain of the difference, over the largest Hankel value of its channel, is kept to "
+            f"{found.tol:g}; error and bound are of it, in the worst channel."
+        )
+    if any(row.least for row in found.layers):
+        said.append(
+            f"On the text: the difference of each head's operator is kept to {found.tol:g} of it (Frobenius norm); "
+            "error and bound are of the worst head's outputs, over those outputs, and larger where writes cancel."
+        )
+    return said
 
 
 def _state(row: ReducedLayer) -> str:

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..analysis import contraction, expressivity, interaction_rank, lyapunov, perturbation, principles, stability
+from ..analysis.excited import carried
 from ..layers import Cell
 from .question import (
+    FAINT,
     SHOWN,
     Answer,
     Finding,
@@ -25,6 +27,7 @@ from .question import (
     of_heads,
     place,
     rounded,
+    share_read,
 )  # fmt: skip
 
 
@@ -39,6 +42,7 @@ def _stability(site: Site) -> Answer:
     return {
         **found, **bounds.to_dict(), "heads": rounded(exponents.exponents[..., 0].amax(0)),
         "error": rounded(exponents.error[..., 0].amax(0)), "method": exponents.method,
+        "carried": rounded(carried(site.system)),
     }  # fmt: skip
 
 
@@ -60,23 +64,39 @@ def _said_of_stability(rows: Rows, model: Answer) -> Iterator[Finding]:
     safe = [i for i, one in known if one["contractive"] == "by construction"]
     if safe:
         yield Finding(f"By construction no step amplifies a state: {layers_of(rows, safe)}.", 0.3)
-    every = of_heads(rows, "stability")
-    if every:
-        largest, i, h = max(every)
-        if largest > 0:
-            text = f"In {place(rows, i, h)} differences between states grow, e-fold in {1 / largest:.3g} tokens"
-            yield Finding(f"{text} (Lyapunov exponent {largest:.3g}).", 0.9, layer=i, head=h)
-        elif largest < 0:
-            text = (
-                f"In {place(rows, i, h)} differences between states fade slowest, e-fold in {-1 / largest:.3g} tokens"
-            )
-            yield Finding(f"{text}.", 0.35, layer=i, head=h)
+    yield from _said_of_exponents(rows)
     if model:
         grown = model["depth"]["a small change of one token"]
         ratio = grown[-1] / grown[0]
         words = f"grows {ratio:.3g} times" if ratio >= 1 else f"shrinks to {ratio:.0%}"
         yield Finding(f"A small change of one token's embedding {words} through the layers.",
                       0.4 + min(0.4, abs(math.log10(max(ratio, 1e-9))) / 5))  # fmt: skip
+
+
+def _said_of_exponents(rows: Rows) -> Iterator[Finding]:
+    """The largest exponent among the heads whose state is read, with how much is; how many are hardly read at all."""
+    every = [(x, i, h, share_read(rows, i, h)) for x, i, h in of_heads(rows, "stability")]
+    used = [one for one in every if one[3] > FAINT]
+    if not used:
+        return
+    largest, i, h, share = max(used)
+    weight = f", whose state gives {share:.0%} of what the strongest head's does," if share < 0.995 else ""
+    change = f"e-fold in {1 / abs(largest):.3g} tokens" if largest else ""
+    if largest > 0:
+        text = f"In {place(rows, i, h)}{weight} differences between states grow, {change}"
+        yield Finding(f"{text} (Lyapunov exponent {largest:.3g}).", 0.9, layer=i, head=h)
+    elif largest < 0:
+        text = f"In {place(rows, i, h)}{weight} differences between states fade slowest, {change}"
+        yield Finding(f"{text}.", 0.35, layer=i, head=h)
+    faint = len(every) - len(used)
+    if faint:
+        slowest, i, h, share = max(one for one in every if one[3] <= FAINT)
+        text = (
+            f"Of {count(faint, 'head')} next to nothing is read (below {FAINT:g} of what the strongest head "
+            f"gives), so how fast the state fades hardly matters there: in {place(rows, i, h)} by {-slowest:.3g} nats "
+            f"a token, where {share:.1g} is read"
+        )
+        yield Finding(f"{text}.", 0.3, layer=i, head=h)
 
 
 def _expressivity(site: Site) -> Answer:
@@ -193,7 +213,8 @@ QUESTIONS = (
         _said_of_stability,
         heads="largest Lyapunov exponent (nats a token)",
         depth="size of a small change",
-        reading="Along this text: below 0 differences between states fade, above 0 they grow. A softmax has none.",
+        reading="Along this text: below 0 differences between states fade, above 0 they grow. A softmax has none. How "
+        "much is read from a head's state, over that of the strongest head, is beside it in the JSON (carried).",
         through="The change of the residual stream, in all tokens, relative to that of one token's embedding.",
     ),
     Question("expressivity", "What can the transitions express?", _expressivity, None, _said_of_expressivity),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from statistics import median
+from typing import Any
 
 from ..analysis import has_weights, influence, state_need
 from ..system import System
 from .question import (
+    FAINT,
     SHOWN,
     Answer,
     Finding,
@@ -22,6 +24,7 @@ from .question import (
     of_heads,
     place,
     rounded,
+    share_read,
 )
 
 MAPS, EIGENVALUES = 96, 4800
@@ -93,25 +96,79 @@ def _said_of_memory(rows: Rows, _: Answer) -> Iterator[Finding]:
     every = of_heads(rows, "memory")
     if not every:
         return
-    tokens, i, h = max(every)
-    middle = median(x for x, *_ in every)
-    contrast = min(1.0, math.log2(max(tokens / max(middle, 1.0), 1.0)) / 6)
-    text = f"{place(rows, i, h)} keeps {count(round(tokens), 'token')} (95% of what it reads, median over the text)"
-    need = dict(answered(rows, "state")).get(i, {})
-    if h < len(need.get("heads") or []):
-        text += f"; it needs {_dimensions(need['heads'][h], need)}"
-    yield Finding(begin(f"{text}."), 0.6 + 0.35 * contrast, layer=i, head=h)
+    yield from _said_of_sinks(rows)
+    far = [(x, i, h) for x, i, h in every if _of(rows, i, "sinks", h) is None and share_read(rows, i, h) > FAINT]
+    if far:
+        tokens, i, h = max(far)
+        middle = median(x for x, *_ in every)
+        contrast = min(1.0, math.log2(max(tokens / max(middle, 1.0), 1.0)) / 6)
+        text = f"{place(rows, i, h)} keeps {_tokens(rows, tokens, i, h)}"
+        text += " (95% of what it reads)" if _limited(rows, i, h) else " (95% of what it reads, median over the text)"
+        need = dict(answered(rows, "state")).get(i, {})
+        if h < len(need.get("heads") or []):
+            text += f"; it needs {_dimensions(need['heads'][h], need, h)}"
+        yield Finding(begin(f"{text}."), 0.6 + 0.35 * contrast, layer=i, head=h)
     if len(every) > 1:
-        near = sum(x <= 4 for x, *_ in every)
-        text = f"Half of the {len(every)} heads reach back {count(round(middle), 'token')} or fewer"
-        text += f"; {near} {'keeps' if near == 1 else 'keep'} 4 or fewer" if near else ""
-        yield Finding(f"{text}.", 0.5)
+        yield Finding(_reach_of_most(rows, every), 0.5)
     if len(rows) > 3:
         by_layer = [(median(one["heads"]), i) for i, one in answered(rows, "memory") if one.get("heads")]
         (low, a), (high, b) = min(by_layer), max(by_layer)
         if high > 2 * low:
+            most = f"at least {round(high)}" if any(answered_of(rows, b).get("limited") or []) else str(round(high))
             yield Finding(f"Memory is shortest in layer {a} ({count(round(low), 'token')}, median over its heads) and "
-                          f"longest in layer {b} ({round(high)}).", 0.55)  # fmt: skip
+                          f"longest in layer {b} ({most}).", 0.55)  # fmt: skip
+
+
+def _said_of_sinks(rows: Rows) -> Iterator[Finding]:
+    """The head whose first token has most of the weight, and how many others have such a token."""
+    sinks = [(x, i, h) for i, one in answered(rows, "memory") for h, x in enumerate(one.get("sinks") or []) if x]
+    if not sinks:
+        return
+    weight, i, h = max(sinks)
+    others = len(sinks) - 1
+    more = f"; so {'does' if others == 1 else 'do'} {count(others, 'other head')}" if others else ""
+    rest = count(round(_of(rows, i, "rest", h)), "token")
+    text = (
+        f"{place(rows, i, h)} reads to the first token at every position: {weight:.0%} of its weight lies there "
+        f"(median over the text), and 95% of the rest in the last {rest}{more}."
+    )
+    yield Finding(begin(text), 0.7, layer=i, head=h)
+
+
+def _reach_of_most(rows: Rows, every: Sequence[tuple[float, int, int]]) -> str:
+    """How far back half of the heads look, and how many look hardly back at all."""
+    near = sum(x <= 4 for x, *_ in every)
+    short = f"; {near} {'keeps' if near == 1 else 'keep'} 4 or fewer" if near else ""
+    far = sum(_limited(rows, i, h) for _, i, h in every)
+    if 2 * far > len(every):
+        return f"{far} of the {len(every)} heads reach back as far as the text or their window goes{short}."
+    middle = median(x for x, *_ in every)
+    return f"Half of the {len(every)} heads reach back {count(round(middle), 'token')} or fewer{short}."
+
+
+def answered_of(rows: Rows, layer: int) -> Answer:
+    """What is known of a layer's memory."""
+    return dict(answered(rows, "memory"))[layer]
+
+
+def _of(rows: Rows, layer: int, name: str, head: int) -> Any:
+    """One of the answers about a head's memory; None where it was not asked (in a result of an earlier version)."""
+    known = answered_of(rows, layer).get(name) or []
+    return known[head] if head < len(known) else None
+
+
+def _limited(rows: Rows, layer: int, head: int) -> bool:
+    return bool(_of(rows, layer, "limited", head))
+
+
+def _tokens(rows: Rows, tokens: float, layer: int, head: int) -> str:
+    """A horizon in words; where it is as long as the text or the window, as a bound from below."""
+    text = count(round(tokens), "token")
+    if not _limited(rows, layer, head):
+        return text
+    return (
+        f"at least {text}, {'all of its window' if answered_of(rows, layer)['window'] else 'as far as the text goes'}"
+    )
 
 
 # -- how much state ------------------------------------------------------------------------------------------------
@@ -122,15 +179,16 @@ def _state(site: Site) -> Answer:
     least, most = found.ranks()
     return {
         "heads": found.per_head(), "dimensions": found.state, "tokens": found.length, "tol": found.tol,
-        "exact": found.exact, "within": int((most - least).amax()) if most.numel() else 0,
+        "limited": found.limited(), "exact": found.exact, "within": int((most - least).amax()) if most.numel() else 0,
     }  # fmt: skip
 
 
-def _dimensions(n: float, need: Answer) -> str:
-    """How much state, in words, and of what."""
+def _dimensions(n: float, need: Answer, head: int) -> str:
+    """How much state, in words, and of what; a bound from below where the text is too short to need more."""
+    least = "at least " if (need.get("limited") or [])[head : head + 1] == [True] else ""
     if need["dimensions"] is None:
-        return f"{count(int(n), 'dimension')} of state instead of a cache of {need['tokens']} tokens"
-    return f"{int(n)} of the {need['dimensions']} dimensions of its state"
+        return f"{least}{count(int(n), 'dimension')} of state instead of a cache of {need['tokens']} tokens"
+    return f"{least}{int(n)} of the {need['dimensions']} dimensions of its state"
 
 
 def _said_of_state(rows: Rows, _: Answer) -> Iterator[Finding]:
@@ -140,7 +198,7 @@ def _said_of_state(rows: Rows, _: Answer) -> Iterator[Finding]:
     most, i, h = max(every)
     need = rows[i]["answers"]["state"]
     if max(of_heads(rows, "memory"), default=(0.0, -1, -1))[1:] != (i, h):  # else it was said with its memory
-        text = f"{place(rows, i, h)} needs {_dimensions(most, need)} (to {need['tol']:.0%} of its operator)"
+        text = f"{place(rows, i, h)} needs {_dimensions(most, need, h)} (to {need['tol']:.0%} of its operator)"
         rest = ", most of all heads" if len(every) > 1 else ""
         yield Finding(begin(f"{text}{rest}."), 0.5, layer=i, head=h)
     held = [
@@ -169,7 +227,7 @@ QUESTIONS = (
         _said_of_memory,
         heads="tokens back",
         reading="How many tokens back hold 95% of the weight with which an output reads its past, median over the "
-        "text.",
+        "text; of a head that reads as far as the text or its window goes, how far that is (≥).",
     ),
     Question(
         "state",

@@ -16,6 +16,9 @@ from ..system import System
 SHOWN = 64
 """Tokens of the maps of effective attention, and on which transitions are written out."""
 
+FAINT = 1e-3
+"""A head of whose state less than this share of the strongest head's is read does not say how a layer remembers."""
+
 
 class Site:
     """One layer of what is analysed, on its own input.
@@ -107,6 +110,12 @@ def answered(rows: Rows, name: str) -> list[tuple[int, Answer]]:
 def of_heads(rows: Rows, name: str) -> list[tuple[float, int, int]]:
     """The numbers of all heads, with layer and head."""
     return [(x, i, h) for i, one in answered(rows, name) for h, x in enumerate(one.get("heads") or []) if x is not None]
+
+
+def share_read(rows: Rows, layer: int, head: int) -> float:
+    """How much is read from the state of a head, over the strongest head's; 1 where it is not known."""
+    shares = dict(answered(rows, "stability")).get(layer, {}).get("carried") or []
+    return float(shares[head]) if head < len(shares) else 1.0
 
 
 def count(n: int, what: str) -> str:

@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from . import units
-from .content import Column, Grid, Row, at, layers, listing, name_of, thinned, visible
+from .content import Column, Grid, Row, at, horizons, layers, listing, name_of, thinned, visible
 from .units import MISSING
 
 REMARKABLE = 0.2
@@ -111,6 +111,12 @@ def _whole(v: float) -> str:
     return units.count(round(v))
 
 
+def _reach(one: Mapping[str, Any]) -> str:
+    """`_span` of the horizons, those that are bounds from below with their sign."""
+    texts = dict(horizons(one))
+    return _span(list(texts), lambda v: texts.get(v) or _whole(v))
+
+
 def overview(result: Mapping[str, Any], most: int | None = _ROWS) -> Grid | None:
     """A row for each layer (at most `most`), a column for each question that has a short answer."""
     every = layers(result)
@@ -121,7 +127,7 @@ def overview(result: Mapping[str, Any], most: int | None = _ROWS) -> Grid | None
     proven = any(layer.get("certificate") for layer in every)
     short: list[tuple[str, Any]] = []
     for name, heading, cell in (
-        ("memory", "Tokens back", lambda one: _span(one.get("heads"), _whole)),
+        ("memory", "Tokens back", _reach),
         ("state", "State needed", lambda one: _span(one.get("heads"), _whole)),
         ("spectrum", "Max |λ|", lambda one: units.near_one(one["abs_max"]) if one.get("of") == "A_t" else MISSING),
         ("stability", "Amplifies", lambda one: "never" if one["contractive"] == "by construction" else
@@ -145,6 +151,8 @@ def overview(result: Mapping[str, Any], most: int | None = _ROWS) -> Grid | None
     notes = ["State: numbers carried (+: more with each token)."]
     if {"memory", "state"} & asked:
         notes[0] += " With dots: least · median · most of the heads."
+    if any(any(at(layer, "answers", "memory", "limited") or []) for layer in every):
+        notes.append("≥: as far back as the text or a head's window goes.")
     if proven:
         notes.append("Error: of the System's output against the module's own, over the largest output.")
     if len(shown) < len(every):

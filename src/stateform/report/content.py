@@ -307,10 +307,12 @@ def memory(result: Mapping[str, Any]) -> Grid | None:
     rows = []
     for i, layer in enumerate(layers(result)):
         quantiles = at(layer, "dynamics", "horizon", "quantiles")
-        heads = [h for h in at(layer, "dynamics", "horizon", "heads") or [] if h is not None]
-        ends = list(dict.fromkeys(units.count(round(pick(heads))) for pick in (min, max))) if heads else [MISSING]
+        heads = horizons(at(layer, "dynamics", "horizon"))
+        ends = list(dict.fromkeys(pick(heads)[1] for pick in (min, max))) if heads else [MISSING]
+        sign = "≥ " if _mostly_limited(layer) else ""
         cells = [
-            units.count(None if q is None else round(q)) for q in (at(quantiles, k) for k in ("0.1", "0.5", "0.9"))
+            MISSING if q is None else sign + units.count(round(q))
+            for q in (at(quantiles, k) for k in ("0.1", "0.5", "0.9"))
         ]
         rows.append(_row(i, layer, *cells, " to ".join(ends), eigenvalues(layer)))
     columns = (
@@ -321,8 +323,35 @@ def memory(result: Mapping[str, Any]) -> Grid | None:
         Column("heads", numeric=True),
         Column("Eigenvalues", numeric=True),
     )
-    note = "How many tokens back hold 95% of what an output reads: over all positions and heads, then per head."
-    return Grid("memory", "How many tokens back does each layer reach?", columns, tuple(rows), (note,))
+    notes = ["How many tokens back hold 95% of what an output reads: over all positions and heads, then per head."]
+    if any(any(at(layer, "dynamics", "horizon", "limited") or []) for layer in layers(result)):
+        notes.append(
+            "≥: heads that read as far back as the text or their window goes, whose number is how far that is."
+        )
+    sinks = [
+        f"head {h} of {name_of(layer)} ({x:.0%})"
+        for layer in layers(result)
+        for h, x in enumerate(at(layer, "dynamics", "horizon", "sinks") or [])
+        if x is not None
+    ]
+    if sinks:
+        more = f" and {len(sinks) - 6} more" if len(sinks) > 6 else ""
+        named = f"{', '.join(sinks[:6])}{more}"
+        notes.append(f"Read to the first token at every position, with this share of their weight: {named}.")
+    return Grid("memory", "How many tokens back does each layer reach?", columns, tuple(rows), tuple(notes))
+
+
+def _mostly_limited(layer: Mapping[str, Any]) -> bool:
+    """True if more than half of the heads read as far back as the text or their window goes."""
+    limited = at(layer, "dynamics", "horizon", "limited") or []
+    return 2 * sum(limited) > len(limited)
+
+
+def horizons(horizon: Any) -> list[tuple[float, str]]:
+    """The horizon of each head, in tokens and as it is written: with a sign where it is a bound from below."""
+    heads, limited = at(horizon, "heads") or [], at(horizon, "limited") or []
+    signs = ["≥ " if far else "" for far in limited] + [""] * (len(heads) - len(limited))
+    return [(float(h), sign + units.count(round(h))) for h, sign in zip(heads, signs, strict=True) if h is not None]
 
 
 def eigenvalues(layer: Mapping[str, Any]) -> str:
@@ -452,6 +481,8 @@ def headlines(result: Mapping[str, Any]) -> list[Headline]:
     if reach:
         i, tokens = max(reach, key=lambda pair: pair[1])
         detail = f"95% of what an output reads lies within {units.count(round(tokens))} tokens (median)."
+        if _mostly_limited(every[i]):
+            detail = "Most heads read as far back as the text or their window goes."
         found.append(Headline("Longest memory", label[i], detail, i))
 
     compared = list(result.get("pairs") or [])

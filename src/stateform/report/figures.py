@@ -17,7 +17,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from . import content, units
-from .content import at, layers, measured, name_of, visible
+from .content import at, horizons, layers, measured, name_of, visible
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "triangle-down")
 DASHES = {"recurrent": "solid", "chunkwise": "dash", "scan": "dot", "matrix": "dashdot", "convolution": "longdash"}
@@ -509,7 +509,8 @@ def _horizon_spread(every: Sequence[tuple[int, Any, Any]]) -> View | None:
     values: list[float] = []
     rows: list[tuple[int, str]] = []
     for i, layer, horizon in every:
-        heads = [float(h) for h in horizon.get("heads") or [] if h is not None]
+        written = horizons(horizon)
+        heads = [h for h, _ in written]
         low, middle, high = (at(horizon, "quantiles", key) for key in ("0.1", "0.5", "0.9"))
         if not heads and middle is None:
             continue
@@ -529,7 +530,7 @@ def _horizon_spread(every: Sequence[tuple[int, Any, Any]]) -> View | None:
                 y=[row] * len(heads),
                 mode="markers",
                 marker={"symbol": "circle-open", "size": 10, "color": colour(i), "line": {"width": 1.5}},
-                text=[f"head {k}: {units.count(round(h))} tokens" for k, h in enumerate(heads)],
+                text=[f"head {k}: {text} tokens" for k, (_, text) in enumerate(written)],
                 **shared,
             )
         )
