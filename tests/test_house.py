@@ -27,7 +27,7 @@ HOUSE = [
     ("tolerances", "tolerances outcome", ""),
     ("report", "report", "errors"),
     ("forms", "forms", f"{BASE} tolerances"),
-    ("analysis", "analysis", f"{BASE} discretise forms"),
+    ("analysis", "analysis", f"{BASE} discretise tolerances forms"),
     ("layers", "layers", f"{BASE} discretise forms"),
     ("tasks", "tasks", f"{BASE} forms layers"),
     ("models", "models", f"{BASE} forms layers"),
