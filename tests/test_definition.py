@@ -147,6 +147,12 @@ FOUND: dict[str, Recipe] = {
     "matrices of a normalised read with several outputs": Recipe(
         B=2, T=5, n=4, p=2, micro=2, q="outputs", eta="sum", floor="tensor", positive=True
     ),
+    "matrices in half precision, whose normaliser was rounded to it": Recipe(
+        dtype="bfloat16", B=2, T=5, n=4, p=2, eta="sum", positive=True
+    ),
+    "matrices of several real writes a token behind a complex decay": Recipe(
+        T=5, n=2, micro=2, decay="scalar", phase="scalar"
+    ),
     "the same with one number in time": Recipe(B=2, T=5, n=4, micro=2, q="outputs", eta="sum", constant=("k", "q")),
 }
 

@@ -59,6 +59,7 @@ def normaliser(system: System) -> Tensor:
         eta = system.gate("eta", 1.0).expand(B, T, H)
         floored = system.eta is not None and system.eta_floor is not None
         return torch.maximum(eta.abs(), system.gate("eta_floor")) if floored else eta
+    system = system.to(real_dtype(upcast(system.k).dtype))  # in half precision a read is rounded to it
     ones = torch.ones(B, T * system.micro, 1, 1, dtype=system.dtype, device=system.device)
     sums = replace(system, v=ones, eta=None, eta_floor=None)
     core = sums.core()
@@ -95,7 +96,7 @@ def matrices(system: System, *, normalised: bool, limit: float) -> Matrices:
     step = full(core.transition().dense(n)).to(dtype)
     k = full(core.k)
     b = spread_heads(system.gate("b", 1.0), H).expand(B, T * r, H)
-    write = k * b.unsqueeze(-1)
+    write = (k * b.unsqueeze(-1)).to(dtype)
     A, W = step[:, ::r], write[:, ::r].unsqueeze(-1)
     for i in range(1, r):  # one token is r steps; each write keeps its own input column
         A, W = step[:, i::r] @ A, torch.cat([step[:, i::r] @ W, write[:, i::r].unsqueeze(-1)], -1)
