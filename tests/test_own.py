@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import stateform
 from stateform import StateformError
 from stateform.cli import app
 from stateform.experiments import Experiment, engines
@@ -165,6 +167,11 @@ def test_a_failure_in_this_process_leaves_a_log(tmp_path: Path) -> None:
     found = sweep(grid(1), tmp_path, workers=0, runner=fails_here)
     log = (tmp_path / "logs" / f"{found.runs[0].key}.txt").read_text()
     assert "Traceback" in log and "no such thing" in log
+
+
+def test_the_package_is_sent_by_its_name() -> None:
+    """What was typed names it, and goes to the machines of a cluster."""
+    assert pickle.loads(pickle.dumps(stateform)) is stateform
 
 
 @pytest.mark.slow

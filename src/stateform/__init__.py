@@ -49,5 +49,9 @@ class _Package(ModuleType):
             value = getattr(value, name, value)
         super().__setattr__(name, value)
 
+    def __reduce__(self) -> Any:
+        """Pickle as a name: functions of a notebook that use the package are sent to other machines with it."""
+        return importlib.import_module, (self.__name__,)
+
 
 sys.modules[__name__].__class__ = _Package
