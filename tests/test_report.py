@@ -11,7 +11,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from html import unescape
 from html.parser import HTMLParser
@@ -401,11 +400,8 @@ def test_every_figure_and_layer_is_on_the_page(page: Page) -> None:
         assert any(a.get("data-toggle") == str(i) for _, a in page.tags)
 
 
-def test_the_page_is_small_and_quick(html: str) -> None:
-    start = time.perf_counter()
-    again = render_html(example(4))
-    assert time.perf_counter() - start < 3
-    assert again == html
+def test_the_page_is_small_and_the_same_each_time(html: str) -> None:
+    assert render_html(example(4)) == html
     assert len(html) < len(get_plotlyjs()) + len(json.dumps(example(4))) + 300_000
 
 

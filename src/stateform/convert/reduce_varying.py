@@ -72,13 +72,17 @@ def reduce_varying(
     """
     check_system(system, "reduce_varying")
     require(system.causal, "a state carries the past to the future; this system is not causal")
-    given = "vector states (v = None)" if system.v is None else "reads with an output axis"
-    scalar = system.v is not None and system.q is not None and system.q.ndim in (2, 4)
-    given = f"{system.micro} writes a token" if scalar else given
+    scalar = system.q is not None and system.q.ndim in (2, 4)
+    given = (
+        "vector states (v = None)" if system.v is None
+        else f"{system.micro} writes a token" if scalar
+        else "reads of the whole state" if system.q is None
+        else "reads with an output axis"
+    )  # fmt: skip
     require(
-        scalar and system.micro == 1,
-        f"a system that varies in time is reduced by its weights of values; expected a value v and one write a token, "
-        f"this one has {given}",
+        system.v is not None and scalar and system.micro == 1,
+        f"a system that varies in time is reduced by its weights of values; expected a value v, one write and one read "
+        f"a token, this one has {given}",
     )
     assert system.v is not None
     require(not system.v.is_complex(), "the values are complex; give their real and imaginary parts side by side")
