@@ -442,7 +442,9 @@ def differences(recipe: Recipe) -> Found:
         for name, alpha, noisy in _weights(system):
             compare(name, name, alpha, noisy(), noisy, dtype if recipe.readout == "exp" else low)
         if recipe.T <= 8 and _has_matrices(recipe):
-            for normalised in (False,) if recipe.eta == "sum" and recipe.q == "outputs" else (False, True):
+            empty = recipe.exclusive and not (recipe.d or recipe.floor)  # the sum that the first token is divided by
+            plain = recipe.eta == "sum" and (recipe.q == "outputs" or empty)
+            for normalised in (False,) if plain else (False, True):
                 y = _by_matrices(system, want, normalised)
                 compare("y", f"matrices, normalised: {normalised}", y, want, lambda **noise: again(**noise)[0], low)
     return found

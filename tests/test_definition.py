@@ -173,6 +173,18 @@ def test_outputs_with_sums_of_their_own_have_no_one_normaliser() -> None:
             ask()
 
 
+def test_an_exclusive_sum_has_no_coordinates_of_its_own_before_the_first_write() -> None:
+    system = sf.System(u(1, 5, 2, 3), u(1, 5, 2, 3), r(1, 5, 2, 2), eta="sum", exclusive=True)
+    with pytest.raises(sf.StateformError, match="divides the first token by an empty sum"):
+        system.matrices(normalised=True)
+    want, _ = defined(system)
+    got = system.matrices().run(system.v)  # type: ignore[arg-type]
+    assert error(got[:, 1:], want[:, 1:]) < tolerance(torch.float64, 5)
+    direct = replace(system, d=r(1, 5, 2).abs() + 1)
+    want, _ = defined(direct)
+    assert error(direct.matrices(normalised=True).run(direct.v), want) < tolerance(torch.float64, 5)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("size", [1.0, -3.0, 1e-6])
 def test_a_direct_term_beside_tiny_weights_keeps_its_floor(dtype: torch.dtype, size: float) -> None:

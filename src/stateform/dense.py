@@ -130,6 +130,9 @@ def matrices(system: System, *, normalised: bool, limit: float) -> Matrices:
     eta = eta[..., None, None]
     if not normalised:
         return Matrices(Lambda, Bm, C / eta, D / eta, system.exclusive)
+    unread = system.exclusive and system.eta == "sum" and system.d is None and system.eta_floor is None
+    require(not unread, "an exclusive read divides the first token by an empty sum, and h_1 / 0 is no state to go on "
+            "from; expected a direct term d, a floor, or normalised=False")  # fmt: skip
     ratio = eta_ratio(system)[..., None, None]
     return Matrices(Lambda * ratio, Bm / eta, C * ratio if system.exclusive else C, D / eta, system.exclusive)
 

@@ -525,7 +525,8 @@ class System:
             limit: bytes allowed.
 
         Raises:
-            StateformError: readout "exp" (no finite state), micro-steps with a direct term, or a result too large.
+            StateformError: readout "exp" (no finite state), micro-steps with a direct term, a result too large;
+                normalised by sums of which the first is empty (exclusive reads), or of which every output has its own.
         """
         return matrices(self, normalised=normalised, limit=limit)
 
