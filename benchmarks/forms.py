@@ -27,9 +27,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, normalize
 
 import stateform as sf
-from stateform._machine import machine
 from stateform.forms import choose, exists
 from stateform.forms.predict import features
+from stateform.machine import machine
 
 Draw = Callable[..., Tensor]
 SIZES = {

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import transformers
 
-from stateform.bench import MODEL_MODES, bench_model
+from stateform.timing import MODEL_MODES, bench_model
 
 WIDTH, VOCABULARY = 768, 1024
 KDA = {

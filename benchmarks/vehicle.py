@@ -16,7 +16,7 @@ import numba
 import numpy as np
 import torch
 
-from stateform.kernels.matrix import matrix
+from stateform.loops.matrix import matrix
 
 T, H, N, P = 2048, 12, 64, 64
 

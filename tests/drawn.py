@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 import stateform as sf
-from stateform.definition import defined, defined_coefficients
+from stateform.contract.definition import defined, defined_coefficients
 from stateform.forms import exists
-from stateform.tolerances import HALF, UNIT, relative_error, tolerance
+from stateform.system.tolerances import HALF, UNIT, relative_error, tolerance
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 TEMPERS = ("own", "forgetful", "lasting", "reset", "growing")

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 import stateform as sf
-from stateform import cli, questions
-from stateform.analysis import (
+from stateform import cli
+from stateform.analysis import (  # fmt: skip
     collapse,
     horizon,
     interaction_rank,
@@ -28,14 +28,15 @@ from stateform.analysis import (
     skip_bound,
     spectrum,
     state_need,
-)  # fmt: skip
-from stateform.analysis.excited import carried
-from stateform.compare import embed
-from stateform.questions import QUESTIONS, Finding, Question, findings
-from stateform.questions.question import Site, layers_of
+)
+from stateform.analysis.state.excited import carried
 from stateform.report import analysis_tables, content, depth, figures, render_analysis, units
 from stateform.report.analysis import overview
-from stateform.subject import _layers
+from stateform.studies import questions
+from stateform.studies.compare import embed
+from stateform.studies.questions import QUESTIONS, Finding, Question, findings
+from stateform.studies.questions.question import Site, layers_of
+from stateform.studies.subject import _layers
 
 TEXT = b"A system is what it remembers; a layer is what it does with that.\n" * 3
 T = 160

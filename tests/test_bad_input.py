@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 import stateform as sf
 from stateform import cli
-from stateform._form import FORMS
-from stateform.experiments.config import read_toml, read_value
-from stateform.layers import REGISTRY, accepted
+from stateform.architectures import REGISTRY, accepted
+from stateform.forms.form import FORMS
+from stateform.train.config import read_toml, read_value
 
 B, T, H, N, P, D = 2, 7, 4, 6, 3, 16
 NAN, INF = math.nan, math.inf

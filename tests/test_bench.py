@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from stateform import StateformError, cli
-from stateform.bench import PAIRS, Pair, Rival, bench
-from stateform.bench.pair import Operation, like
-from stateform.bench.party import Party, aged, floor, ours
-from stateform.bench.rounds import take_turns
-from stateform.bench.run import COPY, FLOOR, OURS
-from stateform.layers import build
+from stateform.architectures import build
+from stateform.timing import PAIRS, Pair, Rival, bench
+from stateform.timing.pair import Operation, like
+from stateform.timing.rivals.party import Party, aged, floor, ours
+from stateform.timing.rounds import take_turns
+from stateform.timing.run import COPY, FLOOR, OURS
 
 from .independent.helpers import Double, assert_close
 
@@ -294,7 +294,7 @@ def test_a_pair_that_fails_costs_no_other_pair(monkeypatch: pytest.MonkeyPatch) 
             raise RuntimeError("out of memory")
         row["cases"].append({"mode": "forward", "rows": 1, "tokens": 8, "found": {}, "left_out": {}})
 
-    monkeypatch.setattr(import_module("stateform.bench.run"), "measure", measured)
+    monkeypatch.setattr(import_module("stateform.timing.run"), "measure", measured)
     kept: list[int] = []
     found = bench(["gla", "hgrn2"], **SMALL, keep=lambda found: kept.append(len(found.result["pairs"])))
     assert found.complete
@@ -332,7 +332,7 @@ def test_a_killed_benchmark_has_written_the_pairs_before(tmp_path: Path, monkeyp
         if pair.name == "hgrn2":
             raise SystemExit(137)
 
-    monkeypatch.setattr(import_module("stateform.bench.run"), "measure", killed)
+    monkeypatch.setattr(import_module("stateform.timing.run"), "measure", killed)
     numbers = tmp_path / "out.json"
     monkeypatch.setattr(sys, "argv", ["stateform", "bench", "--layers", "gla,hgrn2", "--json", str(numbers)])
     with pytest.raises(SystemExit):
@@ -423,7 +423,7 @@ def test_the_command_writes_what_an_interruption_left(
 def test_bad_input_is_refused_before_any_work(
     words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(import_module("stateform.bench.run"), "measure", lambda *_: pytest.fail("work was begun"))
+    monkeypatch.setattr(import_module("stateform.timing.run"), "measure", lambda *_: pytest.fail("work was begun"))
     monkeypatch.setattr(sys, "argv", ["stateform", "bench", *words])
     with pytest.raises(SystemExit) as ended:
         cli.main()
@@ -432,7 +432,7 @@ def test_bad_input_is_refused_before_any_work(
 
 
 def test_operations_have_the_names_of_layers() -> None:
-    from stateform.layers import REGISTRY
+    from stateform.architectures import REGISTRY
 
     for pair in PAIRS.values():
         assert pair.layer in REGISTRY

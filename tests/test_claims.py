@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 import stateform as sf
-from stateform.experiments.claims import Claim, judge, read_claims
-from stateform.experiments.plan import Plan, read_plan
-from stateform.experiments.presets import file_of, preset_names
-from stateform.experiments.train import flat, train
+from stateform.sweep.claims import Claim, judge, read_claims
+from stateform.sweep.plan import Plan, read_plan
+from stateform.sweep.presets import file_of, preset_names
+from stateform.train.loop import flat, train
 
 
 def rows(scores: dict[tuple[str, Any, int], float], **more: Any) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 import stateform as sf
 from stateform import StateformError
 from stateform.analysis import collapse, skip_bound
-from stateform.analysis.collapse import lambda_skip, spread, sufficient_skip, two_tokens
+from stateform.analysis.attention.collapse import lambda_skip, spread, sufficient_skip, two_tokens
 
 from .systems import c, r
 

@@ -19,10 +19,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import stateform as sf
-from stateform.bench import MODES
 from stateform.cli import app, common, listing, main
-from stateform.questions import QUESTIONS
+from stateform.studies.questions import QUESTIONS
 from stateform.tasks import TASKS
+from stateform.timing import MODES
 
 SRC = str(Path(sf.__file__).parent.parent)
 SMALL = ["compare", "linear", "--max-length", "32", "--d-model", "16", "--repeats", "1"]
@@ -70,9 +70,9 @@ def test_what_is_told_is_what_there_is() -> None:
     assert listing.layers() == sorted(own)
     assert listing.tasks() == {k: v.summary for k, v in sorted(TASKS.items()) if v.__module__.startswith("stateform.")}
     assert listing.questions() == list(QUESTIONS)
-    assert listing.constant("bench/pair.py", "MODES") == MODES
+    assert listing.constant("timing/pair.py", "MODES") == MODES
     with pytest.raises(LookupError, match="assigns no NOTHING"):
-        listing.constant("bench/pair.py", "NOTHING")
+        listing.constant("timing/pair.py", "NOTHING")
 
 
 ORDERS = """
@@ -80,12 +80,12 @@ import pickle, stateform, sys
 system = pickle.loads(DATA)
 assert "stateform.public" not in sys.modules
 assert system.coefficients().shape[-1] == 3 and system.forms()["matrix"] is None  # no form was imported before
-import stateform.check, stateform.zoo, stateform.bench  # before anything is asked of the package
-from stateform.compare import Comparison
+import stateform.contract.check, stateform.studies.zoo, stateform.timing  # before anything is asked of the package
+from stateform.studies.compare import Comparison
 FUNCTIONS = ("analyze", "bench", "check", "compare", "zoo")
 for name in FUNCTIONS:
     assert getattr(stateform, name).__name__ == name and callable(getattr(stateform, name)), name
-import stateform.analyze, stateform.bench.run
+import stateform.studies.analyze, stateform.timing.run
 from stateform import *
 assert all(globals()[name] is getattr(stateform, name) and callable(globals()[name]) for name in FUNCTIONS)
 assert stateform.convert.__name__ == "stateform.convert" and set(stateform.__all__) <= set(dir(stateform))

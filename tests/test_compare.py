@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import stateform as sf
 from stateform import cli
-from stateform._text import read_text
-from stateform.compare import embed, lengths_up_to
+from stateform.studies.compare import embed, lengths_up_to
+from stateform.text import read_text
 
 TEXT = b"A system is what it remembers; a layer is what it does with that.\n" * 8
 NAMES = ["softmax", "linear", "mamba2", "lru", "gated_deltanet"]

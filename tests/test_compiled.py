@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 import stateform as sf
-from stateform.forms import _compiled
-from stateform.kernels import build
-from stateform.kernels.channel import channel, channel_reference
-from stateform.kernels.conv import short_conv, short_conv_reference
-from stateform.kernels.matrix import matrix, matrix_reference
-from stateform.kernels.modes import modes, modes_reference
-from stateform.kernels.norm import norm, norm_reference
-from stateform.tolerances import GRADIENT, tolerance
+from stateform.forms import compiled as _compiled
+from stateform.loops import build
+from stateform.loops.channel import channel, channel_reference
+from stateform.loops.conv import short_conv, short_conv_reference
+from stateform.loops.matrix import matrix, matrix_reference
+from stateform.loops.modes import modes, modes_reference
+from stateform.loops.norm import norm, norm_reference
+from stateform.system.tolerances import GRADIENT, tolerance
 
 from .systems import CASES
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import stateform as sf
-from stateform._form import FORMS
-from stateform.core import Core
-from stateform.layers import REGISTRY, accepted, resolve
-from stateform.tolerances import tolerance
+from stateform.architectures import REGISTRY, accepted, resolve
+from stateform.forms.form import FORMS
+from stateform.system.core import Core
+from stateform.system.tolerances import tolerance
 
 
 def quick_unless(slow: set[str], names: list[str]) -> list[Any]:

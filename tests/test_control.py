@@ -32,9 +32,9 @@ from stateform.analysis import (
     poles,
     statespace,
 )
-from stateform.analysis.statespace import written
+from stateform.analysis.linear.statespace import written
+from stateform.contract.draws import redraw
 from stateform.convert import kernel, reduce
-from stateform.draw import redraw
 
 from .systems import CASES, B, N, P, T, c, decay, feedback, r, softmax, u
 

@@ -19,8 +19,8 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import checkpoint
 
 import stateform as sf
-from stateform.layers import REGISTRY, accepted
-from stateform.tolerances import relative_error, wide
+from stateform.architectures import REGISTRY, accepted
+from stateform.system.tolerances import relative_error, wide
 
 from .systems import CASES
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 import stateform as sf
+from stateform.contract.draws import redraw
+from stateform.contract.equivalence import share_weights
 from stateform.convert import RELATIONS, Relation, special_case
 from stateform.convert.certificate import certify
-from stateform.draw import redraw
-from stateform.equivalence import share_weights
 from stateform.report import content
 
 from .systems import CASES, B, N, P, T, c, decay, feedback, phases, r, softmax, u

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 import stateform as sf
-from stateform.check import Report
-from stateform.draw import sensitivity
-from stateform.layers import REGISTRY, accepted
-from stateform.tolerances import GRADIENT, HALF, PROJECTED, UNIT, relative_error, tolerance, wide
+from stateform.architectures import REGISTRY, accepted
+from stateform.contract.check import Report
+from stateform.contract.draws import sensitivity
+from stateform.system.tolerances import GRADIENT, HALF, PROJECTED, UNIT, relative_error, tolerance, wide
 
 DEVICE = "cuda"
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

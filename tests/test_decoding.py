@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 import stateform as sf
-from stateform.forms import _compiled
-from stateform.kernels.channel import channel, channel_reference
-from stateform.kernels.conv import short_conv, short_conv_reference
-from stateform.kernels.matrix import matrix, matrix_reference
-from stateform.kernels.ops import call
-from stateform.layers.parts import HeadNorm, gated, unit
-from stateform.tolerances import tolerance
+from stateform.forms import compiled as _compiled
+from stateform.layer.parts import HeadNorm, gated, unit
+from stateform.loops.channel import channel, channel_reference
+from stateform.loops.conv import short_conv, short_conv_reference
+from stateform.loops.matrix import matrix, matrix_reference
+from stateform.loops.ops import call
+from stateform.system.tolerances import tolerance
 
 from .systems import CASES
 from .test_compiled import error, needed

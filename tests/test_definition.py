@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 import stateform as sf
-from stateform.definition import defined, defined_coefficients
-from stateform.dense import normaliser
+from stateform.contract.definition import defined, defined_coefficients
 from stateform.forms import exists
-from stateform.tolerances import relative_error, tolerance
+from stateform.forms.dense import normaliser
+from stateform.system.tolerances import relative_error, tolerance
 
 from .drawn import Recipe, differences, recipes
 from .systems import CASES, T, c, r, u

@@ -13,8 +13,8 @@ from torch.autograd.functional import hessian, jacobian
 from torch.func import functional_call
 
 import stateform as sf
-from stateform.kernels.matrix import matrix
-from stateform.layers import REGISTRY, accepted
+from stateform.architectures import REGISTRY, accepted
+from stateform.loops.matrix import matrix
 
 D = 8
 ALL = pytest.mark.parametrize("name", sf.names())

@@ -14,9 +14,9 @@ import torch
 
 import stateform as sf
 from stateform import StateformError
-from stateform._files import DamagedError, make_folder, read_json, rename_durably, write_atomically, write_json
-from stateform.experiments import Experiment, Machine, train
-from stateform.experiments.store import Store
+from stateform.files import DamagedError, make_folder, read_json, rename_durably, write_atomically, write_json
+from stateform.sweep.store import Store
+from stateform.train import Experiment, Machine, train
 
 
 class Watch:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 import stateform as sf
-from stateform._form import FORMS
 from stateform.forms import calibrate, choose, predict
-from stateform.tolerances import tolerance
+from stateform.forms.form import FORMS
+from stateform.system.tolerances import tolerance
 
 from .systems import CASES, B, N, T, c, decay, r, u
 

@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 
 from stateform import StateformError
 from stateform.cli import app
-from stateform.experiments import Experiment, Machine, load_trained, train
-from stateform.experiments.data import fresh
-from stateform.experiments.parent import Parent, hash_of, weights
-from stateform.experiments.sweep import sweep
-from stateform.tolerances import tolerance
+from stateform.sweep.run import sweep
+from stateform.system.tolerances import tolerance
+from stateform.train import Experiment, Machine, load_trained, train
+from stateform.train.data import fresh
+from stateform.train.parent import Parent, hash_of, weights
 
 CPU = Machine("cpu", loggers=())
 FIRST: dict[str, Any] = {

@@ -13,9 +13,9 @@ from torch import Tensor
 
 import stateform as sf
 from stateform.analysis import peak_bytes
-from stateform.layers import Convolved, Layer, base
+from stateform.layer import Convolved, Layer, base
 from stateform.models import generation
-from stateform.tolerances import relative_error, tolerance, wide
+from stateform.system.tolerances import relative_error, tolerance, wide
 
 D, V = 16, 29
 

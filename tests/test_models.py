@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import stateform as sf
-from stateform.layers import REGISTRY, Convolved, accepted
+from stateform.architectures import REGISTRY, accepted
+from stateform.layer import Convolved
 from stateform.models import continue_text, decode, encode, expand
 from stateform.models.generation import Sampler
 
@@ -541,7 +542,7 @@ class Summing(Plain):
 
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stateform.layers.registry.REGISTRY", known := dict(REGISTRY))
+    monkeypatch.setattr("stateform.architectures.registry.REGISTRY", known := dict(REGISTRY))
     for name, cls in (("plain_user", Plain), ("summing_user", Summing)):
         sf.register(name)(cls)
     assert "plain_user" in known

@@ -15,12 +15,13 @@ from typer.testing import CliRunner
 
 import stateform
 from stateform import StateformError
+from stateform.architectures import REGISTRY
 from stateform.cli import app
-from stateform.experiments import Experiment, engines
-from stateform.experiments.own import Origin, by_value, origins
-from stateform.experiments.sweep import sweep
-from stateform.layers import REGISTRY
+from stateform.sweep import engines
+from stateform.sweep.own import Origin, by_value, origins
+from stateform.sweep.run import sweep
 from stateform.tasks import TASKS
+from stateform.train import Experiment
 from tests.test_sources import OWN, SHORT
 from tests.test_sweep import BASE, grid, works
 
@@ -28,7 +29,7 @@ NAMED = OWN.replace("@dataclass", '@register_task("typed_echo")\n@dataclass').re
     "class Mine", '@sf.register("typed_layer")\nclass Mine'
 ).replace("import Batch, Task", "import Batch, Task, register_task")  # fmt: skip
 SWEEP = f"""
-from stateform.experiments.sweep import sweep
+from stateform.sweep.run import sweep
 def run(**how):
     plan = dict(name="own", task="typed_echo", model=dict(pattern="typed_layer", d_model=8), train={SHORT})
     found = sweep(plan, "out", **how)
@@ -53,7 +54,7 @@ def test_what_was_typed_is_swept_in_its_own_process(tmp_path: Path) -> None:
 
 
 def test_workers_that_were_asked_for_are_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["stateform.experiments.sweep"], "origins", lambda *_: ["Echo"])
+    monkeypatch.setattr(sys.modules["stateform.sweep.run"], "origins", lambda *_: ["Echo"])
     with pytest.raises(StateformError, match=r"Echo: defined .* put it in a file, and name it as file.py:Class, or"):
         sweep(BASE, tmp_path / "out", workers=2, runner=works)
     assert not (tmp_path / "out").exists()

@@ -13,10 +13,10 @@ from torch import nn
 
 import stateform as sf
 from stateform import cli
-from stateform._errors import require_finite_weights
+from stateform.contract.outcome import Report
 from stateform.convert.certificate import certify
-from stateform.outcome import Report
-from stateform.tolerances import relative_error
+from stateform.errors import require_finite_weights
+from stateform.system.tolerances import relative_error
 
 NAN, INF = torch.nan, torch.inf
 IDS, X = torch.arange(1, 13)[None], torch.randn(1, 12, 8, generator=torch.Generator().manual_seed(0))
@@ -29,7 +29,7 @@ def spoil(p: Any, value: float) -> None:
 
 
 def bench_model(model: nn.Module) -> Any:
-    from stateform.bench import bench_model
+    from stateform.timing import bench_model
 
     return bench_model(model, length=9, train_length=4, repeats=1)
 

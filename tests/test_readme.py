@@ -121,8 +121,8 @@ def test_the_readme_has_code_to_run() -> None:
 
 def test_the_table_of_architectures_is_that_of_the_registry() -> None:
     import stateform as sf
-    from stateform.layers import REGISTRY
-    from stateform.zoo import insert
+    from stateform.architectures import REGISTRY
+    from stateform.studies.zoo import insert
 
     ours = [name for name, entry in REGISTRY.items() if entry.cls.__module__.startswith("stateform.")]
     found = sf.zoo(ours).to_markdown()

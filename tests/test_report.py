@@ -23,7 +23,7 @@ from plotly.offline import get_plotlyjs
 from rich.console import Console
 
 from stateform import StateformError
-from stateform._files import write_page
+from stateform.files import write_page
 from stateform.report import content, figures, notebook, render_html, tables, units
 from stateform.report.html import _plots
 

@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 
 from stateform import StateformError
 from stateform.cli import app
-from stateform.experiments.results import Results, results
-from stateform.experiments.store import Store
-from stateform.experiments.sweep import sweep
 from stateform.report.results import over_length, over_settings, render_results
+from stateform.sweep.results import Results, results
+from stateform.sweep.run import sweep
+from stateform.sweep.store import Store
 
 SCORES = {"linear": 0.2, "mamba2": 0.1, "lstm": 0.4, "<b>odd</b>": 0.3}
 FILE: dict[str, Any] = {

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from stateform import StateformError
-from stateform.experiments import Experiment, Machine, Outcome, evaluate, load_trained, train
-from stateform.experiments import sources as module
-from stateform.experiments.results import results
-from stateform.experiments.sweep import sweep
-from stateform.layers import resolve
+from stateform.architectures import resolve
+from stateform.sweep.results import results
+from stateform.sweep.run import sweep
 from stateform.tasks import Task, make_task
+from stateform.train import Experiment, Machine, Outcome, evaluate, load_trained, train
+from stateform.train import sources as module
 
 CPU = Machine("cpu", loggers=())
 SHORT = {"steps": 4, "batch_size": 2, "eval_every": 2, "eval_examples": 2, "test_examples": 2, "test_lengths": [8]}
@@ -209,7 +209,7 @@ def test_a_sweep_of_replaced_data_is_refused(tmp_path: Path, capsys: pytest.Capt
         first = [run for run in found.runs]
         for run in first:
             del run.outcome["metrics"]["sources"]  # type: ignore[index]
-        patch.setattr("stateform.experiments.store.Store.runs", lambda *_: first)
+        patch.setattr("stateform.sweep.store.Store.runs", lambda *_: first)
         sweep(plan, tmp_path / "out", workers=0)
     assert capsys.readouterr().err.count("it was not written down") == 1
 

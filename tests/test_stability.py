@@ -23,7 +23,7 @@ from stateform.analysis import (
     token_dynamics,
     token_transitions,
 )
-from stateform.analysis.representation import spectral_decay
+from stateform.analysis.attention.representation import spectral_decay
 from stateform.analysis.structure import token_steps
 
 from .systems import CASES, decay, feedback, r, softmax
@@ -439,7 +439,7 @@ def test_representation_of_a_model_layer_by_layer() -> None:
 
 
 def test_the_last_of_the_stream_is_what_the_final_norm_sees() -> None:
-    from stateform.analysis.stream import stream
+    from stateform.analysis.attention.stream import stream
 
     m, ids = model("gla retention"), tokens(2, 10)
     with torch.no_grad():

@@ -22,12 +22,12 @@ from typer.testing import CliRunner
 
 from stateform import StateformError
 from stateform.cli import app
-from stateform.experiments import engines, search
-from stateform.experiments import sweep as sweeps
-from stateform.experiments.config import Experiment
-from stateform.experiments.plan import Plan, read_plan
-from stateform.experiments.store import CRASHES, Store
-from stateform.experiments.sweep import sweep
+from stateform.sweep import engines, search
+from stateform.sweep import run as sweeps
+from stateform.sweep.plan import Plan, read_plan
+from stateform.sweep.run import sweep
+from stateform.sweep.store import CRASHES, Store
+from stateform.train.config import Experiment
 
 ROOT = Path(__file__).parent.parent
 BASE: dict[str, Any] = {
@@ -657,7 +657,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (fails, 1, f"--out {out} --retry"),
     ):
         monkeypatch.setattr(
-            "stateform.experiments.sweep.sweep",
+            "stateform.sweep.run.sweep",
             lambda *a, r=runner, **k: original(*a, **k | {"runner": r, "workers": 0}),
         )
         shown = command()
@@ -713,7 +713,7 @@ def test_too_many_runs_are_counted_before_one_is_made(
     def made(*_: Any, **__: Any) -> None:
         raise AssertionError("work before the count")
 
-    monkeypatch.setattr("stateform.experiments.plan.Cell", made)
+    monkeypatch.setattr("stateform.sweep.plan.Cell", made)
     monkeypatch.setattr(Experiment, "from_dict", made)
     with pytest.raises(StateformError, match=said):
         read_plan(BASE | more)

@@ -27,7 +27,10 @@ from torch.nn import functional as F
 
 from stateform import StateformError
 from stateform.analysis import peak_bytes
-from stateform.experiments import (
+from stateform.models import Classifier, LanguageModel
+from stateform.system.tolerances import tolerance
+from stateform.tasks import IGNORED, TASKS, Batch, Split, Task, make_task
+from stateform.train import (
     Experiment,
     Machine,
     Outcome,
@@ -39,12 +42,9 @@ from stateform.experiments import (
     train,
     trainee,
 )
-from stateform.experiments import checkpoint as checkpoints
-from stateform.experiments import lock as locks
-from stateform.experiments.data import Batches, fresh, held_out, pool
-from stateform.models import Classifier, LanguageModel
-from stateform.tasks import IGNORED, TASKS, Batch, Split, Task, make_task
-from stateform.tolerances import tolerance
+from stateform.train import checkpoint as checkpoints
+from stateform.train import lock as locks
+from stateform.train.data import Batches, fresh, held_out, pool
 
 CPU = Machine(accelerator="cpu", loggers=())
 MQAR = "mqar(length=8, n_pairs=2, vocab_size=12)"
@@ -1034,7 +1034,7 @@ def test_of_two_trainings_that_start_together_one_is_refused(
         if folder.exists():
             other.take()
         else:  # the other one makes the folder while this one has found none
-            module = sys.modules["stateform.experiments.train"]  # the name is that of a function too
+            module = sys.modules["stateform.train.loop"]  # the name is that of a function too
             monkeypatch.setattr(module, "make_folder", lambda path: (path.mkdir(), other.take()))
         with pytest.raises(StateformError, match="is in use by another training"):
             train(made, folder, machine=CPU)

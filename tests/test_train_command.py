@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 
 from stateform import StateformError
 from stateform.cli import app, main
-from stateform.experiments import Experiment, Machine, load_trained, train
-from stateform.experiments.data import held_out
+from stateform.system.tolerances import tolerance
 from stateform.tasks import IGNORED
-from stateform.tolerances import tolerance
+from stateform.train import Experiment, Machine, load_trained, train
+from stateform.train.data import held_out
 
 BASE = [
     "train", "mqar(length=8, n_pairs=2, vocab_size=12)", "--model", "linear", "--d-model", "8", "--accelerator", "cpu",
@@ -169,7 +169,7 @@ def test_interrupted_before_a_checkpoint(tmp_path: Path, monkeypatch: pytest.Mon
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("stateform.experiments.train", interrupted)
+    monkeypatch.setattr("stateform.train.loop", interrupted)
     found = CliRunner().invoke(app, [*BASE, "--out", str(tmp_path / "run")])
     assert found.exit_code == 130 and "Interrupted; there was no checkpoint yet." in found.output
 
@@ -255,7 +255,7 @@ def test_other_loggers_come_besides_csv(tmp_path: Path, monkeypatch: pytest.Monk
         seen.append(machine)
         raise StateformError("enough")
 
-    monkeypatch.setattr("stateform.experiments.train", stop)
+    monkeypatch.setattr("stateform.train.loop", stop)
     for given in ([], ["tensorboard"], ["csv", "wandb"]):
         CliRunner().invoke(
             app, [*BASE, "--out", str(tmp_path / "x"), *(x for name in given for x in ("--logger", name))]

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 import stateform as sf
-from stateform.experiments import Experiment, load_trained, train
 from stateform.models import open_folder
+from stateform.train import Experiment, load_trained, train
 
 
 def trained(folder: Path, task: str, pattern: str = "linear mamba2") -> Path:

@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from stateform.transition import Dense, Diagonal, Feedback, Identity, Transition, associative_scan, cis, upcast
+from stateform.system.transition import (
+    Dense,
+    Diagonal,
+    Feedback,
+    Identity,
+    Transition,
+    associative_scan,
+    cis,
+    upcast,
+)
 
 N, P = 5, 3
 SHAPE = (2, 4)

@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
 import stateform as sf
-from stateform.draw import redraw
-from stateform.layers import REGISTRY, Convolved, ShortConv
-from stateform.layers.parts import HeadNorm
-from stateform.layers.registry import accepted
-from stateform.layers.rnn import BlockLinear
-from stateform.layers.ttt import InnerNorm
+from stateform.architectures import REGISTRY
+from stateform.architectures.registry import accepted
+from stateform.architectures.rnn import BlockLinear
+from stateform.architectures.ttt import InnerNorm
+from stateform.contract.draws import redraw
+from stateform.layer import Convolved, ShortConv
+from stateform.layer.parts import HeadNorm
 from stateform.models import Classifier, LanguageModel
-from stateform.tolerances import GRADIENT, relative_error, tolerance
+from stateform.system.tolerances import GRADIENT, relative_error, tolerance
 
 KINDS = (
     nn.Linear, nn.Embedding, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, ShortConv, BlockLinear, HeadNorm, InnerNorm,

@@ -18,11 +18,11 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import stateform as sf
-from stateform._shapes import PER_TOKEN
 from stateform.analysis import equations, expressivity, reach, realisation
+from stateform.architectures import REGISTRY, accepted
 from stateform.cli import main
-from stateform.layers import REGISTRY, accepted
-from stateform.zoo import insert
+from stateform.studies.zoo import insert
+from stateform.system.shapes import PER_TOKEN
 
 D = 16
 NAMES = sf.names()

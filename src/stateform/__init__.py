@@ -12,6 +12,8 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from .former import FORMER, Former
+
 if TYPE_CHECKING:
     from .public import *
 
@@ -32,6 +34,8 @@ def __getattr__(name: str) -> Any:
         globals().update({known: getattr(public, known) for known in __all__})
         if name in globals():
             return globals()[name]
+        if f"{__name__}.{name}" in FORMER:
+            return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -55,3 +59,4 @@ class _Package(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Package
+sys.meta_path.append(Former())

@@ -12,11 +12,11 @@ import torch
 from typer.testing import CliRunner
 
 import stateform as sf
-from stateform.bench import bench_model
 from stateform.cli import app
 from stateform.hub import accelerate
 from stateform.hub.accelerate import _KEY
 from stateform.hub.families import small
+from stateform.timing import bench_model
 
 pytest.importorskip("transformers")
 

@@ -63,7 +63,7 @@ def test_a_smaller_layer_is_within_its_bound(name: str) -> None:
 
 
 def _sigma(layer: Any) -> list[float]:
-    from stateform.analysis.control import hsvd
+    from stateform.analysis.linear.control import hsvd
 
     return hsvd(layer.system(torch.zeros(1, 1, 8, dtype=torch.float64))).values[:, 0].tolist()
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import stateform as sf
-from stateform.layers.features import taylor_features
+from stateform.architectures.features import taylor_features
 
 from .helpers import (
     Double,

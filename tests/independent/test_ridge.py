@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 import stateform as sf
-from stateform import ridge
-from stateform._form import FORMS
 from stateform.analysis import condition, cost, horizon, influence, peak_bytes
-from stateform.core import Core
-from stateform.ridge import problem, steps_for
+from stateform.forms import ridge
+from stateform.forms.form import FORMS
+from stateform.forms.ridge import problem, steps_for
+from stateform.system.core import Core
 
 from .helpers import (
     EXACT,

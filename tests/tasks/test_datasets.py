@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 import torch
 
-from stateform._errors import StateformError
+from stateform.errors import StateformError
 from stateform.tasks import SPLITS, Batch, Split, Task, make_task
-from stateform.tasks._data import Stored
+from stateform.tasks.data import Stored
 from stateform.tasks.text import read_hub
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stateform._errors import StateformError
+from stateform.errors import StateformError
 from stateform.tasks import IGNORED, SPLITS, TASKS, Batch, Split, Task, make_task, task_names
 
 ALSO = (

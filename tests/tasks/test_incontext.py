@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from stateform._errors import StateformError
+from stateform.errors import StateformError
 from stateform.tasks import IGNORED, Batch, make_task
 
 from .alike import assert_alike, assert_documented, assert_shares

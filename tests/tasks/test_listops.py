@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from stateform._errors import StateformError
+from stateform.errors import StateformError
 from stateform.tasks import Batch, make_task
 from stateform.tasks.listops import CLOSE, PAD, TOKENS, evaluate, parse
 

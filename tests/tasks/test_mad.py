@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from stateform._errors import StateformError
+from stateform.errors import StateformError
 from stateform.tasks import IGNORED, Split, make_task
 from stateform.tasks.mad import MAD_SWEEPS, MAD_TRAIN_SIZES, mad_settings
 

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from stateform._errors import StateformError
+from stateform.errors import StateformError
 from stateform.tasks import IGNORED, make_task
 from stateform.tasks.recall import distinct, first_seen
 

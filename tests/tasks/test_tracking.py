@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from stateform._errors import StateformError
+from stateform.errors import StateformError
 from stateform.tasks import IGNORED, Batch, make_task
 from stateform.tasks.tracking import evaluate, group_elements, group_table
 

@@ -1,27 +1,39 @@
 """Functions of a System: its coefficients, spectrum and memory on real input, its cost, and what it can express."""
 
-from .balance import Balanced, balred
-from .coefficients import Rollout, has_weights, influence, influence_band, normaliser, rollout, systems_of
-from .collapse import Collapse, SkipBound, collapse, skip_bound
-from .condition import Condition, condition
-from .control import Hankel, Hautus, Minimal, Response, ctrb, freqresp, frequencies, hautus, hsvd, minimal, obsv
-from .cost import Cost, cost
+from .attention.coefficients import Rollout, has_weights, influence, influence_band, normaliser, rollout, systems_of
+from .attention.collapse import Collapse, SkipBound, collapse, skip_bound
+from .attention.interaction import Interaction, interaction_rank
+from .attention.principles import Principle, Principles, VarianceExponent, principles, variance_exponent
+from .attention.representation import Representation, effective_rank, representation
+from .dynamics.expressivity import Expressivity, Reach, Verdict, expressivity, reach
+from .dynamics.gradients import GradientPaths, MeasuredReach, gradient_paths, receptive_fields
+from .dynamics.lyapunov import Lyapunov, lyapunov
+from .dynamics.stability import Perturbation, Stability, TokenDynamics, perturbation, stability, token_dynamics
 from .equations import equations, realisation
-from .excited import Excited, excited
-from .expressivity import Expressivity, Reach, Verdict, expressivity, reach
-from .gradients import GradientPaths, MeasuredReach, gradient_paths, receptive_fields
-from .gramian import gram, poles
-from .impulse import ImpulseResponse, impulse_response
-from .interaction import Interaction, interaction_rank
-from .lyapunov import Lyapunov, lyapunov
-from .memory import Horizon, ReceptiveField, horizon, receptive_field
-from .peak import peak_bytes
-from .principles import Principle, Principles, VarianceExponent, principles, variance_exponent
-from .representation import Representation, effective_rank, representation
-from .spectrum import Retention, Spectrum, retention, spectrum
-from .stability import Perturbation, Stability, TokenDynamics, perturbation, stability, token_dynamics
-from .state_need import StateNeed, state_need
-from .statespace import StateSpace, statespace
+from .linear.balance import Balanced, balred
+from .linear.control import (
+    Hankel,
+    Hautus,
+    Minimal,
+    Response,
+    ctrb,
+    freqresp,
+    frequencies,
+    hautus,
+    hsvd,
+    minimal,
+    obsv,
+)
+from .linear.gramian import gram, poles
+from .linear.impulse import ImpulseResponse, impulse_response
+from .linear.spectrum import Retention, Spectrum, retention, spectrum
+from .linear.statespace import StateSpace, statespace
+from .state.condition import Condition, condition
+from .state.cost import Cost, cost
+from .state.excited import Excited, excited
+from .state.memory import Horizon, ReceptiveField, horizon, receptive_field
+from .state.peak import peak_bytes
+from .state.state_need import StateNeed, state_need
 from .structure import constant_transition, contraction, describe, describe_read, token_steps, token_transitions
 
 __all__ = [

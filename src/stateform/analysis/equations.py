@@ -7,8 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .._shapes import PER_TOKEN
 from ..system import System
+from ..system.shapes import PER_TOKEN
 
 
 class _Letters:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..system import System
-from .spectrum import Spectrum, spectrum
+from .linear.spectrum import Spectrum, spectrum
 
 DECAY = ("log_decay", "rate", "phase", "sign", "transition")
 TRANSITION = (*DECAY, "f", "w")

@@ -67,7 +67,7 @@ def interruptible() -> None:
 
 def _refuse(error: OSError | ValueError) -> NoReturn:
     """Say in one line what the user is to mend, or what the system refused; other errors are ours, and raised."""
-    from .._errors import StateformError  # what raised one has imported it
+    from ..errors import StateformError  # what raised one has imported it
 
     if not isinstance(error, StateformError | OSError):
         raise error

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .._printed import show_wide
+from ..result import show_wide
 from . import listing
 from .common import Bar, Plotlyjs, check_writable, command, give
 
 if TYPE_CHECKING:
-    from ..bench import Bench
+    from ..timing import Bench
 
-_MODES = ",".join(listing.constant("bench/pair.py", "MODES"))
+_MODES = ",".join(listing.constant("timing/pair.py", "MODES"))
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ def bench_command(
     json: Annotated[Path | None, typer.Option(help="Write the numbers here.")] = None,
 ) -> None:
     """Time layers beside what one would take instead, with the same weights, in turns; differences are told first."""
-    from .._errors import StateformError, require
-    from ..bench import MODEL_MODES, MODES, bench
+    from ..errors import StateformError, require
+    from ..timing import MODEL_MODES, MODES, bench
 
     if calibrate:
         _calibrate(device)
@@ -118,9 +118,9 @@ def _model(
     name: str, modes: Sequence[str], length: int, repeats: int, device: str, dtype: str, seed: int, line: str,
     json: Path | None,
 ) -> None:  # fmt: skip
-    from ..bench import bench_model
-    from ..bench.model import check_settings
     from ..hub import open_model
+    from ..timing import bench_model
+    from ..timing.model import check_settings
 
     train_length = min(512, length)
     check_settings(modes, length, train_length, repeats, seed)  # before the model is loaded
@@ -150,7 +150,7 @@ def words(given: list[str] | None) -> list[str]:
 
 def numbers(option: str, given: list[str] | None, usual: str) -> list[int]:
     """The whole numbers of such an option."""
-    from .._errors import StateformError
+    from ..errors import StateformError
 
     found = words(given if given is not None else [usual])
     try:

@@ -85,9 +85,9 @@ class Bar:
 
 def check_writable(plotlyjs: str = "inline", **files: Path | None) -> None:
     """Raise unless every file can be written, and each has a name of its own; they go by the options that name them."""
-    from .._errors import require
-    from .._files import library_of
-    from ..compare import writable
+    from ..errors import require
+    from ..files import library_of
+    from ..studies.compare import writable
 
     html = files.get("html")
     beside = library_of(html or Path("page.html"), plotlyjs)
@@ -111,7 +111,7 @@ def give(show: Callable[[], None], *files: tuple[str, Path | None, Callable[[Pat
     Raises:
         typer.Exit: with 1, at the end, if a file could not be written: the others are, and it was said.
     """
-    from .._errors import StateformError
+    from ..errors import StateformError
 
     written, failed = [], []
     for name, path, save in files:

@@ -51,11 +51,11 @@ def train_command(
     ] = None,
 ) -> None:
     """Train a model on a task and test it. Killed or interrupted, the same command goes on from the last checkpoint."""
-    from .._errors import require
-    from .._spec import names_file
-    from ..experiments import Experiment, Machine, overridden, read_toml, train
-    from ..experiments.checkpoint import CHECKPOINT
-    from ..experiments.train import OUTCOME, first_process
+    from ..errors import require
+    from ..layer.spec import names_file
+    from ..train import Experiment, Machine, overridden, read_toml, train
+    from ..train.checkpoint import CHECKPOINT
+    from ..train.loop import OUTCOME, first_process
 
     values: dict[str, Any] = {} if config is None else read_toml(config)
     if task is not None:
@@ -122,11 +122,11 @@ def eval_command(
     json: Annotated[Path | None, typer.Option(help="Write the numbers here.")] = None,
 ) -> None:
     """Test a trained model over lengths."""
-    from .._errors import StateformError
-    from .._files import write_json
-    from .._spec import run_file
-    from ..experiments import evaluate
-    from ..experiments.train import length_table
+    from ..errors import StateformError
+    from ..files import write_json
+    from ..layer.spec import run_file
+    from ..train import evaluate
+    from ..train.loop import length_table
 
     check_writable(json=json)
     try:

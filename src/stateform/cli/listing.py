@@ -12,7 +12,7 @@ _PACKAGE = Path(__file__).parent.parent
 
 def layers() -> list[str]:
     """List the layers that come with the package, as `sf.names()` does."""
-    return sorted(_registered("layers", "register"))
+    return sorted(_registered("architectures", "register"))
 
 
 def tasks() -> dict[str, str]:
@@ -22,8 +22,8 @@ def tasks() -> dict[str, str]:
 
 def questions() -> list[str]:
     """List the questions of an analysis, in the order of the report."""
-    families = _assigned("questions/__init__.py", "QUESTIONS").generators[0].iter.elts
-    found = [_assigned(f"questions/{family.id}.py", "QUESTIONS").elts for family in families]
+    families = _assigned("studies/questions/__init__.py", "QUESTIONS").generators[0].iter.elts
+    found = [_assigned(f"studies/questions/{family.id}.py", "QUESTIONS").elts for family in families]
     return [call.args[0].value for calls in found for call in calls]
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .._printed import show_wide
+from ..result import show_wide
 from . import listing
 from .common import Bar, Plotlyjs, app, check_writable, command, end, give
 
@@ -39,7 +39,7 @@ def compare_command(
     repeats: Annotated[int, typer.Option(help="Runs per time.")] = 5,
 ) -> None:
     """Put layers side by side on a text: what they are, whether their forms agree, what they cost and remember."""
-    from ..compare import compare
+    from ..studies.compare import compare
 
     check_writable(plotlyjs, html=html, json=json)
     with Bar() as bar:
@@ -73,7 +73,7 @@ def analyze_command(
     seed: Annotated[int, typer.Option(help="Of the weights of a layer that is built here.")] = 0,
 ) -> None:
     """Look into a layer, or every layer of a model, on a text: memory, state, stability, what it can express."""
-    from ..analyze import analyze
+    from ..studies.analyze import analyze
 
     check_writable(plotlyjs, html=html, json=json)
     wanted = [name for names in only or [] for name in names.split(",") if name]
@@ -104,10 +104,10 @@ def check_command(
 
     A pretrained model is checked against its own forward: continued from its cache, padded, packed.
     """
-    from ..check import Report, check
+    from ..architectures import build, names
+    from ..contract.check import Report, check
     from ..hub import open_model
-    from ..layers import build, names
-    from ..subject import is_folder
+    from ..studies.subject import is_folder
 
     wanted = names() if layers == ["all"] else layers
     for name in wanted:
@@ -150,8 +150,8 @@ def zoo_command(
     json: Annotated[Path | None, typer.Option(help="Write the rows here.")] = None,
 ) -> None:
     """List the architectures: transition, read, state, forms, what each can express, paper."""
-    from .._errors import require
-    from ..zoo import insert_into, zoo
+    from ..errors import require
+    from ..studies.zoo import insert_into, zoo
 
     check_writable(into=into, json=json)
     require(into is None or into.is_file(), f"there is no file {into}; name one that has the marks")
@@ -174,7 +174,7 @@ def show_command(
     d_model: Annotated[int, typer.Option(help="Width at which sizes are given.")] = 64,
 ) -> None:
     """Show one architecture: equations, parts, options, parameters, what it can express, an example."""
-    from ..card import show
+    from ..studies.card import show
 
     show_wide(show(layer, d_model=d_model))
 
@@ -193,9 +193,9 @@ def generate_command(
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Compute all anew for each token.")] = False,
 ) -> None:
     """Continue a text with a language model of bytes; what follows is printed as it comes."""
-    from .._errors import require
-    from .._text import read_text
+    from ..errors import require
     from ..models import LanguageModel, continue_text
+    from ..text import read_text
 
     require((prompt is None) != (prompt_file is None), "give --prompt or --prompt-file, one of them")
     drawn = [x for x in (temperature, top_k, top_p, seed) if x is not None]

@@ -37,9 +37,9 @@ def open_command(
     trust_remote_code: Trust = False,
 ) -> None:
     """Open a pretrained model: each layer as a System, the proof that it is the same function, and what it does."""
-    from .._text import read_text
-    from ..analyze import analyze, check_settings
     from ..hub import open_model
+    from ..studies.analyze import analyze, check_settings
+    from ..text import read_text
 
     check_writable(plotlyjs, html=html, json=json)
     wanted = [name for names in only or [] for name in names.split(",") if name]
@@ -73,11 +73,11 @@ def reduce_command(
     trust_remote_code: Trust = False,
 ) -> None:
     """Reduce a model to as little state as an error allows, and measure on a text what that costs."""
-    from .._errors import require
-    from .._text import read_text
+    from ..errors import require
     from ..hub import open_model, reduce
     from ..hub.reduce import check_settings
     from ..models import SequenceModel
+    from ..text import read_text
 
     check_settings(tol, max_length)
     _, data = read_text(text)

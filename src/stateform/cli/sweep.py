@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .._printed import show_wide
+from ..result import show_wide
 from .common import Bar, Plotlyjs, check_writable, command, give
 
 
@@ -42,9 +42,9 @@ def sweep_command(
     markdown: Annotated[Path | None, typer.Option(help="Write claims and table here, as Markdown.")] = None,
 ) -> None:
     """Run all experiments of a file that have no outcome yet; run it again after Ctrl-C or a kill, and it goes on."""
-    from ..experiments.plan import read_plan
-    from ..experiments.store import described
-    from ..experiments.sweep import STORE, sweep
+    from ..sweep.plan import read_plan
+    from ..sweep.run import STORE, sweep
+    from ..sweep.store import described
 
     check_writable(plotlyjs, html=html, markdown=markdown)
     plan = read_plan(file, quick=quick, as_released=as_released, overrides=settings or ())
@@ -102,9 +102,9 @@ def results_command(
     ] = None,
 ) -> None:
     """Show what sweeps came to: means over seeds, files, figures."""
-    from ..experiments.plan import read_plan
-    from ..experiments.results import arrow, results
-    from ..experiments.sweep import store_of
+    from ..sweep.plan import read_plan
+    from ..sweep.results import arrow, results
+    from ..sweep.run import store_of
 
     check_writable(plotlyjs, csv=csv, parquet=parquet, html=html, markdown=markdown)
     if parquet is not None:
@@ -122,8 +122,8 @@ def results_command(
 @command("presets")
 def presets_command() -> None:
     """List the presets: sweeps that ask whether published findings hold."""
-    from ..experiments.plan import read_plan
-    from ..experiments.presets import preset_names
+    from ..sweep.plan import read_plan
+    from ..sweep.presets import preset_names
 
     width = max(len(name) for name in preset_names())
     for name in preset_names():

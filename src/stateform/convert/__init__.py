@@ -1,6 +1,6 @@
 """Conversions between systems: exact ones, with a certificate that is measured; approximations, with their error."""
 
-from ..discretise import continuous, discretise
+from ..system.discretise import continuous, discretise
 from .approximate import degree_needed, random_features, taylor
 from .attention import linear_attention_to_ssd, ssd_to_linear_attention
 from .certificate import Conversion

@@ -14,12 +14,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .._errors import StateformError, require, require_seed
-from .._shapes import spread_heads
-from ..attend import absorb
-from ..layers.features import positive_features, random_directions, taylor_features
+from ..architectures.features import positive_features, random_directions, taylor_features
+from ..errors import StateformError, require, require_seed
+from ..forms.softmax import absorb
 from ..system import System
-from ..transition import upcast
+from ..system.shapes import spread_heads
+from ..system.transition import upcast
 from .certificate import Conversion, certify, check_system, per_head, reference
 
 

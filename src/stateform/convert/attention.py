@@ -18,11 +18,11 @@ from math import lcm
 import torch
 from torch import Tensor
 
-from .._errors import StateformError, require
-from .._shapes import spread_heads
+from ..errors import StateformError, require
 from ..system import System
-from ..tolerances import wide
-from ..transition import complex_dtype, real_dtype, upcast
+from ..system.shapes import spread_heads
+from ..system.tolerances import wide
+from ..system.transition import complex_dtype, real_dtype, upcast
 from .certificate import Conversion, certify, check_system
 
 

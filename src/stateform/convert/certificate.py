@@ -8,11 +8,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from .._errors import require
-from ..equivalence import Equivalence, equivalent
+from ..contract.equivalence import Equivalence, equivalent
+from ..errors import require
 from ..forms import run
 from ..system import System
-from ..tolerances import largest, relative_error, tolerance, wide
+from ..system.tolerances import largest, relative_error, tolerance, wide
 
 S = TypeVar("S", System, Tensor)
 

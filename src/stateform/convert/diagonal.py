@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._errors import StateformError, require
-from .._shapes import spread_heads
+from ..errors import StateformError, require
 from ..system import System
-from ..transition import complex_dtype, eigenbasis, real_dtype, upcast
+from ..system.shapes import spread_heads
+from ..system.transition import complex_dtype, eigenbasis, real_dtype, upcast
 from .certificate import Conversion, certify, check_system
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._errors import StateformError, require
-from ..equivalence import Equivalence, equivalent
+from ..contract.equivalence import Equivalence, equivalent
+from ..errors import StateformError, require
 from ..system import System
-from ..tolerances import tolerance, wide
+from ..system.tolerances import tolerance, wide
 from .certificate import check_system, reference
 from .kernels import kernel
 

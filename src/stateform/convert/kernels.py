@@ -13,14 +13,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from .._errors import StateformError, require
-from .._shapes import spread_heads
-from ..discretise import Method, discretise, log_decay_and_gain
-from ..equivalence import equivalent
+from ..contract.equivalence import equivalent
+from ..errors import StateformError, require
 from ..forms.convolution import convolve
 from ..system import System
-from ..tolerances import tolerance, wide
-from ..transition import complex_dtype, real_dtype
+from ..system.discretise import Method, discretise, log_decay_and_gain
+from ..system.shapes import spread_heads
+from ..system.tolerances import tolerance, wide
+from ..system.transition import complex_dtype, real_dtype
 from .certificate import Conversion, check_system, outputs, per_head
 
 

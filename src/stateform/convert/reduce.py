@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._errors import require
-from .._shapes import spread_heads
-from ..analysis.balance import Balanced, balred
-from ..analysis.control import Hankel, freqresp
-from ..analysis.gramian import poles
-from ..analysis.statespace import StateSpace, divisor, varying
+from ..analysis.linear.balance import Balanced, balred
+from ..analysis.linear.control import Hankel, freqresp
+from ..analysis.linear.gramian import poles
+from ..analysis.linear.statespace import StateSpace, divisor, varying
+from ..errors import require
 from ..system import System
-from ..tolerances import tolerance, wide
+from ..system.shapes import spread_heads
+from ..system.tolerances import tolerance, wide
 from .certificate import Conversion, certify, check_system, outputs, reference
 
 

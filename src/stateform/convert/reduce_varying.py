@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .._errors import require
-from ..analysis.state_need import as_real, left_factors, state_need
+from ..analysis.state.state_need import as_real, left_factors, state_need
+from ..errors import require
 from ..system import System, stabilise
-from ..tolerances import tolerance
+from ..system.tolerances import tolerance
 from .certificate import Conversion, certify, check_system, reference
 
 

@@ -18,16 +18,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .._errors import require
-from ..analysis.balance import balred
-from ..analysis.control import freqresp, own_frequencies
-from ..analysis.gramian import poles
-from ..analysis.statespace import StateSpace, written
-from ..discretise import log_decay_and_gain
-from ..layers import Convolved, Layer
-from ..layers.lti import DSS, LSSL, S4, S5
-from ..layers.ssm import LRU, S4D
+from ..analysis.linear.balance import balred
+from ..analysis.linear.control import freqresp, own_frequencies
+from ..analysis.linear.gramian import poles
+from ..analysis.linear.statespace import StateSpace, written
+from ..architectures.lti import DSS, LSSL, S4, S5
+from ..architectures.ssm import LRU, S4D
+from ..errors import require
+from ..layer import Convolved, Layer
 from ..system import System
+from ..system.discretise import log_decay_and_gain
 
 AHEAD = 3
 """So many orders above the least are looked at: one that splits no pair of poles may need fewer modes."""

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._errors import StateformError, require
-from ..discretise import log_decay_and_gain
-from ..equivalence import Equivalence, equivalent, share_weights
-from ..layers import REGISTRY, build
-from ..layers.parts import inverse_softplus
+from ..architectures import REGISTRY, build
+from ..contract.equivalence import Equivalence, equivalent, share_weights
+from ..errors import StateformError, require
+from ..layer.parts import inverse_softplus
 from ..system import System
-from ..tolerances import tolerance
+from ..system.discretise import log_decay_and_gain
+from ..system.tolerances import tolerance
 from .approximate import degree_needed
 from .attention import ssd_to_linear_attention
 from .certificate import outputs

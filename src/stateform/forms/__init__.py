@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._errors import StateformError, nearest, require, values_checked
-from .._form import FORMS
-from ..attend import attend
-from ..kernels.backend import backend
-from ..ridge import solution
-from ..state import State, grows, lengthened, unchecked
+from ..errors import StateformError, nearest, require, values_checked
+from ..loops.backend import backend
 from ..system import System, stabilise
-from ..transition import DOUBLE, real_dtype, without_autocast
-from . import _compiled
-from ._packing import check_cu_seqlens, groups
+from ..system.state import State, grows, lengthened, unchecked
+from ..system.transition import DOUBLE, real_dtype, without_autocast
+from . import compiled as _compiled
+from .form import FORMS
+from .packing import check_cu_seqlens, groups
 from .predict import Choice, decide
+from .ridge import solution
+from .softmax import attend
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

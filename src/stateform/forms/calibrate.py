@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._errors import require
-from .._files import write_atomically
-from .._machine import machine
-from ..kernels.backend import backend
+from ..errors import require
+from ..files import write_atomically
+from ..loops.backend import backend
+from ..machine import machine
 from ..system import System
-from . import _compiled
+from . import compiled as _compiled
 from .predict import _stored, features, path, stored, ways_of
 from .work import work
 

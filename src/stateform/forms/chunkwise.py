@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .._form import register_form
-from ..core import Core, contract
-from ._pairs import BASE, Stretch, cut, solve_unit_lower
+from ..system.core import Core, contract
+from .form import register_form
+from .pairs import BASE, Stretch, cut, solve_unit_lower
 
 if TYPE_CHECKING:
     from ..system import System

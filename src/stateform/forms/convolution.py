@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .._form import register_form
-from ..core import Core, contract
-from ..transition import Diagonal, Identity, cis, wrap
+from ..system.core import Core, contract
+from ..system.transition import Diagonal, Identity, cis, wrap
+from .form import register_form
 
 if TYPE_CHECKING:
     from ..system import System

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .._form import WEIGHTS, register_form
-from .._shapes import spread_heads
-from ..core import Core, contract
-from ..ridge import as_linear
-from ._pairs import cut, solve_unit_lower
+from ..system.core import Core, contract
+from ..system.shapes import spread_heads
+from .form import WEIGHTS, register_form
+from .pairs import cut, solve_unit_lower
+from .ridge import as_linear
 
 if TYPE_CHECKING:
     from ..system import System

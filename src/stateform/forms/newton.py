@@ -22,11 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._errors import StateformError, require
-from .._form import FORMS, register_form
-from ..core import Core
+from ..errors import StateformError, require
 from ..system import System
-from ..tolerances import tolerance
+from ..system.core import Core
+from ..system.tolerances import tolerance
+from .form import FORMS, register_form
 
 Step = Callable[[Tensor, Any], Tensor]
 """f(s, x): states [...,H,n] and what a cell sees of the input there, to the next states."""

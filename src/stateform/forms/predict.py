@@ -1,6 +1,6 @@
 """How long each way to compute a system will take: the choice behind the form `auto`.
 
-A way is a form, or the compiled loops (the form `recurrent`, see stateform.kernels). Its time is predicted as
+A way is a form, or the compiled loops (the form `recurrent`, see stateform.loops). Its time is predicted as
 
     calls c_1 + loops c_2 + work c_3 + numbers c_4        [seconds]
 
@@ -21,11 +21,12 @@ from typing import Any
 
 import torch
 
-from .._form import FORMS
-from ..kernels.build import cache_folder, processor
+from ..loops.build import cache_folder, processor
 from ..system import System
-from . import _compiled, scan
+from . import compiled as _compiled
+from . import scan
 from .constants import BUILT_IN
+from .form import FORMS
 from .work import work
 
 ROOM = {"cpu": 2e9}

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .._form import register_form
-from ..core import Core, contract
-from . import _compiled
+from ..system.core import Core, contract
+from . import compiled as _compiled
+from .form import register_form
 
 if TYPE_CHECKING:
     from ..system import System

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .._form import register_form
-from ..core import Core, contract
-from ..transition import Dense, Diagonal, Elements, Identity, Transition, associative_scan
+from ..system.core import Core, contract
+from ..system.transition import Dense, Diagonal, Elements, Identity, Transition, associative_scan
+from .form import register_form
 
 if TYPE_CHECKING:
     from ..system import System

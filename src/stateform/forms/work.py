@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..ridge import without_ridge
 from ..system import System
-from ..transition import upcast
+from ..system.transition import upcast
 from . import chunkwise, scan
+from .ridge import without_ridge
 
 
 def work(system: System, form: str, *, chunk_size: int = 64) -> tuple[float, float]:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._errors import StateformError, require, validate
-from .._printed import Printed
+from ..errors import StateformError, require, validate
+from ..result import Printed
 from .adapter import ADAPTERS, Lifted, argument_names
 from .supported import mixers, require_supported
 

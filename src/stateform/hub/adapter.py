@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._errors import require
-from ..kernels.norm import normed
-from ..layers import Layer
-from ..layers.base import Past, convolve
-from ..layers.parts import plain
-from ..state import State, unchecked
+from ..errors import require
+from ..layer import Layer
+from ..layer.base import Past, convolve
+from ..layer.parts import plain
+from ..loops.norm import normed
+from ..system.state import State, unchecked
 
 ADAPTERS: dict[str, type[Lifted]] = {}
 """By the name of the module's class."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._errors import StateformError, nearest, require
+from ..errors import StateformError, nearest, require
 
 _HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._errors import StateformError, require, require_finite_weights, validate
-from .._printed import Printed
+from ..errors import StateformError, require, require_finite_weights, validate
 from ..forms import run
-from ..layers.base import Past
+from ..layer.base import Past
+from ..result import Printed
 from ..system import System
-from ..tolerances import is_constant, largest, relative_error, tolerance, why_no_proof, wide
+from ..system.tolerances import is_constant, largest, relative_error, tolerance, why_no_proof, wide
 from .accelerate import undo
 from .adapter import ADAPTERS, CACHES, Lifted
 from .adapters.attention import Attention

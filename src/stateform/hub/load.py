@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._errors import StateformError, require
-from .._machine import free_memory
-from .._text import parse_json, read_bytes
+from ..errors import StateformError, require
+from ..machine import free_memory
 from ..models import SequenceModel, open_folder
 from ..models.pattern import MOST_LAYERS
 from ..models.pretrained import CONFIG, read_kind
+from ..text import parse_json, read_bytes
 from .plain import Words, open_file, read_words
 from .supported import FAMILIES, no_adapter, require_supported
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._errors import StateformError, require, require_finite_weights, validate
+from ..errors import StateformError, require, require_finite_weights, validate
 from ..forms import run
-from ..layers import Layer
-from ..layers.base import Past
+from ..layer import Layer
+from ..layer.base import Past
 from ..models import LanguageModel, SequenceModel
 from ..system import System
-from ..tolerances import largest, relative_error, tolerance, why_no_proof
+from ..system.tolerances import largest, relative_error, tolerance, why_no_proof
 from .adapter import ADAPTERS, CACHES
 from .adapters.attention import Attention
 from .lift import check_tokens, evaluating

@@ -16,20 +16,20 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from .._errors import StateformError, require
-from .._printed import Printed
-from .._spec import read_spec
-from .._text import read_text
-from ..analysis.state_need import state_need
+from ..analysis.state.state_need import state_need
+from ..architectures.registry import REGISTRY, accepted, resolve
 from ..convert import Conversion, reduce_varying
 from ..convert import reduce as reduce_system
 from ..convert.certificate import outputs
 from ..convert.smaller import can_be_smaller, smaller
-from ..layers import Convolved, Layer
-from ..layers.registry import REGISTRY, accepted, resolve
+from ..errors import StateformError, require
+from ..layer import Convolved, Layer
+from ..layer.spec import read_spec
 from ..models import SequenceModel
+from ..result import Printed
 from ..system import System
-from ..tolerances import tolerance
+from ..system.tolerances import tolerance
+from ..text import read_text
 from .mixers import Runs, Score
 
 Progress = Callable[[str, int, int], None]

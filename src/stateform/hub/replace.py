@@ -23,13 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._errors import StateformError, nearest, require, require_seed
-from .._printed import Printed
-from .._shapes import spread_heads
-from ..attend import absorb
 from ..convert import random_features, realise
 from ..convert.certificate import outputs
+from ..errors import StateformError, nearest, require, require_seed
+from ..forms.softmax import absorb
+from ..result import Printed
 from ..system import System
+from ..system.shapes import spread_heads
 from .mixers import Runs, Score
 
 METHODS = ("fitted", "window", "lag", "random")

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from .._errors import nearest, require
+from ..errors import nearest, require
 from ..models import SequenceModel
 from .adapter import ADAPTERS
 

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._errors import StateformError, require
-from .._files import write_atomically
-from ..state import State
+from ..errors import StateformError, require
+from ..files import write_atomically
+from ..system.state import State
 from . import beside
 from .blocks import checkpointing
 from .config import MODEL_TYPE, OTHERS, ModelConfig

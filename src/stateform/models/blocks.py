@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .._errors import StateformError, require, values_checked
-from .._machine import free_memory
+from ..errors import StateformError, require, values_checked
 from ..forms import known_form
-from ..forms._packing import check_cu_seqlens, from_mask
-from ..layers import Convolved, Layer
-from ..layers.base import first_parameter
-from ..state import State, unchecked
-from ..transition import one_dtype
+from ..forms.packing import check_cu_seqlens, from_mask
+from ..layer import Convolved, Layer
+from ..layer.base import first_parameter
+from ..machine import free_memory
+from ..system.state import State, unchecked
+from ..system.transition import one_dtype
 from .config import ModelConfig, mlp_width
 from .pretrained import load, save
 

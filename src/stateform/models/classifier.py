@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from .._errors import StateformError, require, values_checked
-from ..layers.parts import precise
-from ..state import State
+from ..errors import StateformError, require, values_checked
+from ..layer.parts import precise
+from ..system.state import State
 from .blocks import SequenceModel, positions
 from .config import ModelConfig
 from .language import IGNORED, ModelOutput, mean_loss

@@ -13,10 +13,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from .._errors import StateformError, nearest, require
-from .._text import parse_json
-from ..layers import Convolved, accepted, build, resolve
-from ..layers._options import check_options
+from ..architectures import accepted, build, resolve
+from ..errors import StateformError, nearest, require
+from ..layer import Convolved
+from ..layer.options import check_options
+from ..text import parse_json
 from .pattern import expand
 
 MODEL_TYPE = "stateform"

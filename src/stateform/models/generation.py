@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from .._errors import StateformError, require, require_finite, require_seed
-from ..state import State
+from ..errors import StateformError, require, require_finite, require_seed
+from ..system.state import State
 
 if TYPE_CHECKING:
     from .language import LanguageModel

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._errors import StateformError, require, values_checked
-from ..layers.parts import plain, precise
-from ..state import State
+from ..errors import StateformError, require, values_checked
+from ..layer.parts import plain, precise
+from ..system.state import State
 from . import beside
 from .blocks import SequenceModel
 from .config import ModelConfig

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import re
 
-from .._errors import StateformError, require
-from .._spec import names_file, was_run
-from ..layers import resolve
+from ..architectures import resolve
+from ..errors import StateformError, require
+from ..layer.spec import names_file, was_run
 
 _BRACKETS = r"""\((?:[^()'"]|'[^']*'|"[^"]*"|\([^()]*\))*\)"""
 _ITEM = re.compile(rf"\s*(?P<spec>(?P<name>[^\s()*]+)(?:{_BRACKETS})?)(?:\s*\*\s*(?P<times>[^\s*]+))?(?=\s|$)")

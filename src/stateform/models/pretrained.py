@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .._errors import StateformError, require
-from .._files import make_folder, write_atomically
-from .._text import parse_json, read_bytes
+from ..errors import StateformError, require
+from ..files import make_folder, write_atomically
+from ..text import parse_json, read_bytes
 from .config import MODEL_TYPE, ModelConfig
 
 M = TypeVar("M", bound=nn.Module)

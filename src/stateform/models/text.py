@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._errors import require
+from ..errors import require
 from .language import LanguageModel
 
 

@@ -178,7 +178,7 @@ def claims(result: Found) -> Grid | None:
         return None
     columns = tuple(Column(name) for name in ("Claim", "source", "here", "measured"))
     rows = [Row(tuple(visible(str(c[n])) for n in ("text", "source", "verdict", "numbers"))) for c in found]
-    note = "Rules: stateform.experiments.claims. ± is one standard error; confirmed and reversed are beyond two."
+    note = "Rules: stateform.sweep.claims. ± is one standard error; confirmed and reversed are beyond two."
     return Grid("claims", "Claims", columns, tuple(rows), (note,))
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._errors import StateformError, nearest, require
-from .._spec import class_from_file, names_file, read_spec
-from ..layers._options import check_options
+from ..errors import StateformError, nearest, require
+from ..layer.options import check_options
+from ..layer.spec import class_from_file, names_file, read_spec
 
 IGNORED = -100
 """The label of a position that asks for nothing (of numbers: NaN)."""

@@ -13,9 +13,9 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from .._errors import StateformError, require
-from ._data import Digits, Stored, stamp
+from ..errors import StateformError, require
 from .base import Batch, Split, register_task
+from .data import Digits, Stored, stamp
 
 PUBLIC = (
     "MNIST's four IDX files, train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and "

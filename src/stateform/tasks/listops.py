@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._errors import StateformError, require
-from .._text import decoded
-from ._data import Stored, find_data, padded, stamp
+from ..errors import StateformError, require
+from ..text import decoded
 from .base import Batch, Split, Task, register_task
+from .data import Stored, find_data, padded, stamp
 
 OPERATORS = ("[MIN", "[MAX", "[MED", "[SM")
 TOKENS = (*"0123456789", *OPERATORS, "]", "<pad>")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._errors import require
+from ..errors import require
 from .base import IGNORED, Batch, Split, Task, make_task, register_task
 from .recall import Ints, batch_of, distinct, first_seen, whole_numbers, with_answers
 

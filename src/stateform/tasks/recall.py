@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .._errors import require
+from ..errors import require
 from .base import IGNORED, Batch, Split, Task, register_task
 
 Ints = NDArray[np.int64]

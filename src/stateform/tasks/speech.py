@@ -17,9 +17,9 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from .._errors import StateformError, require
-from ._data import Digits, Stored, padded, stamp
+from ..errors import StateformError, require
 from .base import Batch, Split, register_task
+from .data import Digits, Stored, padded, stamp
 
 PUBLIC = (
     "the recordings of github.com/Jakobovski/free-spoken-digit-dataset, a folder of .wav files or recordings.tar.xz"

@@ -12,8 +12,8 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
-from .._errors import StateformError, require
-from .._text import read_text
+from ..errors import StateformError, require
+from ..text import read_text
 from .base import SPLITS, Batch, Split, Task, register_task
 
 

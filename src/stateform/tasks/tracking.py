@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._errors import require
+from ..errors import require
 from .base import IGNORED, Batch, Split, Task, register_task
 
 CHOMSKY = "Delétang et al. 2023, Neural Networks and the Chomsky Hierarchy (arXiv 2207.02098)"

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..._errors import StateformError, require
+from ...errors import StateformError, require
 from ...forms import run
-from ...layers.base import Past
-from ...state import State
+from ...layer.base import Past
 from ...system import System
+from ...system.state import State
 from ..adapter import Lifted, adapts
 
 NAME = "stateform"

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...layers.base import Past
-from ...layers.delta import delta_rule
-from ...layers.parts import heads, precise, split_size, unit
+from ...architectures.delta import delta_rule
+from ...layer.base import Past
+from ...layer.parts import heads, precise, split_size, unit
 from ...system import System
 from ..adapter import Lifted, activation, adapts, gated_norm, short_conv
 
 
 @adapts("Qwen3_5GatedDeltaNet", "Qwen3_5MoeGatedDeltaNet", "Qwen4ExpTextGatedDeltaNet")
 class GatedDelta(Lifted):
-    """S_t = a_t (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T, as `stateform.layers.GatedDeltaNet`.
+    """S_t = a_t (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T, as `stateform.architectures.GatedDeltaNet`.
 
     q, k and v share a convolution; a head of q and k may serve a group of those of v.
     """
@@ -124,7 +124,7 @@ class OlmoHybrid(GatedDelta):
 
 @adapts("KimiLinearDeltaAttention", "BailingHybridDeltaAttention", "Glm5NextTextLinearAttention")
 class KimiDelta(OlmoHybrid):
-    """S_t = (I - beta_t k_t k_t^T) diag(a_t) S_{t-1} + beta_t k_t v_t^T, as `stateform.layers.KDA`.
+    """S_t = (I - beta_t k_t k_t^T) diag(a_t) S_{t-1} + beta_t k_t v_t^T, as `stateform.architectures.KDA`.
 
     a_t = exp(-exp(A) softplus(z_t)), or exp(-l sigmoid(exp(A) z_t)), which has a least value.
     """

@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._errors import require
-from ...layers.base import Past
+from ...errors import require
+from ...layer.base import Past
 from ...system import System
 from ..adapter import Lifted, adapts
 
 
 @adapts("Lfm2ShortConv", "Lfm2MoeShortConv", "Lfm3ShortConv")
 class ShortConv(Lifted):
-    """y_t = C_t * (sum_j taps_j (B x)_{t-j} + bias), as `stateform.layers.GatedShortConv`: a shift register.
+    """y_t = C_t * (sum_j taps_j (B x)_{t-j} + bias), as `stateform.architectures.GatedShortConv`: a shift register.
 
     S holds the inputs before the one at hand, the oldest first, as the cache does: the reads are exclusive, and the
     newest tap is the direct term.

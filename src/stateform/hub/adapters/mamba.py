@@ -7,15 +7,15 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...layers.base import Past
-from ...layers.parts import heads, precise
+from ...layer.base import Past
+from ...layer.parts import heads, precise
 from ...system import System
 from ..adapter import Lifted, activation, adapts, part, short_conv
 
 
 @adapts("MambaMixer", "FalconMambaMixer", "JambaMambaMixer")
 class Mamba(Lifted):
-    """h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t, y_t = C_t^T h_t + D x_t, as `stateform.layers.Mamba`."""
+    """h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t, y_t = C_t^T h_t + D x_t, as `stateform.architectures.Mamba`."""
 
     contractive = True
 

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..._errors import require
-from ...layers.base import Past
-from ...layers.parts import heads, precise, split_size
+from ...errors import require
+from ...layer.base import Past
+from ...layer.parts import heads, precise, split_size
 from ...system import System
 from ..adapter import Lifted, activation, adapts, part, short_conv
 
 
 @adapts("Mamba2Mixer", "BambaMixer", "GraniteMoeHybridMambaLayer", "NemotronHMamba2Mixer", "Zamba2MambaMixer")
 class Mamba2(Lifted):
-    """S_t = exp(dt_t A) S_{t-1} + dt_t B_t x_t^T, y_t = C_t^T S_t + D x_t, as `stateform.layers.Mamba2`; dt has limits.
+    """S_t = exp(dt_t A) S_{t-1} + dt_t B_t x_t^T, y_t = C_t^T S_t + D x_t, as `architectures.Mamba2`; dt has limits.
 
     One map gives the gate, then x, B and C, which share a convolution, then dt.
     """

@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...layers.base import Past
-from ...layers.parts import heads
-from ...state import State, unchecked
+from ...layer.base import Past
+from ...layer.parts import heads
 from ...system import System
+from ...system.state import State, unchecked
 from ..adapter import Call, Lifted, adapts, gated_norm
 
 
 @adapts("MiniMaxLightningAttention")
 class Lightning(Lifted):
-    """S_t = exp(-s_h) S_{t-1} + k_t v_t^T, y_t = q_t^T S_t, as `stateform.layers.Lightning`, with slopes of the depth.
+    """S_t = exp(-s_h) S_{t-1} + k_t v_t^T, y_t = q_t^T S_t, as `architectures.Lightning`, with slopes of the depth.
 
     One map gives q, k and v, head by head.
     """

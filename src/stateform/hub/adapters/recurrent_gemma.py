@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..._errors import require
-from ...layers.base import Past
-from ...layers.parts import heads, precise
-from ...layers.rnn import elementwise
-from ...state import State, unchecked
+from ...architectures.rnn import elementwise
+from ...errors import require
+from ...layer.base import Past
+from ...layer.parts import heads, precise
 from ...system import System
+from ...system.state import State, unchecked
 from ..adapter import Call, Lifted, adapts, named, short_conv
 
 C = 8.0
@@ -33,7 +33,7 @@ class _Kept:
 
 @adapts("RecurrentGemmaRecurrentBlock")
 class RecurrentGemma(Lifted):
-    """As `stateform.layers.RGLRU`: h_t = a_t h_{t-1} + sqrt(1 - a_t^2) i_t x_t, at the first token h = i x."""
+    """As `stateform.architectures.RGLRU`: h_t = a_t h_{t-1} + sqrt(1 - a_t^2) i_t x_t, at the first token h = i x."""
 
     contractive = True
     opened = ("rg_lru",)

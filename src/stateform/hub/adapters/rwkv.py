@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...layers.base import Past
-from ...layers.parts import precise
-from ...layers.rwkv import mixed
-from ...state import State, unchecked
+from ...architectures.rwkv import mixed
+from ...layer.base import Past
+from ...layer.parts import precise
 from ...system import System
+from ...system.state import State, unchecked
 from ..adapter import Call, Lifted, adapts, named
 
 
@@ -37,7 +37,7 @@ class _Mixing(Lifted):
 
 @adapts("RwkvSelfAttention")
 class TimeMixing(_Mixing):
-    """As `stateform.layers.RWKV4`: channels are heads, a bonus for the token itself, eta the sum of the weights."""
+    """As `architectures.RWKV4`: channels are heads, a bonus for the token itself, eta the sum of the weights."""
 
     def system(self, u: Tensor, past: Past | None = None) -> System:
         m: Any = self.module

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..._errors import require
+from ...errors import require
 from ...forms import run
-from ...layers.base import Past
-from ...layers.parts import heads, precise
-from ...state import State, unchecked
+from ...layer.base import Past
+from ...layer.parts import heads, precise
 from ...system import System, stabilise
+from ...system.state import State, unchecked
 from ..adapter import Call, Lifted, adapts, named, part
 
 MOST = 60.0
@@ -30,7 +30,7 @@ class _Kept:
 
 @adapts("xLSTMLayer")
 class XLSTM(Lifted):
-    """As `stateform.layers.MLSTM`, with the module's eps.
+    """As `stateform.architectures.MLSTM`, with the module's eps.
 
     Theirs is added to the normaliser in the coordinates of the stabilised state:
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..._errors import StateformError, require
+from ...errors import StateformError, require
 from ...models import LanguageModel, ModelConfig
 from .weights import filled, mapped, numbers
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from ..._errors import StateformError, require
+from ...errors import StateformError, require
 from ...models import LanguageModel
 from . import llama2c, rwkv_cpp, rwkv_pth
 

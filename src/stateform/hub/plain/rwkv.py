@@ -1,4 +1,4 @@
-"""RWKV language models, versions 4, 5 and 7, around the layers of `stateform.layers.rwkv`."""
+"""RWKV language models, versions 4, 5 and 7, around the layers of `stateform.architectures.rwkv`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..._errors import StateformError, require
-from ...layers import Layer, build
-from ...layers.base import Past
-from ...layers.parts import precise
+from ...architectures import build
+from ...errors import StateformError, require
+from ...layer import Layer
+from ...layer.base import Past
+from ...layer.parts import precise
 from ...models import LanguageModel, ModelConfig
-from ...state import State, unchecked
 from ...system import System
+from ...system.state import State, unchecked
 from .weights import Weights, filled
 
 NORM_EPS = 1e-5

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..._errors import StateformError, require
+from ...errors import StateformError, require
 from .rwkv import RWKV, model_of, version
 from .weights import Weights, mapped, numbers
 

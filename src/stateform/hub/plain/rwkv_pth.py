@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..._errors import StateformError, require
+from ...errors import StateformError, require
 from .rwkv import RWKV, model_of, version
 from .weights import Weights
 

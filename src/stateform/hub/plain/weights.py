@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..._errors import StateformError, require
+from ...errors import StateformError, require
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -1,0 +1,1 @@
+"""How inputs weigh in outputs: coefficients, collapse, interaction, principles."""

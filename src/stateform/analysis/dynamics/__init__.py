@@ -1,0 +1,1 @@
+"""How states and gradients grow, and what they can express."""

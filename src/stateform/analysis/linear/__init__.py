@@ -1,0 +1,1 @@
+"""The control engineer's view of linear systems."""

@@ -1,0 +1,46 @@
+"""Work and memory of a system in each form, counted from its structure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ...forms.work import work
+from ...system import System
+from .._plots import lines
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Floating-point operations (a multiply-add is two) and bytes of working memory (inputs excluded)."""
+
+    flops: float
+    bytes: float
+
+    def to_dict(self) -> dict[str, float]:
+        """Plain numbers."""
+        return {"flops": self.flops, "bytes": self.bytes}
+
+    def __str__(self) -> str:
+        return f"{self.flops:.3g} floating-point operations, {self.bytes / 1e6:.3g} MB of working memory"
+
+    def plot(self, *others: Cost) -> Any:
+        """A plotly Figure of work against memory, others beside it."""
+        every = (self, *others)
+        series = {f"cost {i}": ([x.flops], [x.bytes]) for i, x in enumerate(every)}
+        log = {"type": "log"}
+        return lines(series, "floating-point operations", "bytes", "Work and memory", xaxis=log, yaxis=log)
+
+
+def cost(system: System, form: str, *, chunk_size: int = 64) -> Cost:
+    """The leading terms of the work and of the peak memory of one form on this system, all rows and heads.
+
+    Args:
+        system: the structure and sizes.
+        form: a form that exists for it.
+        chunk_size: of the form chunkwise.
+
+    Returns:
+        An estimate, on the high side: temporaries and tiles are counted as they are in this implementation.
+    """
+    return Cost(*work(system, form, chunk_size=chunk_size))

@@ -1,0 +1,1 @@
+"""The contract: what every layer and every model must keep."""

@@ -1,0 +1,130 @@
+"""Draws for the checks: parameters in which every part of a system shows, and decays of every temper."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..forms import run
+from ..forms.ridge import problem, without_ridge
+from ..system import System
+from ..system.state import State
+from ..system.tolerances import relative_error
+
+
+def redraw(layer: nn.Module, generator: torch.Generator, how: str) -> None:
+    """New parameters: `own` keeps the initialisation and adds noise, `wide` draws vectors anew."""
+    with torch.no_grad():
+        for p in layer.parameters():
+            noise = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p)
+            if p.ndim < 2 and how == "wide":
+                p.copy_(noise)
+            else:
+                p.add_(noise * (0.3 if p.ndim < 2 else 0.5 * p.shape[-1] ** -0.5))
+
+
+def parts_that_matter(system: System) -> dict[str, float]:
+    """By how much y changes (relative, largest) when a part of the system is left out: state, decay, feedback, eta."""
+    y = run(system)
+    assert isinstance(y, Tensor)
+    without: dict[str, System] = {}
+    decay = [x for x in ("log_decay", "phase", "sign", "transition") if getattr(system, x) is not None]
+    if decay:
+        without["decay"] = replace(system, log_decay=None, phase=None, sign=None, transition=None)
+    if system.f is not None:
+        without["feedback"] = replace(system, f=None, w=None)
+    if system.eta is not None and system.readout == "linear":
+        without["eta"] = replace(system, eta=None, eta_floor=None)
+    if system.readout == "ridge":
+        without["ridge"] = without_ridge(system)
+    half = system.T // 2
+    changes = {"state": _change(run(system[half:]), y[:, half:])}
+    return changes | {name: _change(run(other), y) for name, other in without.items()}
+
+
+def _change(got: Any, want: Tensor) -> float:
+    return float(((got - want).abs().max() / want.abs().max().clamp_min(1e-300)).nan_to_num(math.inf))
+
+
+def drawn(layer: nn.Module, x: Tensor, generator: torch.Generator) -> tuple[nn.Module, dict[str, float]]:
+    """A copy of the layer with parameters in which every part of its system changes y by over 1%."""
+    best: tuple[nn.Module, dict[str, float]] | None = None
+    for how in ("own", "own", "wide", "wide", "wide", "wide"):
+        candidate = copy.deepcopy(layer)
+        redraw(candidate, generator, how)
+        with torch.no_grad():
+            changes = parts_that_matter(candidate.system(x))  # type: ignore[operator]
+        if best is None or min(changes.values()) > min(best[1].values()):
+            best = candidate, changes
+        if min(changes.values()) > 0.01:
+            break
+    assert best is not None
+    return best
+
+
+REGIMES = ("own", "forgetful", "lasting", "reset", "growing")
+
+
+def in_regime(system: System, regime: str, generator: torch.Generator) -> System | None:
+    """The system with its decays redrawn: forgetful [1e-4, 0.1], lasting [0.99, 1], a hard reset in mid-chunk followed
+    by decays near 1, or growing slightly. None if it has no such decay.
+    """
+    if regime == "own":
+        return system
+    parts = system.tensors()
+    if "log_decay" not in parts:
+        return None
+    low, high = {"forgetful": (1e-4, 0.1), "lasting": (0.99, 1.0), "reset": (0.99, 1.0), "growing": (1.0, 1.002)}[
+        regime
+    ]
+
+    def draw(x: Tensor) -> Tensor:
+        a = torch.rand(x.shape, generator=generator, dtype=torch.float64) * (high - low) + low
+        return a.log().to(x)
+
+    g = draw(parts["log_decay"])
+    if regime == "reset":
+        if system.is_constant("log_decay") or system.readout == "exp":
+            return None
+        at = g.shape[1] // 3
+        g = torch.cat([g[:, :at], torch.full_like(g[:, :1], -math.inf), g[:, at + 1 :]], 1)
+    if "rate" in parts:
+        if regime == "reset":
+            return replace(system, log_decay=(-g, -torch.ones_like(parts["rate"])))
+        spread = torch.rand(parts["rate"].shape, generator=generator, dtype=torch.float64).to(g) * 0.1 + 0.9
+        return replace(system, log_decay=(-g, -spread))
+    return replace(system, log_decay=g)
+
+
+def sensitivity(system: System, state: State | None, generator: torch.Generator) -> float:
+    """How much larger the relative change of y is than that of the inputs (angles held), measured in float64.
+
+    Near a zero of its denominator, say, a system loses digits however it is computed.
+    """
+    small = 2.0**-30
+
+    def moved(name: str, x: Tensor) -> Tensor:
+        if name in ("phase", "sign"):
+            return x
+        noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device)
+        return torch.where(x.abs() < torch.inf, x * (1 + small * noise), x)
+
+    near = system.map(moved)
+    if system.readout == "ridge" and system.B * system.T:
+        # A solver finds x for a matrix near G + R, by n x n roundings of the size of its norm: here a diagonal of them,
+        # times the root of n
+        core = system.core()
+        S = core.zero_state() if state is None else state["S"].unflatten(1, core.state_heads)
+        G, R = problem(system, core, S, "recurrent")
+        size = system.n**0.5 * (G.norm().unsqueeze(-1) + R.amax(-1, keepdim=True))
+        noise = torch.randn(*size.shape[:-1], system.n, generator=generator, dtype=torch.float64).to(size.device)
+        ridge = (R + small * size * noise).flatten(2, 3).squeeze(-2)
+        near = replace(near, ridge=ridge.expand(system.B, system.T, -1, -1), relative=False)
+    y, other = (run(s, "recurrent", initial_state=state) for s in (system, near))
+    assert isinstance(y, Tensor) and isinstance(other, Tensor)
+    return float(relative_error(other, y, heads=True).max()) / small if y.numel() else 0.0

@@ -1,0 +1,143 @@
+"""Files that are whole or not there at all, also after a loss of power, and JSON as others may have left it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .errors import StateformError, require
+
+
+class DamagedError(StateformError):
+    """A file is there, and what is in it is not what was written."""
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a whole file or nothing: a temporary file beside it, then a rename, both on the disk before it returns.
+
+    Raises:
+        StateformError: a folder of that name, a full disk, a place where nothing can be written.
+    """
+    require(not os.path.isdir(path), f"cannot write {path}: it is a folder; name a file in it")
+    temporary = path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}")  # no longer than the system allows
+    try:
+        if os.path.exists(path) and not path.is_file():  # a pipe or a terminal takes bytes, but no other file's name
+            path.write_bytes(data)
+            return
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # else the name may be there before the content, and the power gone between them
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        raise StateformError(
+            f"cannot write {path}: {getattr(error, 'strerror', None) or error}; give a path in a folder you can "
+            "write to"
+        ) from None
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_page(path: Path, render: Callable[[str], str], plotlyjs: str) -> None:
+    """Write a page, and the plotting library beside it where that is "directory": first, so that no page is without.
+
+    Raises:
+        StateformError: before anything is written, neither that nor "inline"; as `write_atomically`.
+    """
+    beside = library_of(path, plotlyjs)
+    if beside is not None:
+        from plotly.offline import get_plotlyjs
+
+        write_atomically(beside, get_plotlyjs().encode())
+    write_atomically(path, render(plotlyjs).encode())
+
+
+def library_of(path: Path, plotlyjs: str) -> Path | None:
+    """The file of the plotting library that is written with a page; None where the page holds it."""
+    known = ("inline", "directory")
+    require(plotlyjs in known, f"plotlyjs is {plotlyjs!r}; expected {' or '.join(known)}")
+    return path.with_name("plotly.min.js") if plotlyjs == "directory" else None
+
+
+def rename_durably(draft: str | Path, path: Path) -> None:
+    """Give a finished file its name, the content on the disk before the name is."""
+    with open(draft, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+    _sync_folder(path.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it; they are on the disk before it returns.
+
+    Raises:
+        StateformError: a place where there can be none.
+    """
+    try:
+        new = [part for part in (folder, *folder.parents) if not os.path.exists(part)]
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in new:
+            _sync_folder(part.parent)
+    except (OSError, ValueError) as error:
+        raise StateformError(
+            f"cannot make the folder {folder}: {getattr(error, 'strerror', None) or error}; name one where you may "
+            "write"
+        ) from None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk, where the system lets a folder be opened (Windows sees to it itself)."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network disks have no such call
+            raise
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write plain values, whole or not at all."""
+    write_atomically(path, (json.dumps(values, indent=1) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what `write_json` wrote.
+
+    Raises:
+        StateformError: a file that cannot be read; DamagedError if it is no JSON, or no table.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise StateformError(f"cannot read {path}: {error.strerror or error}") from None
+    values = parsed_json(data, str(path))
+    if not isinstance(values, dict):
+        raise DamagedError(f"{path} holds {type(values).__name__}; expected a table")
+    return values
+
+
+def parsed_json(text: str | bytes, what: str) -> Any:
+    """Read a JSON text of whatever depth; `what` names it in the error.
+
+    Raises:
+        DamagedError: a text that is no JSON, or nested more deeply than Python reads.
+    """
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise DamagedError(f"{what} is damaged, no JSON: {error}") from None
+    except RecursionError:
+        raise DamagedError(f"{what} is damaged: it is nested too deeply; nothing that was written here is") from None

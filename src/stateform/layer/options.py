@@ -1,0 +1,60 @@
+"""The options a layer is made with: checked against the types that its signature says, before anything is made."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable
+from numbers import Integral, Real
+from typing import Any, Literal
+
+from ..errors import StateformError
+
+SIZES = {"d_model", "n_heads", "n_kv_heads", "n_groups", "d_state", "d_head", "d_conv", "expand", "dt_rank",
+         "gate_rank", "mix_rank", "decay_rank", "rate_rank", "value_rank"}  # fmt: skip
+"""Names that are sizes in every layer: 1 or more."""
+LARGEST = 2**53
+"""A larger whole number is a slip: no tensor could have such a size."""
+
+
+def check_options(bound: inspect.BoundArguments, init: Callable[..., None]) -> None:
+    """Raise unless the arguments are of the types that `init` says: bool, int, float, str, Literal, None, or a union of
+    these. Other annotations are not looked at. Numbers of other libraries become plain ones.
+    """
+    try:
+        hints = typing.get_type_hints(init)
+    except Exception:  # annotations may name what exists for type checkers alone
+        return
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    for name, value in bound.arguments.items():
+        if name in hints and bound.signature.parameters[name].kind not in several:
+            bound.arguments[name] = _checked(name, value, hints[name])
+
+
+def _checked(name: str, value: Any, hint: Any) -> Any:
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    expected = []
+    for kind in typing.get_args(hint) if union else (hint,):
+        if kind in (bool, str, type(None)):
+            if isinstance(value, kind):
+                return value
+            expected.append({bool: "True or False", str: "a string"}.get(kind, "None"))
+        elif kind is int:
+            whole = isinstance(value, Integral) and not isinstance(value, bool)
+            if whole and abs(int(value)) <= LARGEST and (int(value) >= 1 or name not in SIZES):
+                return int(value)
+            most = f", {LARGEST:.0e} at most" if whole and abs(int(value)) > LARGEST else ""
+            expected.append(("a whole number, 1 or more" if name in SIZES else "a whole number") + most)
+        elif kind is float:
+            if isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value):
+                return value if isinstance(value, int) else float(value)
+            expected.append("a number")
+        elif typing.get_origin(kind) is Literal:
+            if value in typing.get_args(kind):
+                return value
+            expected.append(" or ".join(repr(allowed) for allowed in typing.get_args(kind)))
+        else:
+            return value
+    raise StateformError(f"{name} is {value!r}; expected {', or '.join(expected)}")

@@ -1,0 +1,1 @@
+"""A question put to layers, and told."""

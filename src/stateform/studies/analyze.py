@@ -1,0 +1,185 @@
+"""A layer or a model on a text: its memory, state, stability, expressivity, layer by layer and head by head."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import StateformError, nearest, require, validate
+from ..files import write_atomically, write_page
+from ..hub import Opened
+from ..machine import machine, stateform_version
+from ..result import Printed
+from .compare import DTYPES, Progress
+from .questions import QUESTIONS, Question, Site, about, findings
+from .subject import subject_of
+
+
+@dataclass
+class Analysis(Printed):
+    """What `analyze` found: `print(analysis)` for sentences and tables, `.html()` and `.to_dict()` for the rest."""
+
+    result: dict[str, Any]
+
+    @property
+    def complete(self) -> bool:
+        """False if it was interrupted: then it holds what was finished."""
+        return bool(self.result["complete"])
+
+    @property
+    def sentences(self) -> list[str]:
+        """The findings, most remarkable first."""
+        return [finding["text"] for finding in self.result["findings"]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dicts."""
+        return self.result
+
+    def html(self, plotlyjs: str = "inline") -> str:
+        """One page with interactive figures; where its plotting library is, see `stateform.report.render_html`."""
+        from ..report import render_analysis  # Plotly is slow to import and not needed until now
+
+        return render_analysis(self.result, plotlyjs)
+
+    def save_html(self, path: str | Path, plotlyjs: str = "inline") -> None:
+        """Write the page, whole or not at all; "directory" puts its plotting library into a file beside it."""
+        write_page(Path(path), self.html, plotlyjs)
+
+    def save_json(self, path: str | Path) -> None:
+        """Write the numbers, whole or not at all."""
+        write_atomically(Path(path), (json.dumps(self.result, indent=1) + "\n").encode())
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        from ..report import analysis_tables
+
+        yield from analysis_tables(self.result)
+
+    def _repr_html_(self) -> str:
+        from ..report import cell
+
+        return cell(self.html)
+
+
+def analyze(
+    thing: str | Path | type[nn.Module] | nn.Module | Opened, text: str | Path | Tensor | None = None, *,
+    only: Sequence[str] | str | None = None, d_model: int = 64, n_heads: int | None = None,
+    d_state: int | None = None, max_length: int = 1024, dtype: str = "float64", seed: int = 0,
+    on_progress: Progress | None = None,
+) -> Analysis:  # fmt: skip
+    """Look at a layer, or at every layer of a model, on a text.
+
+    A model is run once; each of its layers is then looked at by itself, on the input that it had there, so that one
+    System is held at a time. A layer reads the bytes of the text as fixed random vectors, as in `compare`.
+
+    Args:
+        thing: a registered name, with options ("mamba2(d_state=16)"), a file "path/file.py:Class", a class, a layer, a
+            LanguageModel or Classifier, or the folder of one that `save_pretrained` or a training wrote; or a model of
+            transformers (with token ids), or what `hub.open_model` opened: each of its mixers then comes with the
+            certificate that its System computes what the module computes.
+        text: a file whose bytes are the tokens (default: an example of its task for a folder that a training wrote,
+            else Python's own documentation), or token ids [T] or [1,T] for a model with another tokenizer.
+        only: names of questions (`stateform.studies.questions.QUESTIONS`); default: all.
+        d_model: width of a layer that is built here; n_heads and d_state for those that take them.
+        n_heads: see d_model.
+        d_state: see d_model.
+        max_length: tokens of the text that are read.
+        dtype: in which all is computed.
+        seed: of the weights and the embedding of a layer that is built here.
+        on_progress: called as the work goes on.
+
+    Returns:
+        An Analysis. After Ctrl-C it holds what was finished, and says that it is not complete.
+
+    Raises:
+        StateformError: before any work: an unknown name or question, an unreadable or empty text, a folder that holds
+            no model, a model that has no bytes for tokens, a weight that is not finite.
+    """
+    questions = check_settings(only, dtype, max_length)
+    subject = subject_of(
+        thing, text, d_model=d_model, n_heads=n_heads, d_state=d_state, max_length=max_length, dtype=dtype, seed=seed
+    )
+    if subject.whole is None:
+        alone = [q for q in questions if q.layer is not None]
+        require(not only or len(alone) == len(questions),
+                f"{', '.join(q.name for q in questions if q.layer is None)}: about the layers of a model together; "
+                "give a model of stateform, or leave it out")  # fmt: skip
+        questions = alone
+    name, many, whole, ids = subject.name, len(subject.kinds), subject.whole, subject.ids
+    result: dict[str, Any] = {
+        "stateform": stateform_version(), "created": datetime.now().isoformat(timespec="seconds"), "machine": machine(),
+        "text": {"source": subject.source, "tokens": ids.shape[1], "excerpt": subject.excerpt},
+        "settings": {"d_model": subject.d_model, "batch": 1, "dtype": dtype,
+                     "seed": None if subject.is_model else seed},
+        "subject": {"name": name, "kind": "model" if subject.is_model else "layer", "layers": many,
+                    "parameters": sum(p.numel() for p in subject.module.parameters())},
+        "questions": {q.name: {x: getattr(q, x) for x in ("title", "heads", "depth", "reading", "through")}
+                      for q in questions},
+        "complete": False, "layers": [], "model": {}, "refused": {}, "findings": [],
+    }  # fmt: skip
+    total = 1 + sum(many * (q.layer is not None) + (q.model is not None and whole is not None) for q in questions)
+    done = 0
+    report = on_progress or (lambda what, done, total: None)
+
+    def step(what: str) -> None:
+        nonlocal done
+        report(what, done, total)
+        done += 1
+
+    try:
+        with torch.no_grad(), validate(False):
+            step(f"{name} reads {ids.shape[1]} tokens")
+            for look, label, kind in zip(subject.looks(), subject.labels, subject.kinds, strict=True):
+                about_it = about(look.layer, look.system)
+                row = {"name": label, "kind": kind, **about_it, **_finite(look.known), "answers": {}, "refused": {}}
+                result["layers"].append(row)
+                if look.system is None:
+                    continue
+                site = Site(label, look.layer, look.system, subject.tokens, many)
+                for q in questions:
+                    if q.layer is not None:
+                        step(f"{label}: {q.name}")
+                        _answer(q.name, row["answers"], row["refused"], lambda q=q, site=site: q.layer(site))
+            for q in questions:
+                if q.model is not None and whole is not None:
+                    step(f"{name}: {q.name}")
+                    _answer(q.name, result["model"], result["refused"], lambda q=q: q.model(whole, ids))
+        result["complete"] = True
+    except KeyboardInterrupt:
+        pass
+    result["findings"] = [asdict(f) for f in findings(result["layers"], result["model"])]
+    report("done", total, total)
+    return Analysis(result)
+
+
+def _answer(name: str, answers: dict[str, Any], refused: dict[str, str], ask: Any) -> None:
+    """Keep the answer to a question, or why there is none. What is not finite is None: JSON has no other name."""
+    try:
+        answers[name] = _finite(ask())
+    except StateformError as error:
+        refused[name] = str(error)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def check_settings(only: Sequence[str] | str | None, dtype: str, max_length: int) -> list[Question]:
+    """The questions of these names; raise for one that is unknown, and for settings that cannot be used."""
+    require(dtype in DTYPES, f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    require(max_length >= 2, f"max_length is {max_length}; expected 2 tokens or more")
+    names = list(QUESTIONS) if not only else [only] if isinstance(only, str) else list(only)
+    for name in names:
+        require(name in QUESTIONS, f"unknown question {name!r}: {nearest(name, QUESTIONS)}")
+    return [q for q in QUESTIONS.values() if q.name in names]

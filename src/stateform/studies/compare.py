@@ -1,0 +1,358 @@
+"""The main job: layers side by side on real text."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..analysis import contraction, describe, horizon, spectrum
+from ..architectures import REGISTRY, accepted, build, resolve
+from ..contract.draws import redraw
+from ..contract.equivalence import equivalent, share_weights
+from ..convert import special_case
+from ..errors import StateformError, require, require_finite_weights, require_seed, validate
+from ..files import write_atomically, write_page
+from ..forms import exists, run
+from ..machine import machine, stateform_version
+from ..models import open_folder
+from ..result import Printed
+from ..system.tolerances import largest, relative_error, tolerance, why_no_proof, wide
+from ..text import read_text
+from ..timing.measure import blank_cost, measure, system_of
+from .questions import SHOWN, effective_attention, rounded
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much is done and how much there is."""
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+CERTIFIED = 256
+"""Tokens on which the forms are compared in float64, and on which systems are looked at token by token."""
+ROOM = 10**7
+"""Bytes that a page with its figures may take."""
+SHOWN_HEADS = 4
+"""Heads with a map of effective attention."""
+
+
+@dataclass
+class Comparison(Printed):
+    """What `compare` found: `print(comparison)` for tables, `.html()` and `.to_dict()` for the rest."""
+
+    result: dict[str, Any]
+
+    @property
+    def complete(self) -> bool:
+        """False if it was interrupted: then it holds what was finished."""
+        return bool(self.result["complete"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dicts."""
+        return self.result
+
+    def html(self, plotlyjs: str = "inline") -> str:
+        """One page with interactive figures; where its plotting library is, see `stateform.report.render_html`."""
+        from ..report import render_html  # Plotly is slow to import and not needed until now
+
+        return render_html(self.result, plotlyjs)
+
+    def save_html(self, path: str | Path, plotlyjs: str = "inline") -> None:
+        """Write the page, whole or not at all; "directory" puts its plotting library into a file beside it."""
+        write_page(Path(path), self.html, plotlyjs)
+
+    def save_json(self, path: str | Path) -> None:
+        """Write the numbers, whole or not at all."""
+        write_atomically(Path(path), (json.dumps(self.result, indent=1) + "\n").encode())
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        from ..report import tables
+
+        yield from tables(self.result)
+
+    def _repr_html_(self) -> str:
+        from ..report import cell
+
+        return cell(self.html)
+
+
+def embed(data: bytes, d_model: int, seed: int) -> Tensor:
+    """Bytes as tokens, each a fixed random vector of unit variance: [1,T,d_model] in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    table = torch.randn(256, d_model, generator=generator, dtype=torch.float64)
+    return table[torch.frombuffer(bytearray(data), dtype=torch.uint8).long()].unsqueeze(0)
+
+
+def lengths_up_to(longest: int) -> list[int]:
+    """The lengths at which time is measured: powers of four times 256, and the longest."""
+    require(longest >= 2, f"max_length is {longest}; expected 2 tokens or more")
+    out = [T for T in (64, 256, 1024, 4096, 16384, 65536) if longest > T]
+    return [*out[-3:], longest]
+
+
+def writable(path: str | Path) -> Path:
+    """The path, if a file can be written there.
+
+    Raises:
+        StateformError: if not, and why.
+    """
+    path = Path(path)
+    require(not os.path.isdir(path), f"cannot write {path}: it is a folder; name a file in it")
+    require(os.path.isdir(path.parent), f"cannot write {path}: there is no folder {path.parent}")
+    free = shutil.disk_usage(path.parent).free
+    room = free >= ROOM or (os.path.exists(path) and not path.is_file())  # a pipe or a terminal takes no room
+    require(room, f"cannot write {path}: {free:,} bytes are free on that disk, {ROOM:,} may be needed; make room")
+    existed = os.path.exists(path)
+    try:
+        with path.open("ab"):
+            pass
+    except OSError as error:
+        raise StateformError(f"cannot write {path}: {error.strerror or error}") from None
+    if not existed:
+        path.unlink()
+    return path
+
+
+def compare(
+    layers: Sequence[str | type[nn.Module] | nn.Module], *, text: str | Path | None = None, d_model: int = 64,
+    n_heads: int | None = None, d_state: int | None = None, max_length: int = 4096, dtype: str = "float32",
+    memory_limit_gb: float = 1.0, seed: int = 0, repeats: int = 5, on_progress: Progress | None = None,
+) -> Comparison:  # fmt: skip
+    """Put layers side by side on a text.
+
+    Args:
+        layers: names (`sf.names()`), names with options ("qlstm(reversed=True)"), files "path/file.py:Class", layers
+            of saved models "folder" or "folder:2" (the first, or by number), classes or layers.
+        text: a file whose bytes are the tokens; default: Python's own documentation.
+        d_model: width of every layer that is built here.
+        n_heads: for the layers that take it (default: each layer's own).
+        d_state: likewise.
+        max_length: the longest sequence whose time is measured.
+        dtype: of the measurements of time (certificates are in float64).
+        memory_limit_gb: a form whose estimated memory is larger is left out, and the result says so.
+        seed: of the weights, the embedding and all draws.
+        repeats: runs per time; median, least and largest are kept.
+        on_progress: called as the work goes on.
+
+    Returns:
+        A Comparison. After Ctrl-C it holds what was finished, and says that it is not complete.
+
+    Raises:
+        StateformError: before any work: an unknown name or option, an unreadable or empty text, sizes that do not fit.
+    """
+    require(len(layers) > 0, "name at least one layer, e.g. softmax linear mamba2 gated_deltanet")
+    require(dtype in DTYPES, f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    require_seed(seed)
+    require(repeats >= 1, f"repeats is {repeats}; expected 1 or more")
+    require(memory_limit_gb > 0, f"memory_limit_gb is {memory_limit_gb}; expected a number above 0")
+    source, data = read_text(text)
+    require(len(data) >= 2, f"{source} has {len(data)} byte; expected at least 2")
+    built = _build_all(layers, d_model, n_heads, d_state, seed)
+    lengths = lengths_up_to(min(max_length, len(data)))
+    x = embed(data[: lengths[-1]], d_model, seed)
+    report = on_progress or (lambda what, done, total: None)
+    result: dict[str, Any] = {
+        "stateform": stateform_version(), "created": datetime.now().isoformat(timespec="seconds"), "machine": machine(),
+        "text": {"source": source, "tokens": x.shape[1], "excerpt": data[:240].decode(errors="replace")},
+        "settings": {
+            "d_model": d_model, "lengths": lengths, "batch": 1, "dtype": dtype, "seed": seed,
+            "memory_limit_gb": memory_limit_gb, "repeats": repeats,
+        },
+        "complete": False, "layers": [], "pairs": [],
+    }  # fmt: skip
+    total = 2 * len(built) + len(lengths) + len(built) * (len(built) - 1) // 2
+    done = 0
+
+    def step(what: str) -> None:
+        nonlocal done
+        report(what, done, total)
+        done += 1
+
+    rows: dict[str, dict[str, Any]] = {}
+    try:
+        with torch.no_grad(), validate(False):
+            for name, layer in built.items():
+                with validate(True):
+                    _try(name, layer, x[:, :2])
+            for name, layer in built.items():
+                step(f"{name}: forms agree?")
+                row = {"name": name, **_about(layer), "certificate": _certificate(layer, x[:, :CERTIFIED])}
+                step(f"{name}: dynamics")
+                row |= {"identity": _identity(layer, x), "dynamics": _dynamics(layer, x, data), "cost": blank_cost()}
+                rows[name] = row
+                result["layers"].append(row)
+            measure(built, rows, x.to(DTYPES[dtype]), lengths, memory_limit_gb, repeats, step)
+            for a, b in _pairs(list(built)):
+                step(f"{a} = {b}?")
+                result["pairs"].append(_pair(a, built[a], b, built[b], x[:, :SHOWN], seed))
+        result["complete"] = True
+    except KeyboardInterrupt:
+        pass
+    report("done", total, total)
+    return Comparison(result)
+
+
+def _try(name: str, layer: nn.Module, x: Tensor) -> None:
+    """Run a layer on two tokens, so that one that cannot run is told of before any work."""
+    try:
+        y = layer(x)
+    except StateformError as error:
+        raise StateformError(f"{name}: {error}") from None
+    except Exception as error:
+        raise StateformError(f"{name} failed on two tokens: {type(error).__name__}: {error}") from error
+    shape = list(y.shape) if isinstance(y, Tensor) else type(y).__name__
+    require(
+        shape == list(x.shape), f"{name} gave {shape} for an input {list(x.shape)}; expected a tensor of the same shape"
+    )
+    why = why_no_proof(y)
+    require(not why, f"{name}: {why}")
+
+
+# -- one layer ----------------------------------------------------------------------------------------------------
+
+
+def _build_all(
+    layers: Sequence[str | type[nn.Module] | nn.Module],
+    d_model: int,
+    n_heads: int | None,
+    d_state: int | None,
+    seed: int,
+) -> dict[str, nn.Module]:
+    built: dict[str, nn.Module] = {}
+    for spec in layers:
+        name = spec if isinstance(spec, str) else spec.__name__ if isinstance(spec, type) else type(spec).__name__
+        if isinstance(spec, nn.Module):
+            layer = copy.deepcopy(spec)
+        elif isinstance(spec, str) and (trained := _trained(spec)) is not None:
+            layer = trained
+        else:
+            cls = resolve(spec)[0] if isinstance(spec, str) else spec
+            known = accepted(cls)
+            options = {"d_model": d_model, "n_heads": n_heads, "d_state": d_state}
+            torch.manual_seed(seed)
+            layer = build(spec, **{k: v for k, v in options.items() if k in known and v is not None})
+        require(hasattr(layer, "system"), f"{name} has no method system(u): compare needs layers that give a System")
+        require(
+            getattr(layer, "d_model", None) == d_model,
+            f"{name} has d_model = {getattr(layer, 'd_model', None)}, not {d_model}",
+        )
+        require_finite_weights(layer)
+        label, n = name, 2
+        while label in built:
+            label, n = f"{name} #{n}", n + 1
+        built[label] = layer.double().eval()
+    return built
+
+
+def _trained(spec: str) -> nn.Module | None:
+    """The layer that FOLDER or FOLDER:NUMBER names, of a saved model; None if it names no folder.
+
+    Raises:
+        StateformError: a folder without a model, or a model without that layer.
+    """
+    folder, colon, number = spec.rpartition(":")
+    if not (colon and number.isdigit() and os.path.isdir(folder)):
+        folder, number = spec, "0"
+    if spec in REGISTRY or not os.path.isdir(folder):
+        return None
+    blocks = open_folder(folder).blocks
+    last = len(blocks) - 1
+    require(int(number) <= last, f"the model in {folder} has the layers 0 to {last}; there is no {number}")
+    mixer: nn.Module = blocks[int(number)].mixer  # type: ignore[assignment]
+    return mixer
+
+
+def _about(layer: nn.Module) -> dict[str, Any]:
+    entry = next((e for e in REGISTRY.values() if e.cls is type(layer)), None)
+    text = (type(layer).__doc__ or type(layer).__name__).strip().split("\n")[0]
+    return {
+        "summary": entry.summary if entry else text, "paper": entry.paper if entry else "",
+        "parameters": sum(p.numel() for p in layer.parameters()),
+    }  # fmt: skip
+
+
+def _identity(layer: nn.Module, x: Tensor) -> dict[str, Any]:
+    system = system_of(layer, x[:, :CERTIFIED])
+    found = spectrum(system)
+    grows = system.readout == "exp"
+    contractive, why = contraction(system, promised=getattr(layer, "contractive", False), found=found)
+    return {
+        "system": repr(system_of(layer, x[:, :1])), "transition": describe(system),
+        "state_size": 0 if grows else system.state_size, "state_growth": system.state_size if grows else 0,
+        "contractive": contractive, "contractive_why": why, "spectral_radius": None if grows else found.radius,
+        "eigenvalue_range": found.to_dict(),
+        "eigenvalue_of": "eta_{t-1}/eta_t, as A_t = I (the DSF's coordinates)" if grows else "A_t",
+    }  # fmt: skip
+
+
+def _certificate(layer: nn.Module, x: Tensor) -> dict[str, Any]:
+    system = system_of(layer, x)
+    want = run(system, "recurrent")
+    assert isinstance(want, Tensor)
+    errors: dict[str, float] = {}
+    for form in exists(system):
+        got = run(system, form)
+        assert isinstance(got, Tensor)
+        errors[form] = torch.inf if why_no_proof(want) else largest(relative_error(wide(got), wide(want), heads=True))
+    allowed, worst = tolerance(torch.float64, x.shape[1]), max(errors.values())
+    refused = {name: why.partition(";")[0] for name, why in system.forms().items() if why is not None}
+    return {
+        "ok": worst <= allowed, "worst": worst, "tolerance": allowed, "dtype": "float64", "length": x.shape[1],
+        "forms": errors, "refused": refused,
+    }  # fmt: skip
+
+
+def _dynamics(layer: nn.Module, x: Tensor, data: bytes) -> dict[str, Any]:
+    system = system_of(layer, x[:, :1024])
+    values = spectrum(system[:CERTIFIED]).sample(600)
+    found = horizon(system, queries=sorted({int(t) for t in torch.linspace(min(15, system.T - 1), system.T - 1, 24)}))
+    return {
+        "eigenvalues": {"re": rounded(values.real), "im": rounded(values.imag)},
+        "horizon": found.to_dict(),
+        "coefficients": effective_attention(system, [printable(c) for c in data[:SHOWN]], range(SHOWN_HEADS)),
+    }
+
+
+def printable(byte: int) -> str:
+    """A byte as it is shown."""
+    return chr(byte) if byte < 127 else f"\\x{byte:02x}"
+
+
+# -- pairs --------------------------------------------------------------------------------------------------------
+
+
+def _pairs(names: list[str]) -> Iterator[tuple[str, str]]:
+    for i, a in enumerate(names):
+        for b in names[i + 1 :]:
+            yield a, b
+
+
+def _pair(name_a: str, a: nn.Module, name_b: str, b: nn.Module, x: Tensor, seed: int) -> dict[str, Any]:
+    """Whether two layers are one function when they share the weights that have the same names and shapes."""
+    generator = torch.Generator().manual_seed(seed)
+    shared = share_weights(a, b, lambda layer: redraw(layer, generator, "own"))
+    found = equivalent(shared.a, shared.b, x)
+    first = None if found.equal else {"row": found.row, "position": found.position}
+    if not shared.names:
+        text = "no weights of the same name and shape: nothing can be made equal"
+    elif found.equal:
+        text = f"the same function of {len(shared.names)} shared weights, {found.text}"
+    else:
+        text = f"different functions with {len(shared.names)} weights shared: {found.text}"
+    if shared.unshared:
+        text += f"; not shared: {', '.join(shared.unshared[:6])}{' ...' if len(shared.unshared) > 6 else ''}"
+    drawn = [copy.deepcopy(layer) for layer in (a, b)]
+    for layer in drawn:
+        redraw(layer, generator, "own")
+    return {
+        "a": name_a, "b": name_b, "equal": found.equal, "error": found.error, "first": first,
+        "shared": len(shared.names), "unshared": len(shared.unshared), "text": text,
+        "special": special_case(drawn[0], drawn[1], x),
+    }  # fmt: skip

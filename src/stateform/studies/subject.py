@@ -1,0 +1,245 @@
+"""What is analysed, and what it reads: a layer, the layers of a model, or the mixers of a pretrained model."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..architectures import REGISTRY, accepted, build, resolve
+from ..errors import StateformError, require, require_finite, require_finite_weights, require_seed, validate
+from ..files import read_json
+from ..hub import Opened, lift
+from ..hub.supported import kind_of
+from ..layer import Past
+from ..models import SequenceModel, open_folder
+from ..system import System
+from ..text import read_text
+from ..timing.measure import system_of
+from ..train import Experiment
+from ..train.parent import EXPERIMENT
+from .compare import DTYPES, embed, printable
+
+SHOWN, EXCERPT = 256, 240
+"""Tokens, and bytes of the text, that a report shows."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """One layer on its own input."""
+
+    layer: nn.Module
+    system: System | None
+    """None where there is none: what is known says why."""
+    known: dict[str, Any]
+    """What else is known of it: entries of its row in the result."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What `analyze` looks at."""
+
+    name: str
+    module: nn.Module
+    source: str
+    """Where the tokens come from."""
+    ids: Tensor
+    """[1,T]"""
+    tokens: list[str]
+    """The first ones, as they are shown."""
+    excerpt: str
+    """The beginning of the text; empty if only ids are known."""
+    d_model: int | None
+    kinds: Sequence[str]
+    """A word for each layer."""
+    labels: Sequence[str]
+    """The name of each layer."""
+    looks: Callable[[], Iterator[Look]]
+    """The layers, one after the other."""
+    whole: SequenceModel | None = None
+    """The model, where questions can be asked about all its layers together."""
+    is_model: bool = True
+
+
+def subject_of(
+    thing: str | Path | type[nn.Module] | nn.Module | Opened, text: str | Path | Tensor | None, *, d_model: int,
+    n_heads: int | None, d_state: int | None, max_length: int, dtype: str, seed: int,
+) -> Subject:  # fmt: skip
+    """The subject, see `analyze` for the arguments.
+
+    Raises:
+        StateformError: see `analyze`.
+    """
+    require_seed(seed)
+    if isinstance(thing, Opened) or kind_of(thing) is not None:
+        opened = thing if isinstance(thing, Opened) else Opened(type(thing).__name__, thing, None)  # type: ignore[arg-type]
+        source, ids, words, excerpt = _reading(opened, text, max_length)
+        if isinstance(opened.model, SequenceModel):
+            model = copy.deepcopy(opened.model).to(DTYPES[dtype]).eval()
+            return _own(opened.name, model, source, _fits(model, ids, given=True), words, excerpt)
+        return _pretrained(opened, source, ids, words, excerpt, dtype)
+    example = _example(thing) if text is None else None
+    text = text if example is None else example[1]
+    source, ids = _tokens(text, max_length)
+    given = isinstance(text, Tensor)
+    name, module = _module(thing, d_model, n_heads, d_state, seed)
+    module = copy.deepcopy(module).to(DTYPES[dtype]).eval()
+    words = [str(int(i)) if given else printable(int(i)) for i in ids[0, :SHOWN]]
+    excerpt = "" if given else bytes(int(i) for i in ids[0, :EXCERPT]).decode(errors="replace")
+    source = source if example is None else example[0]
+    if isinstance(module, SequenceModel):
+        return _own(name, module, source, _fits(module, ids, given), words, excerpt)
+    require(not given, "token ids are for a model; give a layer a text, whose bytes it reads")
+    require_finite_weights(module)
+    width = getattr(module, "d_model", None)
+    return Subject(name, module, source, ids, words, excerpt, width, [name], [name],
+                   lambda: _layer(module, ids, seed), is_model=False)  # fmt: skip
+
+
+def _own(name: str, model: SequenceModel, source: str, ids: Tensor, words: list[str], excerpt: str) -> Subject:
+    """The layers of a model of Stateform."""
+    require_finite_weights(model)
+    kinds = [str(block.spec).partition("(")[0] for block in model.blocks]
+    labels = [f"{i}: {kind}" for i, kind in enumerate(kinds)]
+    return Subject(name, model, source, ids, words, excerpt, model.config.d_model, kinds, labels,
+                   lambda: _layers(model, ids), model)  # fmt: skip
+
+
+def _layer(layer: nn.Module, ids: Tensor, seed: int) -> Iterator[Look]:
+    """One layer, which reads bytes as fixed random vectors."""
+    weight = next(layer.parameters(), torch.empty(0))
+    x = embed(bytes(ids[0].tolist()), layer.d_model, seed).to(weight.dtype)  # type: ignore[arg-type]
+    system = system_of(layer, x)
+    with validate(True):
+        system.check_values()
+    yield Look(layer, system, {})
+
+
+def _layers(model: SequenceModel, ids: Tensor) -> Iterator[Look]:
+    """Each layer of a model on its own input, recorded in one run."""
+    seen: list[tuple[Tensor, dict[str, Tensor]]] = []
+
+    def keep(_: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        seen.append((args[0], dict(options.get("shared") or {})))
+
+    mixers: list[Any] = [block.mixer for block in model.blocks]
+    hooks = [mixer.register_forward_pre_hook(keep, with_kwargs=True) for mixer in mixers]
+    try:
+        out = model(ids)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    with validate(True):
+        require_finite(out.logits, f"the logits of this {type(model).__name__}")
+    for i, mixer in enumerate(mixers):
+        u, shared = seen[i]
+        seen[i] = (torch.empty(0), {})
+        yield Look(mixer, mixer.system(u, Past(None, shared)) if shared else system_of(mixer, u), {})
+
+
+def _reading(opened: Opened, text: str | Path | Tensor | None, most: int) -> tuple[str, Tensor, list[str], str]:
+    """Where the tokens come from, the tokens, the first as they are shown, and the beginning of the text."""
+    if isinstance(text, Tensor):
+        (source, ids), excerpt = _tokens(text, most), ""
+    else:
+        source, data = read_text(text)
+        ids, excerpt = opened.tokens(data, most), data[:EXCERPT].decode(errors="replace")
+        require(ids.shape[1] >= 2, f"{source} has {ids.shape[1]} token; expected at least 2")
+    return source, ids, opened.decode(ids[:, :SHOWN]), excerpt
+
+
+def _pretrained(opened: Opened, source: str, ids: Tensor, words: list[str], excerpt: str, dtype: str) -> Subject:
+    """Each mixer of a model of transformers, with the certificate of its System."""
+    lifted = lift(opened.model, ids, dtype=DTYPES[dtype])
+    names = list(lifted)
+
+    def looks() -> Iterator[Look]:
+        for name in names:
+            layer, system = lifted.module(name), None
+            with suppress(StateformError):  # the certificate says it
+                layer, system = lifted.layer(name), lifted[name]
+            yield Look(layer, system, {"certificate": lifted.certificate(name, system).to_dict()})
+
+    kinds = [type(lifted.module(name)).__name__ for name in names]
+    width = getattr(opened.model.config, "hidden_size", None)
+    return Subject(opened.name, opened.model, source, ids, words, excerpt, width, kinds, _short(names), looks)
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """Names of modules without the parts with which all begin."""
+    parts = [name.split(".") for name in names]
+    same = 0
+    while len(parts) > 1 and all(len(p) > same + 1 and p[same] == parts[0][same] for p in parts):
+        same += 1
+    return [".".join(p[same:]) for p in parts]
+
+
+# -- before any work ----------------------------------------------------------------------------------------------
+
+
+def _tokens(text: str | Path | Tensor | None, most: int) -> tuple[str, Tensor]:
+    """Where the tokens come from, and at most so many of them, [1,T]."""
+    if isinstance(text, Tensor):
+        whole = not (text.is_floating_point() or text.is_complex() or text.dtype == torch.bool)
+        require(whole and (text.ndim == 1 or (text.ndim == 2 and text.shape[0] == 1)),
+                f"the tokens are {text.dtype} of shape {list(text.shape)}; expected integers [T] or [1,T]")  # fmt: skip
+        source, ids = "token ids", text.reshape(1, -1).long()
+    else:
+        source, data = read_text(text)
+        ids = torch.frombuffer(bytearray(data[:most]), dtype=torch.uint8).long().unsqueeze(0)
+    require(ids.shape[1] >= 2, f"{source} has {ids.shape[1]} token; expected at least 2")
+    return source, ids[:, :most]
+
+
+def _module(
+    thing: str | Path | type[nn.Module] | nn.Module, d_model: int, n_heads: int | None, d_state: int | None, seed: int
+) -> tuple[str, nn.Module]:
+    """The layer or the model, and what it is called."""
+    if isinstance(thing, nn.Module):
+        fits = isinstance(thing, SequenceModel) or hasattr(thing, "system")
+        require(fits, f"{type(thing).__name__} has no method system(u); give a layer that has, or a model of them")
+        return type(thing).__name__, thing
+    spec = str(thing) if isinstance(thing, Path) else thing
+    if isinstance(spec, str) and is_folder(spec):
+        return spec, open_folder(spec)
+    name = spec if isinstance(spec, str) else spec.__name__
+    cls = resolve(spec)[0] if isinstance(spec, str) else spec
+    known = accepted(cls)
+    options = {"d_model": d_model, "n_heads": n_heads, "d_state": d_state}
+    torch.manual_seed(seed)
+    layer: nn.Module = build(spec, **{k: v for k, v in options.items() if k in known and v is not None})
+    require(hasattr(layer, "system"), f"{name} has no method system(u): analyze needs layers that give a System")
+    return name, layer
+
+
+def _example(thing: Any) -> tuple[str, Tensor] | None:
+    """An example of the task that the model in a folder was trained on, and its name; None for models of bytes."""
+    if not (isinstance(thing, str | Path) and is_folder(str(thing)) and os.path.isfile(Path(thing) / EXPERIMENT)):
+        return None
+    task = Experiment.from_dict(read_json(Path(thing) / EXPERIMENT)).task
+    require(task.vocab_size is not None, f"the model in {thing} reads numbers; analyze reads token ids")
+    return None if task.tokenizer == "bytes" else (f"an example of {task.spec}", task.sample(1, split="test").inputs)
+
+
+def is_folder(spec: str) -> bool:
+    """Whether a name is meant as the folder of a model; `./name` is one even where a layer has that name."""
+    head = spec.partition("(")[0]
+    return head not in REGISTRY and (os.path.isdir(spec) or (".py" not in head and "/" in head))
+
+
+def _fits(model: SequenceModel, ids: Tensor, given: bool) -> Tensor:
+    """The tokens that the model can read."""
+    kind, size = model.config.tokenizer, model.config.vocab_size or 0
+    require(model.embedding is not None, "the model reads numbers; analyze reads token ids")
+    require(given or kind == "bytes",
+            f"the model's tokenizer is {kind!r}; a text is read as bytes: give ids, analyze(model, ids)")  # fmt: skip
+    require(int(ids.max()) < size and int(ids.min()) >= 0,
+            f"the tokens reach {int(ids.max())}; the model's vocabulary is 0..{size - 1}")  # fmt: skip
+    return ids[:, : model.config.max_positions]

@@ -1,0 +1,358 @@
+"""The zoo: every architecture in a row, computed from the layer that is built."""
+
+from __future__ import annotations
+
+import codecs
+import copy
+import json
+import math
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+
+from ..analysis import Expressivity, contraction, describe, describe_read, expressivity
+from ..analysis.structure import TRANSITION
+from ..architectures import REGISTRY, accepted, build, resolve
+from ..contract.draws import redraw
+from ..errors import nearest, require, require_seed, validate
+from ..files import write_atomically
+from ..forms import blank_state
+from ..result import Printed
+from ..system import System
+from ..text import decoded, read_bytes
+
+FAMILIES = {
+    "attention": ("attention", "Attention and its approximations"),
+    "features": ("attention", ""),
+    "hopfield": ("attention", ""),
+    "gated": ("gated", "Linear attention that forgets"),
+    "decaying": ("gated", ""),
+    "rwkv": ("rwkv", "RWKV"),
+    "delta": ("delta", "The delta rule"),
+    "ttt": ("learning", "States that learn: test-time training and regression"),
+    "ridge": ("learning", ""),
+    "ssm": ("ssm", "State-space models"),
+    "lti": ("ssm", ""),
+    "dense": ("dense", "Dense transitions from the input"),
+    "rnn": ("rnn", "Recurrent networks whose gates see the input alone"),
+    "minimal": ("rnn", ""),
+}
+"""The family of each module of layers, and the family's title; a module that is not here is a family by itself."""
+
+OURS = build.__module__.rpartition(".")[0]
+"""The package of our architectures."""
+
+MARKS = "<!-- zoo -->", "<!-- /zoo -->"
+"""Between these two lines of a Markdown file stands the table."""
+
+LEGEND = (
+    "State: all heads, d_model {d_model}; T: for each token of the past. Forms: r recurrent, c chunkwise, s scan, "
+    "m matrix, v convolution, n Newton. Tracks: what one layer's transitions were seen to reach (or cannot), as "
+    "necessary conditions for it; `stateform show NAME` has the reasons."
+)
+LETTERS = {"recurrent": "r", "chunkwise": "c", "scan": "s", "matrix": "m", "convolution": "v", "newton": "n"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One architecture."""
+
+    name: str
+    family: str
+    title: str
+    """Of its family."""
+    summary: str
+    paper: str
+    transition: str
+    read: str
+    state: str
+    """Heads x keys x values of the state (with the normaliser's column), or numbers a token where it grows."""
+    state_size: int
+    """Real numbers in the state of one row, or in the whole of a window; 0 where it grows."""
+    state_growth: int
+    """Real numbers that a token adds."""
+    forms: dict[str, str | None]
+    """None where the form exists, else why not."""
+    contractive: str
+    contractive_why: str
+    parameters: int
+    nonlinear: bool
+    """The System is the linearisation of a nonlinear recurrence."""
+    expresses: Expressivity
+
+    @property
+    def exists(self) -> list[str]:
+        """The forms that exist."""
+        return [name for name, why in self.forms.items() if why is None]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**vars(self), "expresses": self.expresses.to_dict()}
+
+
+@dataclass(frozen=True)
+class Zoo(Printed):
+    """The rows: `print(zoo)` for a table, `.to_markdown()`, `.to_dict()`."""
+
+    rows: list[Row]
+    d_model: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dicts."""
+        return {"d_model": self.d_model, "layers": [row.to_dict() for row in self.rows]}
+
+    def save_json(self, path: str | Path) -> None:
+        """Write the rows, whole or not at all."""
+        write_atomically(Path(path), (json.dumps(self.to_dict(), indent=1) + "\n").encode())
+
+    def to_markdown(self) -> str:
+        """A table in Markdown."""
+        head = ("name", "family", "transition A_t", "read", f"state at d_model {self.d_model}", "tracks", "paper")
+        lines = [head, ("---",) * len(head)]
+        for r in self.rows:
+            lines.append((f"`{r.name}`", r.family, r.transition, r.read, r.state, r.expresses.tracks, _link(r.paper)))
+        return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        room = options.max_width
+        wide = room >= 110
+        left_out = () if wide else ("read",) if room >= 66 else ("read", "forms", "arXiv")
+        heads = ["name", "transition A_t", "read", "state", "forms", "tracks", "arXiv"]
+        cells = {
+            r.name: [
+                r.name, r.transition, r.read, r.state if wide else _size(r), _letters(r), r.expresses.tracks,
+                r.paper.removeprefix("arXiv ") if r.paper.startswith("arXiv ") else r.paper.partition(" ")[0],
+            ]
+            for r in self.rows
+        }  # fmt: skip
+        kept = [i for i, head in enumerate(heads) if head not in left_out]
+        widths = _widths([[line[i] for i in kept] for line in (heads, *cells.values())], room)
+        for title in dict.fromkeys(r.title for r in self.rows):
+            table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+            table.show_header = title == self.rows[0].title
+            for i, width in zip(kept, widths, strict=True):
+                table.add_column(heads[i], width=width, overflow="fold", header_style="dim")
+            for r in self.rows:
+                if r.title == title:
+                    table.add_row(*(Text(cells[r.name][i], style=_style(heads[i], r)) for i in kept))
+            yield from (Text(title, style="bold"), table, Text())
+        yield Text(LEGEND.format(d_model=self.d_model), style="dim")
+
+
+def _widths(lines: list[list[str]], room: int) -> list[int]:
+    """Widths of columns that fill at most `room`: the widest give way to the others."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    least = [max(len(word) for line in lines for word in line[i].split(" ")) for i in range(len(widths))]
+    while sum(widths) + 2 * len(widths) > room:
+        spare = [(w if w > m else 0, i) for i, (w, m) in enumerate(zip(widths, least, strict=True))]
+        size, i = max(spare)
+        if size == 0:  # no column can give way without breaking words
+            size, i = max((w, i) for i, w in enumerate(widths))
+            if size <= 1:
+                break
+        widths[i] -= 1
+    return widths
+
+
+def _style(head: str, row: Row) -> str:
+    if head == "tracks":
+        return "green" if row.expresses.parity.holds else "" if row.expresses.parity.holds is None else "dim"
+    return {"name": "bold", "arXiv": "dim"}.get(head, "")
+
+
+def _size(row: Row) -> str:
+    return f"{row.state_growth} T" if row.state_growth else str(row.state_size)
+
+
+def _letters(row: Row) -> str:
+    shown = [name for name in LETTERS if name != "newton" or name in row.exists]
+    return "".join(LETTERS[name] if name in row.exists else "-" for name in shown)
+
+
+def _link(paper: str) -> str:
+    where, _, number = paper.partition(" ")
+    place = {"arXiv": "https://arxiv.org/abs/", "doi": "https://doi.org/"}.get(where)
+    return paper if place is None else f"[{number}]({place}{number})"
+
+
+def insert(text: str, table: str) -> str:
+    """A Markdown text with `table` between its two marks, `<!-- zoo -->` and `<!-- /zoo -->`."""
+    start, end = MARKS
+    place = re.compile(f"(?<={re.escape(start)}\n).*?(?={re.escape(end)})", re.S)
+    require(len(place.findall(text)) == 1, f"there is no place for the table; expected one {start} and {end} below it")
+    return place.sub(lambda _: f"\n{table}\n", text)
+
+
+def insert_into(path: Path, table: str | None) -> None:
+    """Put the table between the marks in a file, whose byte-order mark and ends of lines stay what they are.
+
+    Raises:
+        StateformError: a file that cannot be read or is no text, or has no such place; without a table, that alone.
+    """
+    data = read_bytes(path)
+    text = decoded(data, path)
+    made = insert(text.replace("\r\n", "\n"), table or "")
+    if table is not None:
+        mark = codecs.BOM_UTF8 if data.startswith(codecs.BOM_UTF8) else b""
+        write_atomically(path, mark + (made.replace("\n", "\r\n") if "\r\n" in text else made).encode())
+
+
+def zoo(
+    names: Sequence[str | type[nn.Module]] | None = None, *, family: str | None = None, d_model: int = 64,
+    n_heads: int | None = None, d_state: int | None = None, seed: int = 0,
+) -> Zoo:  # fmt: skip
+    """Every architecture in a row: transition, read, state, forms, what it can express.
+
+    Args:
+        names: layers (default: all that are registered), with options if you like: "qlstm(reversed=True)".
+        family: of this family alone.
+        d_model: width at which sizes are given.
+        n_heads: for the layers that take it (default: each layer's own).
+        d_state: likewise.
+        seed: of the parameters and inputs at which eigenvalues are looked at.
+
+    Raises:
+        StateformError: an unknown name or family (with the nearest), or sizes that do not fit.
+    """
+    require_seed(seed)
+    wanted = sorted(REGISTRY if names is None else names, key=lambda spec: _place(_class(spec)))
+    known = [family_of(_class(spec))[0] for spec in wanted]
+    if family is not None:
+        require(family in known, f"there is no family {family!r} here: {nearest(family, set(known))}")
+        wanted = [spec for spec, word in zip(wanted, known, strict=True) if word == family]
+    sizes = {"d_model": d_model, "n_heads": n_heads, "d_state": d_state}
+    return Zoo([row(spec, sizes, seed) for spec in wanted], d_model)
+
+
+def _place(cls: type[nn.Module]) -> int:
+    """Where the module of a layer stands in the table of families; ones that are not there come last."""
+    package, _, module = cls.__module__.rpartition(".")
+    ours = package == OURS
+    return list(FAMILIES).index(module) if ours and module in FAMILIES else len(FAMILIES) + (not ours)
+
+
+def _class(spec: str | type[nn.Module]) -> type[nn.Module]:
+    return resolve(spec)[0] if isinstance(spec, str) else spec
+
+
+def family_of(cls: type[nn.Module]) -> tuple[str, str]:
+    """The family of a layer in a word, and its title: those of its module."""
+    module = cls.__module__.rpartition(".")[2]
+    if not cls.__module__.startswith(f"{OURS}."):
+        return "yours", "Yours"
+    word, title = FAMILIES.get(module, (module, ""))
+    title = title or next((t for w, t in FAMILIES.values() if w == word and t), "")
+    if not title:
+        title = (sys.modules[cls.__module__].__doc__ or module).split("\n")[0].partition(":")[0].rstrip(".")
+    return word, title
+
+
+def made(spec: str | type[nn.Module], options: dict[str, Any], seed: int) -> nn.Module:
+    """The layer, in float64, with those of the options that it takes and that are not None."""
+    known = accepted(_class(spec))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layer = build(spec, **{k: v for k, v in options.items() if v is not None and k in known})
+    named = spec if isinstance(spec, str) else spec.__name__
+    require(hasattr(layer, "system"), f"{named} has no method system(u): the zoo needs layers that give a System")
+    return layer.double().eval()
+
+
+TOKENS = 24
+"""Tokens of an input at which systems are looked at."""
+REMEMBERED = 12
+"""A part of a System that depends on a token this far back depends on the state, not on a short convolution."""
+
+
+@torch.no_grad()
+def row(spec: str | type[nn.Module], sizes: dict[str, Any], seed: int = 0) -> Row:
+    """The row of one layer."""
+    layer, cls = made(spec, sizes, seed), _class(spec)
+    entry = next((e for e in REGISTRY.values() if e.cls is cls), None)
+    generator = torch.Generator().manual_seed(seed)
+    width = int(getattr(layer, "d_model", sizes["d_model"]))
+    x = torch.randn(2, TOKENS, width, generator=generator, dtype=torch.float64)
+    with validate(False):
+        system: System = layer.system(x[:1])  # type: ignore[operator]
+        through_state = depends_on_state(layer, x)
+        nonlinear = bool(through_state)
+        words = describe(system)
+        if through_state & set(TRANSITION):
+            words = words.replace("from the input", "from input and state")
+        settled = nonlinear or system.readout == "exp"
+        systems = [system] if settled else [system, *_draws(layer, x, generator)]
+        contractive, why = contraction(system, promised=getattr(layer, "contractive", False), where="on random input")
+        grows = system.readout == "exp" and system.window is None
+        size = system.state_size * (system.window or 1) if system.readout == "exp" else system.state_size
+        family, title = family_of(cls)
+        return Row(
+            name=spec if isinstance(spec, str) else entry.name if entry else cls.__name__,
+            family=family, title=title,
+            summary=(cls.__doc__ or cls.__name__).strip().split("\n")[0], paper=entry.paper if entry else "",
+            transition=words, read=describe_read(system), state=_state(system),
+            state_size=0 if grows else size, state_growth=system.state_size if grows else 0,
+            forms=_forms(layer, system, x[:1]), contractive=contractive, contractive_why=why,
+            parameters=sum(p.numel() for p in layer.parameters()),
+            nonlinear=nonlinear, expresses=expressivity(systems, nonlinear=nonlinear),
+        )  # fmt: skip
+
+
+def _forms(layer: nn.Module, system: System, x: torch.Tensor) -> dict[str, str | None]:
+    """Every form of a layer, with None where it exists and else the reason why not."""
+    forms = system.forms()
+    if not hasattr(layer, "forms"):
+        return forms
+    exists: list[str] = layer.forms(x)  # type: ignore[operator]
+    return {name: None if name in exists else forms.get(name) or "" for name in dict.fromkeys([*forms, *exists])}
+
+
+def _state(system: System) -> str:
+    if system.readout == "exp":
+        return f"{system.state_size} a token" + (f", the last {system.window}" if system.window else "")
+    sizes = list(blank_state(system, 1)["S"].shape[1:])
+    while len(sizes) > 1 and sizes[-1] == 1:
+        sizes.pop()
+    return " x ".join(map(str, sizes)) + (" complex" if system.is_complex else "")
+
+
+def depends_on_state(layer: nn.Module, x: torch.Tensor) -> set[str]:
+    """The parts of a layer's System, of those that say what is kept and written, that depend on tokens far before
+    theirs. If there are any, the layer is a nonlinear recurrence, and its System the linearisation along this input.
+
+    Args:
+        layer: with `system`.
+        x: two inputs [2,T,d_model].
+    """
+    config = getattr(layer, "config", {})
+    far = max([REMEMBERED, *(2 * config[name] for name in ("d_conv", "block") if isinstance(config.get(name), int))])
+    length = x.shape[1]
+    x = x.repeat(1, math.ceil((far + 8) / length), 1)
+    other = torch.cat([x[1:, :1], x[:1, 1:]], 1)
+    a, b = (layer.system(u)[far:] for u in (x[:1], other))  # type: ignore[operator]
+    if a.readout == "exp":
+        return set()
+    parts = b.tensors()
+    return {
+        name
+        for name, part in a.tensors().items()
+        if name not in ("q", "d", "eta", "eta_floor") and not torch.allclose(part, parts[name], rtol=1e-9, atol=1e-12)
+    }
+
+
+def _draws(layer: nn.Module, x: torch.Tensor, generator: torch.Generator) -> Iterator[System]:
+    """Systems of the layer for other parameters, and for inputs from small to so large that every gate saturates."""
+    for how in ("", "own", "wide", "wide"):
+        drawn = copy.deepcopy(layer)
+        if how:
+            redraw(drawn, generator, how)
+        for scale in (1.0, 8.0, 64.0):
+            yield drawn.system(scale * x)  # type: ignore[operator]

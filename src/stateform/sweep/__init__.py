@@ -1,0 +1,1 @@
+"""Many trainings: plans, stores, engines, results."""

@@ -1,0 +1,142 @@
+"""What layers cost: time in every form and at every length, a token from a state, memory, and counted work."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..analysis import cost, peak_bytes
+from ..architectures import build
+from ..forms import choose, exists
+from ..system import System
+
+
+def system_of(layer: nn.Module, x: Tensor) -> System:
+    """The System of a layer on an input."""
+    system: System = layer.system(x)  # type: ignore[operator]
+    return system
+
+
+def blank_cost() -> dict[str, Any]:
+    """A row's cost before anything is measured."""
+    return {
+        "forward_ms": {}, "left_out": [], "auto_form": {}, "decode_us": None, "flops": {}, "memory_bytes": {},
+        "peak_bytes": {},
+        "crossover": {"T": None, "text": "not measured"},
+    }  # fmt: skip
+
+
+def measure(
+    built: dict[str, nn.Module], rows: dict[str, dict[str, Any]], x: Tensor, lengths: list[int], limit_gb: float,
+    repeats: int,
+    step: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Fill the cost of every row. All layers take turns, so that a slow moment of the machine hits all alike."""
+    layers = {name: copy.deepcopy(layer).to(x.dtype) for name, layer in built.items()}
+    reference = next((name for name, layer in layers.items() if system_of(layer, x[:, :1]).readout == "exp"), None)
+    if reference is None:
+        layers["softmax"] = build("softmax", d_model=x.shape[2]).to(x.dtype).eval()
+    softmax: dict[int, float] = {}
+    for T in lengths:
+        step(f"time at T = {T}")
+        part = x[:, :T]
+        jobs: dict[tuple[str, str], Callable[[], Any]] = {}
+        for name, layer in layers.items():
+            system = system_of(layer, part)
+            auto = choose(system)
+            for form in exists(system) if name in rows else [auto]:
+                estimate = cost(system, form)
+                if name in rows:
+                    table = rows[name]["cost"]
+                    table["memory_bytes"].setdefault(form, {})[str(T)] = estimate.bytes
+                    table["auto_form"][str(T)] = auto
+                    if form == auto:
+                        table["flops"][str(T)] = estimate.flops + _projection_flops(layer, system)
+                    if estimate.bytes > limit_gb * 1e9:
+                        reason = f"estimated {estimate.bytes / 1e9:.1f} GB, the limit is {limit_gb:g} GB"
+                        table["left_out"].append({"form": form, "T": T, "reason": reason})
+                        continue
+                jobs[name, form] = partial(layer, part, form=form)
+        for name in layers:
+            if name in rows:
+                form = rows[name]["cost"]["auto_form"][str(T)]
+                if (name, form) in jobs:
+                    rows[name]["cost"]["peak_bytes"][str(T)] = peak_bytes(jobs[name, form])
+        for (name, form), times in _take_turns(jobs, repeats).items():
+            if name in rows:
+                spread = {"median": 1e3 * median(times), "low": 1e3 * min(times), "high": 1e3 * max(times)}
+                rows[name]["cost"]["forward_ms"].setdefault(form, {})[str(T)] = spread
+            if name == (reference or "softmax"):
+                softmax[T] = min(softmax.get(T, 1e3 * median(times)), 1e3 * median(times))
+    step_times = _decode({name: layers[name] for name in rows}, x)
+    for name, row in rows.items():
+        row["cost"]["decode_us"] = step_times[name]
+        row["cost"]["crossover"] = _crossover(row["cost"], softmax, name == reference)
+
+
+def _take_turns(jobs: dict[tuple[str, str], Callable[[], Any]], repeats: int) -> dict[tuple[str, str], list[float]]:
+    """Warm up once, then `repeats` rounds over all jobs: three times as many for quick ones, whose times scatter more,
+    one for those of over half a second.
+    """
+    first = {key: _seconds(job) for key, job in jobs.items()}
+    rounds = {key: 1 if t > 0.5 else repeats if t > 0.02 else 3 * repeats for key, t in first.items()}
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in jobs}
+    for i in range(max(rounds.values(), default=0)):
+        for key, job in jobs.items():
+            if i < rounds[key]:
+                times[key].append(first[key] if first[key] > 2 else _seconds(job))
+    return times
+
+
+def _seconds(job: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    job()
+    return time.perf_counter() - start
+
+
+def _decode(layers: dict[str, nn.Module], x: Tensor, steps: int = 40) -> dict[str, dict[str, float]]:
+    """Time of one token from the state after the longest sequence, in microseconds; layers take turns."""
+    states = {name: layer(x, return_state=True)[1] for name, layer in layers.items()}
+    token = x[:, -1]
+    times: dict[str, list[float]] = {name: [] for name in layers}
+    for i in range(steps + 5):
+        for name, layer in layers.items():
+            step: Callable[..., Any] = layer.step  # type: ignore[assignment]
+            taken = _seconds(partial(step, token, states[name]))
+            if i >= 5:
+                times[name].append(1e6 * taken)
+    return {name: {"median": median(t), "low": min(t), "high": max(t)} for name, t in times.items()}
+
+
+def _projection_flops(layer: nn.Module, system: System) -> float:
+    """Two operations per weight and token for every map from inputs to parts of the system and to the output."""
+    weights = sum(
+        p.numel()
+        for m in layer.modules()
+        for name, p in m.named_parameters(recurse=False)
+        if name == "weight" and p.ndim > 1
+    )
+    maps = sum(2 * w.numel() for w in (system.w_in, system.w_out) if w is not None)
+    return 2.0 * system.B * system.T * (weights + maps)
+
+
+def _crossover(cost_: dict[str, Any], softmax: dict[int, float], is_softmax: bool) -> dict[str, Any]:
+    if is_softmax:
+        return {"T": None, "text": "this is softmax"}
+    faster = []
+    for T, reference in softmax.items():
+        best = [times[str(T)]["median"] for times in cost_["forward_ms"].values() if str(T) in times]
+        faster.append((T, bool(best) and min(best) < reference))
+    wins = [T for T, ok in faster if ok]
+    if not wins:
+        return {"T": None, "text": f"slower than softmax up to T = {max(softmax)}"}
+    since = next(T for i, (T, _) in enumerate(faster) if all(ok for _, ok in faster[i:])) if faster[-1][1] else None
+    if since is None:
+        return {"T": None, "text": f"faster than softmax at T = {', '.join(map(str, wins))} alone"}
+    return {"T": since, "text": f"faster than softmax from T = {since} on, of the lengths measured"}

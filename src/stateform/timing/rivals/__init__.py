@@ -1,0 +1,1 @@
+"""What one would take instead of our layers: the rivals of a benchmark."""

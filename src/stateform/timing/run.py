@@ -1,0 +1,480 @@
+"""`bench`: check that the parties of each pair are one function, then time them in turns."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..analysis import peak_bytes
+from ..architectures import REGISTRY
+from ..errors import nearest, require, require_seed
+from ..files import write_atomically, write_page
+from ..machine import machine, stateform_version
+from ..result import Printed
+from ..system.tolerances import GRADIENT, HALF, PROJECTED
+from .pair import MODES, Operation, Pair, Rival, Setting, like, version_of
+from .rivals.party import Inputs, Party, copying
+from .rivals.plain import lines
+from .rounds import RECOVERABLE, Clock, Job, one_line, spread, take_turns
+from .table import PACKAGES, PAIRS
+
+Progress = Callable[[str, int, int], None]
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+OURS, FLOOR, COPY = "stateform", "linear maps alone", "weights copied"
+ROWS = (1, 4)
+"""Sequences in a batch for which training is timed."""
+CHECKED = (2, 300)
+"""Rows and tokens on which the parties are compared: more than one chunk of every rival, and a remainder."""
+COMPILERS = ("triton", "tilelang")
+"""Of kernels for a GPU: their versions decide which of them there are."""
+PROMPT, STEPS = 10, 4
+"""Tokens before decoding, and tokens decoded for the comparison."""
+
+
+@dataclass
+class Bench(Printed):
+    """What `bench` found: `print(bench)` for tables, `.html()` and `.to_dict()` for the rest."""
+
+    result: dict[str, Any]
+
+    @property
+    def complete(self) -> bool:
+        """False if it was interrupted: then it holds what was measured by then."""
+        return bool(self.result["complete"])
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """By pair whose own layer failed: why."""
+        return {pair["name"]: pair["failed"] for pair in self.result["pairs"] if "failed" in pair}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dicts."""
+        return self.result
+
+    def html(self, plotlyjs: str = "inline") -> str:
+        """One page with interactive figures; where its plotting library is, see `stateform.report.render_html`."""
+        from ..report.bench import render_bench  # Plotly is slow to import and not needed until now
+
+        return render_bench(self.result, plotlyjs)
+
+    def save_html(self, path: str | Path, plotlyjs: str = "inline") -> None:
+        """Write the page, whole or not at all; "directory" puts its plotting library into a file beside it."""
+        write_page(Path(path), self.html, plotlyjs)
+
+    def save_json(self, path: str | Path) -> None:
+        """Write the numbers, whole or not at all."""
+        write_atomically(Path(path), (json.dumps(self.result, indent=1) + "\n").encode())
+
+    def _repr_html_(self) -> str:
+        from ..report import cell
+
+        return cell(self.html)
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        try:
+            from ..report.bench import bench_tables
+        except ImportError as error:  # of a drawing library, which is no reason to lose the numbers
+            yield from lines(self.result, f"Plain, as the tables cannot be made: {error}.")
+            return
+        yield from bench_tables(self.result)
+
+
+def bench(
+    layers: Sequence[str] = (), *, rivals: Sequence[str] = (), modes: Sequence[str] = MODES,
+    lengths: Sequence[int] = (512, 2048), positions: Sequence[int] = (10, 100_000), d_model: int = 768,
+    repeats: int = 7, device: str = "cpu", dtype: str = "float32", seed: int = 0, memory_limit_gb: float = 4.0,
+    on_progress: Progress | None = None, keep: Callable[[Bench], None] | None = None,
+    clock: Clock = time.perf_counter,
+) -> Bench:  # fmt: skip
+    """Time layers beside what one would take instead of them, with the same weights.
+
+    A rival whose outputs, steps or gradients are not those of our layer is reported with its difference and not timed.
+    All that is timed of one pair takes turns. The rivals run as they are by default, and so do ours.
+
+    Args:
+        layers: names of pairs (`stateform.timing.PAIRS`) or of layers; a layer without rivals is timed beside its own
+            linear maps. Default: all pairs whose rivals are named.
+        rivals: packages whose rivals are wanted: transformers, mambapy, torch, fla. Default: all that are installed, on
+            a CPU without fla.
+        modes: "forward" (no gradients, one sequence), "training" (forward and backward, of the shortest length, one
+            and four sequences), "decode" (a token from a state), "memory" (the most bytes held at once).
+        lengths: tokens of the sequences.
+        positions: tokens that the states stand for from which a token is decoded.
+        d_model: width; heads are as many as fit.
+        repeats: rounds; median, least and largest are kept.
+        device: "cpu" or "cuda".
+        dtype: in which it is timed. Layers are compared in float32 whatever it is.
+        seed: of weights and inputs.
+        memory_limit_gb: decoding from a growing cache is left out where it would need more.
+        on_progress: called as the work goes on.
+        keep: called with what is found so far, after each pair.
+        clock: seconds; for tests.
+
+    Returns:
+        A Bench. After Ctrl-C it holds what was measured, and says that it is not complete. A pair whose own layer fails
+        says why, and the others are measured.
+
+    Raises:
+        StateformError: before any work: an unknown name, a package that is not installed, sizes that do not fit.
+    """
+    wanted = chosen(layers, rivals, device)
+    for name in modes:
+        require(name in MODES, f"unknown mode {name!r}: {nearest(name, MODES)}")
+    require(len(modes) > 0, f"name at least one mode: {', '.join(MODES)}")
+    for what, values, least in (("lengths", lengths, 2), ("positions", positions, 1)):
+        good = len(values) > 0 and all(isinstance(T, int) and least <= T for T in values)
+        require(good, f"{what} are {list(values)}; expected whole numbers, {least} or more")
+    require(d_model >= 1, f"d_model is {d_model}; expected a positive integer")
+    require(repeats >= 1, f"repeats is {repeats}; expected 1 or more")
+    require_seed(seed)
+    require(dtype in DTYPES, f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    require(memory_limit_gb > 0, f"memory_limit_gb is {memory_limit_gb}; expected a number above 0")
+    for pair in wanted:
+        pair.setting(d_model, "cpu", torch.Generator().manual_seed(seed))  # what cannot be made is refused here
+    plan = Plan(
+        tuple(dict.fromkeys(modes)), tuple(sorted(set(lengths))), tuple(sorted(set(positions))), d_model, repeats,
+        device, DTYPES[dtype], seed, memory_limit_gb, clock,
+    )  # fmt: skip
+    packages = {rival.package: rival.version for pair in wanted for rival in pair.rivals if not rival.missing()}
+    if device.startswith("cuda"):
+        packages |= {name: number for name in COMPILERS if (number := version_of(name)) is not None}
+    result: dict[str, Any] = {
+        "stateform": stateform_version(), "created": datetime.now().isoformat(timespec="seconds"),
+        "machine": machine(device), "versions": packages,
+        "settings": {
+            "d_model": d_model, "modes": list(plan.modes), "lengths": list(plan.lengths),
+            "positions": list(plan.positions), "training_rows": list(ROWS), "repeats": repeats, "device": device,
+            "dtype": dtype, "seed": seed, "memory_limit_gb": memory_limit_gb,
+        },
+        "complete": False, "pairs": [],
+    }  # fmt: skip
+    report = on_progress or (lambda what, done, total: None)
+    total, done = len(wanted) * (1 + len(plan.cases())), 0
+
+    def step(what: str) -> None:
+        nonlocal done
+        report(what, done, total)
+        done += 1
+
+    try:
+        for pair in wanted:
+            row: dict[str, Any] = {"name": pair.name, "layer": pair.layer, "sizes": "", "parties": [], "cases": []}
+            result["pairs"].append(row)
+            try:
+                with quiet():
+                    measure(pair, plan, row, step)
+            except RECOVERABLE as error:
+                row["failed"] = one_line(error)
+            if keep is not None:
+                keep(Bench(result))
+        result["complete"] = True
+    except KeyboardInterrupt:
+        pass
+    report("done", total, total)
+    return Bench(result)
+
+
+def chosen(layers: Sequence[str], rivals: Sequence[str], device: str) -> list[Pair | Operation]:
+    """The pairs that are named, each with the rivals that are."""
+    for name in rivals:
+        require(name in PACKAGES, f"no rivals are from {name!r}: {nearest(name, PACKAGES)}")
+    for name in layers:
+        known = {*PAIRS, *REGISTRY}
+        require(name in known, f"unknown layer {name!r}: {nearest(name, known)}")
+    kind = device.partition(":")[0]
+    require(kind in ("cpu", "cuda"), f"device is {device!r}; expected cpu or cuda")
+    if kind == "cuda":
+        require(torch.cuda.is_available(), "device is cuda, and torch sees none; use --device cpu")
+    packages = set(rivals or PACKAGES) - (set() if rivals or kind == "cuda" else {"fla"})
+    found: list[Pair | Operation] = []
+    for pair in PAIRS.values():
+        taken = tuple(rival for rival in pair.rivals if rival.package in packages)
+        if taken and (not layers or pair.name in layers or pair.layer in layers):
+            found.append(_with(pair, taken))
+    paired = {pair.layer for pair in found} | {pair.name for pair in found}
+    for name in dict.fromkeys(layers):
+        if name not in paired:
+            known_pair = PAIRS.get(name)
+            require(
+                not rivals and not isinstance(known_pair, Operation),
+                f"{name} has no rival from {', '.join(sorted(packages))}; leave out --rivals, or take another layer",
+            )
+            found.append(Pair(name, like(name)))
+    for name in rivals:
+        for pair in found:
+            missing = [rival.missing() for rival in pair.rivals if rival.package == name]
+            require(not any(missing), str(next(filter(None, missing), "")))
+    return found
+
+
+def _with(pair: Pair | Operation, rivals: tuple[Rival, ...]) -> Pair | Operation:
+    pair = copy.copy(pair)
+    object.__setattr__(pair, "rivals", rivals)
+    return pair
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, and how."""
+
+    modes: tuple[str, ...]
+    lengths: tuple[int, ...]
+    positions: tuple[int, ...]
+    d_model: int
+    repeats: int
+    device: str
+    dtype: torch.dtype
+    seed: int
+    memory_limit_gb: float
+    clock: Clock
+
+    def cases(self) -> list[tuple[str, int, int]]:
+        """Mode, rows and tokens of each measurement; memory is that of the longest sequence and the largest batch."""
+        every = [("forward", 1, T) for T in self.lengths] + [("training", rows, self.lengths[0]) for rows in ROWS]
+        every += [("decode", 1, T) for T in self.positions]
+        every += [("memory", 1, self.lengths[-1]), ("memory of training", ROWS[-1], self.lengths[0])]
+        return [case for case in every if case[0].split()[0] in self.modes]
+
+    def drawn(
+        self, inputs: Callable[[int, int, torch.dtype, torch.Generator], Inputs], rows: int, tokens: int,
+        dtype: torch.dtype,
+    ) -> Inputs:  # fmt: skip
+        """Inputs on the device."""
+        xs = inputs(rows, tokens, dtype, torch.Generator().manual_seed(self.seed + 1))
+        return tuple(x.to(self.device) for x in xs)
+
+    def sync(self) -> None:
+        """Wait for the device."""
+        if self.device.startswith("cuda"):
+            torch.cuda.synchronize()
+
+
+def measure(pair: Pair | Operation, plan: Plan, row: dict[str, Any], step: Callable[[str], None]) -> None:
+    """Fill the row of one pair."""
+    step(f"{pair.name}: are they equal?")
+    setting = pair.setting(plan.d_model, plan.device, torch.Generator().manual_seed(plan.seed))
+    row["sizes"] = setting.sizes
+    weights = setting.ours.weights
+    row["weights"] = sum(p.numel() for p in weights)
+    parties = {OURS: setting.ours}
+    fit = {OURS: {"forward", "training", "decode"}}
+    row["parties"].append({"name": OURS, "kind": "ours"})
+    reference = Reference(pair, plan, setting)
+    for rival in pair.rivals:
+        about, party = reference.compared(rival)
+        row["parties"].append(about)
+        if party is not None:
+            parties[rival.name], fit[rival.name] = party, set(about["timed"])
+    for party in parties.values():
+        party.module.to(plan.dtype)
+    if setting.floor is not None:
+        parties[FLOOR], fit[FLOOR] = setting.floor, {"forward", "training", "decode"}
+        row["parties"].append({"name": FLOOR, "kind": "floor"})
+    if weights:
+        parties[COPY], fit[COPY] = copying(setting.source), {"decode"}
+        row["parties"].append({"name": COPY, "kind": "copy"})
+    for mode, rows, tokens in plan.cases():
+        step(f"{pair.name}: {mode}, {rows} x {tokens}")
+        case: dict[str, Any] = {"mode": mode, "rows": rows, "tokens": tokens, "found": {}, "left_out": {}}
+        row["cases"].append(case)
+        needed = "training" if mode == "memory of training" else "forward" if mode == "memory" else mode
+        present = {name: party for name, party in parties.items() if needed in fit[name]}
+        if mode.startswith("memory"):
+            present.pop(FLOOR, None)  # which holds the outputs of all its maps at once: no bound
+            _memory(present, setting, plan, case, needed)
+        else:
+            _times(present, setting, plan, case)
+
+
+def _times(parties: dict[str, Party], setting: Setting, plan: Plan, case: dict[str, Any]) -> None:
+    mode, rows, tokens = case["mode"], case["rows"], case["tokens"]
+    jobs: dict[str, Job] = {}
+    for name, party in parties.items():
+        growth = 0 if name in (FLOOR, COPY) else setting.ours.growth  # one function: where our state grows, theirs does
+        needed = 3 * growth * tokens / 1e9
+        if mode == "decode" and needed > plan.memory_limit_gb:
+            case["left_out"][name] = (
+                f"a cache of {tokens} tokens needs about {needed:.1f} GB, the limit is {plan.memory_limit_gb:g} GB"
+            )
+            continue
+        jobs[name] = job(party, setting, plan, mode, rows, tokens)
+    times: dict[str, list[float]] = {}
+    try:
+        take_turns(jobs, plan.repeats, times, case["left_out"], plan.sync, plan.clock)
+    finally:
+        case["found"] = {name: spread(t) for name, t in times.items() if t}
+        base = case["found"].get(OURS)
+        for found in case["found"].values():
+            found["ratio"] = found["median"] / base["median"] if base and base["median"] else None
+
+
+def job(party: Party, setting: Setting, plan: Plan, mode: str, rows: int, tokens: int) -> Job:
+    """What prepares one measurement of one party."""
+    if mode == "decode":
+        prompt = plan.drawn(setting.inputs, rows, min(PROMPT, tokens), plan.dtype)
+        token = tuple(x[:, :1] for x in prompt)
+        begin = party.begin
+        assert begin is not None
+
+        def decode() -> Callable[[], Any]:
+            with torch.no_grad():
+                step = begin(prompt, tokens)
+            return without_gradients(lambda: step(*token))
+
+        return decode
+    xs = plan.drawn(party.inputs or setting.inputs, rows, tokens, plan.dtype)
+    if mode == "forward":
+        return lambda: without_gradients(lambda: party.run(*xs))
+    leaves = [x.requires_grad_() for x in xs] + party.weights
+    given: list[Tensor] = []
+
+    def train() -> Callable[[], Any]:
+        if not given:
+            given.extend(torch.randn_like(y) for y in outputs(party.run(*xs)))
+        return lambda: torch.autograd.grad(outputs(party.run(*xs)), leaves, given, allow_unused=True)
+
+    return train
+
+
+def without_gradients(go: Callable[[], Any]) -> Callable[[], Any]:
+    """The same under `torch.no_grad`."""
+    return torch.no_grad()(go)
+
+
+def outputs(y: Any) -> list[Tensor]:
+    """One output, or several, as a list."""
+    return list(y) if isinstance(y, (list, tuple)) else [y]
+
+
+def _memory(parties: dict[str, Party], setting: Setting, plan: Plan, case: dict[str, Any], mode: str) -> None:
+    for name, party in parties.items():
+        try:
+            go = job(party, setting, plan, mode, case["rows"], case["tokens"])()
+            case["found"][name] = {"bytes": _peak(go, plan)}
+        except RECOVERABLE as error:
+            case["left_out"][name] = one_line(error)
+    base = case["found"].get(OURS)
+    for found in case["found"].values():
+        found["ratio"] = found["bytes"] / base["bytes"] if base and base["bytes"] else None
+
+
+def _peak(go: Callable[[], Any], plan: Plan) -> int:
+    if not plan.device.startswith("cuda"):
+        return peak_bytes(go)
+    go()
+    plan.sync()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    go()
+    plan.sync()
+    return torch.cuda.max_memory_allocated() - before
+
+
+# -- the same function? ---------------------------------------------------------------------------------------------
+
+
+class Reference:
+    """What ours gives for some inputs, and how far a rival is from it."""
+
+    def __init__(self, pair: Pair | Operation, plan: Plan, setting: Setting) -> None:
+        self.setting, self.dtype = setting, pair.checked_in(plan.dtype)
+        self.inputs = plan.drawn(setting.inputs, *CHECKED, self.dtype)
+        self.weight: Tensor | None = None
+        with exact():
+            self.want = {mode: self.of(setting.ours, mode) for mode in ("forward", "training")}
+
+    def of(self, party: Party, mode: str) -> list[Tensor]:
+        """The outputs, the gradients with respect to the inputs, or the outputs of steps behind a prompt."""
+        if mode == "training":
+            xs = tuple(x.clone().requires_grad_() for x in self.inputs)
+            y = party.run(*xs)
+            if self.weight is None:
+                self.weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y)
+            return list(torch.autograd.grad(y, xs, self.weight))
+        with torch.no_grad():
+            if mode == "forward":
+                return outputs(party.run(*self.inputs))
+            assert party.begin is not None
+            first = tuple(x[:1] for x in self.inputs)  # one row, as it is timed
+            step = party.begin(tuple(x[:, :PROMPT] for x in first), PROMPT)
+            at = range(PROMPT, PROMPT + STEPS)
+            return [torch.cat([step(*(x[:, t : t + 1] for x in first)) for t in at], 1)]
+
+    def compared(self, rival: Rival) -> tuple[dict[str, Any], Party | None]:
+        """A row about a rival: its differences, for what it can be timed, and why not for the rest."""
+        about: dict[str, Any] = {
+            "name": rival.name, "kind": "rival", "package": rival.package, "errors": {}, "timed": [], "notes": [],
+        }  # fmt: skip
+        missing = rival.missing()
+        if missing:
+            about["notes"].append(missing)
+            return about, None
+        allowed = max(rival.allowed, PROJECTED * HALF.get(self.dtype, 0.0))
+        if rival.allowed < allowed or rival.why:
+            about["notes"].append(rival.why or f"compared in {str(self.dtype).removeprefix('torch.')}")
+        about["allowed"] = allowed
+        try:
+            party = rival.make(self.setting.source)
+        except RECOVERABLE as error:
+            about["notes"].append(f"cannot be made: {one_line(error)}")
+            return about, None
+        for mode in ("forward", "decode", "training"):
+            if mode == "decode" and party.begin is None:
+                about["notes"].append("cannot go on from a state")
+                continue
+            try:
+                with exact():
+                    got = self.of(party, mode)
+            except RECOVERABLE as error:
+                about["notes"].append(f"{mode} fails: {one_line(error)}")
+                continue
+            want = self.want.get(mode) or [y[:1, PROMPT : PROMPT + STEPS] for y in self.want["forward"]]
+            found = max(difference(a, b) for a, b in zip(got, want, strict=True))
+            about["errors"][mode] = found
+            if found <= allowed * (GRADIENT if mode == "training" else 1):
+                about["timed"].append(mode)
+            else:
+                about["notes"].append(f"{mode} differs by {found:.2g}, so it is not timed")
+        return about, party if about["timed"] else None
+
+
+def difference(got: Tensor, want: Tensor) -> float:
+    """Largest difference over the largest value; infinite where either is not finite or the shapes differ."""
+    if got.shape != want.shape:
+        return float("inf")
+    found = float((got.double() - want.double()).abs().max() / want.double().abs().max().clamp_min(1e-300))
+    return found if found == found else float("inf")
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """float32 is float32: no TF32 in the convolutions and products of a GPU."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' warnings that a kernel for a GPU is not there: what runs by default is what is timed."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
