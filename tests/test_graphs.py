@@ -14,7 +14,8 @@ from .test_contract import quick_unless
 
 D = 8
 LAYERS = ["softmax", "linear", "gla", "mamba", "mamba2", "s4d", "mlstm", "gated_softmax"]
-FEW = {"softmax", "mamba"}
+LAYERS += ["deltanet", "gated_deltanet", "sliding_window"]
+FEW = {"softmax", "mamba", "deltanet", "sliding_window"}
 
 
 @pytest.mark.parametrize("name", quick_unless(set(LAYERS) - FEW, LAYERS))
@@ -34,6 +35,19 @@ def test_one_graph_for_every_length(name: str) -> None:
         x = torch.randn(2, T, D)
         torch.testing.assert_close(f(x), m(x))
     assert len(graphs) == 1
+
+
+@torch.no_grad()
+def test_the_cache_of_a_window_that_a_graph_gives() -> None:
+    """It has one size in a graph for every length, and goes on as any other."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    m = sf.build("sliding_window", d_model=D, window=16).eval()
+    f = torch.compile(lambda x: m(x, return_state=True), backend="eager", dynamic=True, fullgraph=True)
+    for T in (40, 5):
+        x = torch.randn(2, T + 20, D)
+        y, state = f(x[:, :T])
+        torch.testing.assert_close(torch.cat([y, m(x[:, T:], initial_state=state)], 1), m(x))
 
 
 class Logits(nn.Module):

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..errors import StateformError, readable
+from ..graph import any_length
 from ..loops.backend import transformed
 from ..loops.ops import gradients
 from ..system.shapes import spread_heads
@@ -123,13 +124,23 @@ def attend(system: System, state: State | None, block: int) -> tuple[Tensor, Sta
         low, bias, log_weight = _bias(cache, log_weight, stretch, start, stop, system)
         keys, values = cache.keys[:, low : L + stop], cache.values[:, low : L + stop]
         out.append(_rows(system, cache.q[:, start:stop], keys, values, bias, start, low))
-    keep = L + T if system.window is None else min(L + T, system.window - 1)
-    new = {"keys": cache.keys[:, L + T - keep :], "values": cache.values[:, L + T - keep :]}
+    new = {"keys": _kept(cache.keys, system.window), "values": _kept(cache.values, system.window)}
     if log_weight is not None:
-        new["log_weight"] = log_weight[:, L + T - keep :]
+        new["log_weight"] = _kept(log_weight, system.window)
     if cache.angle is not None:
         new["angle"] = cache.angle
     return torch.cat(out, 1), State({**new, "position": cache.seen + T})
+
+
+def _kept(x: Tensor, window: int | None) -> Tensor:
+    """What later tokens see of all keys so far [B,L+T,...]: the last window - 1 (in a graph for every length always so
+    many, zeros where there were none).
+    """
+    if window is None:
+        return x
+    if any_length(x.shape[1]):
+        return torch.cat([x.new_zeros(x.shape[0], window - 1, *x.shape[2:]), x], 1)[:, x.shape[1] :]
+    return x[:, max(0, x.shape[1] - window + 1) :]
 
 
 def _bias(
@@ -139,9 +150,10 @@ def _bias(
     [B|1,H|1,queries,keys] or None for "causal, nothing else"; and the running log weights of all keys up to `stop`.
     """
     L, device = cache.past, cache.keys.device
-    if cache.g is None and system.causal and start == L == 0 and (system.window is None or system.window >= stop):
+    cut = system.window is not None and (any_length(L + stop) or system.window < stop)
+    if cache.g is None and system.causal and start == L == 0 and not cut:
         return 0, None, None  # before a mask of queries x keys is made
-    low = 0 if system.window is None else max(0, L + start - system.window + 1)
+    low = 0 if system.window is None or any_length(L + start) else max(0, L + start - system.window + 1)
     i = torch.arange(L + start, L + stop, device=device)[:, None]
     j = torch.arange(low, L + stop, device=device)
     visible = (j <= i) if system.causal else torch.ones_like(j <= i)

@@ -46,7 +46,7 @@ def matrix(
         or before every STRETCH tiles with what each step writes (or nothing).
     """
     S = S.contiguous()
-    y, end, kept = _matrix_results(S, v, steps, keep, _chunked(log, f, w, steps, exclusive))
+    y, end, kept = _matrix_results(S, v, steps, keep, _by_tiles(log, f, w, exclusive))
     job = _matrix_job(q, k, v, log, f, w, S, steps, exclusive)
     job.y, job.end = strided(y, "btgrn"), _state(end)
     if keep:
@@ -59,17 +59,28 @@ def _same(f: Tensor | None, w: Tensor | None) -> bool:
     return f is None and w is not None
 
 
+def _by_tiles(log: Tensor | None, f: Tensor | None, w: Tensor | None, exclusive: bool) -> bool:
+    """Whether tiles of steps can be computed at once: the delta rule with one decay a head."""
+    return _same(f, w) and (log is None or log.shape[-1] == 1) and not exclusive
+
+
 def _chunked(log: Tensor | None, f: Tensor | None, w: Tensor | None, steps: int, exclusive: bool) -> bool:
-    """Whether tiles of steps are computed at once: one decay a head, and enough steps to make a product of matrices."""
-    return _same(f, w) and (log is None or log.shape[-1] == 1) and not exclusive and steps >= LEAST
+    """Whether they are: with enough steps to make a product of matrices."""
+    return _by_tiles(log, f, w, exclusive) and steps >= LEAST
 
 
-def _matrix_results(S: Tensor, v: Tensor, steps: int, keep: bool, chunked: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _matrix_results(S: Tensor, v: Tensor, steps: int, keep: bool, tiles: bool) -> tuple[Tensor, Tensor, Tensor]:
+    B, G, R, _, p = S.shape
+    return S.new_empty(B, steps, G, R, p), S.new_empty(S.shape), S.new_empty(_kept(S, steps, tiles) if keep else 0)
+
+
+def _kept(S: Tensor, steps: int, tiles: bool) -> int:
+    """How many numbers the gradient needs at most, by one formula for every length: a graph may have a symbol here."""
     B, G, R, n, p = S.shape
     rows = -(-steps // TILE) * n
-    if chunked:  # or step by step, where a decay is above 1: the loops see that, and lay it out one way or the other
-        rows = max(rows, -(-steps // (STRETCH * TILE)) * n + steps)
-    return S.new_empty(B, steps, G, R, p), S.new_empty(S.shape), S.new_empty(B * G * R * rows * p if keep else 0)
+    if tiles:  # or step by step, where a decay is above 1: the loops see that, and lay it out one way or the other
+        rows = torch.sym_max(rows, -(-steps // (STRETCH * TILE)) * n + steps)
+    return B * G * R * rows * p
 
 
 def _state(S: Tensor) -> Strided:
@@ -103,7 +114,7 @@ def _pieces(S: Tensor, many: bool) -> int:
 
 @matrix.register_fake
 def _(q, k, v, log, f, w, S, steps, exclusive, keep):  # type: ignore[no-untyped-def]
-    return _matrix_results(S, v, steps, keep, _chunked(log, f, w, steps, exclusive))
+    return _matrix_results(S, v, steps, keep, _by_tiles(log, f, w, exclusive))
 
 
 @operator("stateform::matrix_backward")
