@@ -26,7 +26,7 @@ from torch.nn.functional import normalize
 import stateform as sf
 from stateform.contract.definition import defined, defined_coefficients
 from stateform.forms import exists
-from stateform.system.tolerances import HALF, UNIT, relative_error, tolerance
+from stateform.system.precision import HALF, UNIT, relative_error, tolerance
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 TEMPERS = ("own", "forgetful", "lasting", "reset", "growing")

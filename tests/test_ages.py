@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import stateform as sf
-from stateform.system.tolerances import relative_error, tolerance, wide
+from stateform.system.precision import relative_error, tolerance, wide
 
 AGES = (0, 1, 5, 19, 5)
 """Tokens that each row has seen; the last two rows come in one State."""

@@ -22,7 +22,7 @@ from stateform.loops.conv import short_conv, short_conv_reference
 from stateform.loops.matrix import matrix, matrix_reference
 from stateform.loops.modes import modes, modes_reference
 from stateform.loops.norm import norm, norm_reference
-from stateform.system.tolerances import GRADIENT, tolerance
+from stateform.system.precision import GRADIENT, tolerance
 
 from .systems import CASES
 

@@ -15,7 +15,7 @@ import stateform as sf
 from stateform.architectures import REGISTRY, accepted, resolve
 from stateform.forms.form import FORMS
 from stateform.system.core import Core
-from stateform.system.tolerances import tolerance
+from stateform.system.precision import tolerance
 
 
 def quick_unless(slow: set[str], names: list[str]) -> list[Any]:

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 import stateform as sf
 from stateform.architectures import REGISTRY, accepted
-from stateform.system.tolerances import relative_error, wide
+from stateform.system.precision import relative_error, wide
 
 from .systems import CASES
 

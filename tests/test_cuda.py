@@ -13,7 +13,7 @@ import stateform as sf
 from stateform.architectures import REGISTRY, accepted
 from stateform.contract.check import Report
 from stateform.contract.draws import sensitivity
-from stateform.system.tolerances import GRADIENT, HALF, PROJECTED, UNIT, relative_error, tolerance, wide
+from stateform.system.precision import GRADIENT, HALF, PROJECTED, UNIT, relative_error, tolerance, wide
 
 DEVICE = "cuda"
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -16,7 +16,7 @@ from stateform.loops.channel import channel, channel_reference
 from stateform.loops.conv import short_conv, short_conv_reference
 from stateform.loops.matrix import matrix, matrix_reference
 from stateform.loops.ops import call
-from stateform.system.tolerances import tolerance
+from stateform.system.precision import tolerance
 
 from .systems import CASES
 from .test_compiled import error, needed

@@ -15,7 +15,7 @@ import stateform as sf
 from stateform.contract.definition import defined, defined_coefficients
 from stateform.forms import exists
 from stateform.forms.dense import normaliser
-from stateform.system.tolerances import relative_error, tolerance
+from stateform.system.precision import relative_error, tolerance
 
 from .drawn import Recipe, differences, recipes
 from .systems import CASES, T, c, r, u

@@ -13,7 +13,7 @@ from torch import Tensor
 import stateform as sf
 from stateform.forms import calibrate, choose, predict
 from stateform.forms.form import FORMS
-from stateform.system.tolerances import tolerance
+from stateform.system.precision import tolerance
 
 from .systems import CASES, B, N, T, c, decay, r, u
 

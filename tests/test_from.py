@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from stateform import StateformError
 from stateform.cli import app
 from stateform.sweep.run import sweep
-from stateform.system.tolerances import tolerance
+from stateform.system.precision import tolerance
 from stateform.train import Experiment, Machine, load_trained, train
 from stateform.train.data import fresh
 from stateform.train.parent import Parent, hash_of, weights

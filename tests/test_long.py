@@ -15,7 +15,7 @@ import stateform as sf
 from stateform.analysis import peak_bytes
 from stateform.layer import Convolved, Layer, base
 from stateform.models import generation
-from stateform.system.tolerances import relative_error, tolerance, wide
+from stateform.system.precision import relative_error, tolerance, wide
 
 D, V = 16, 29
 

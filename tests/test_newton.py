@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import stateform as sf
 from stateform.forms.newton import Newton, jacobian, linearized, solve
-from stateform.system.tolerances import tolerance
+from stateform.system.precision import tolerance
 
 EXACT = tolerance(torch.float64, 1)
 

@@ -16,7 +16,7 @@ from stateform import cli
 from stateform.contract.outcome import Report
 from stateform.convert.certificate import certify
 from stateform.errors import require_finite_weights
-from stateform.system.tolerances import relative_error
+from stateform.system.precision import relative_error
 
 NAN, INF = torch.nan, torch.inf
 IDS, X = torch.arange(1, 13)[None], torch.randn(1, 12, 8, generator=torch.Generator().manual_seed(0))

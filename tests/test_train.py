@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from stateform import StateformError
 from stateform.analysis import peak_bytes
 from stateform.models import Classifier, LanguageModel
-from stateform.system.tolerances import tolerance
+from stateform.system.precision import tolerance
 from stateform.tasks import IGNORED, TASKS, Batch, Split, Task, make_task
 from stateform.train import (
     Experiment,

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from stateform import StateformError
 from stateform.cli import app, main
-from stateform.system.tolerances import tolerance
+from stateform.system.precision import tolerance
 from stateform.tasks import IGNORED
 from stateform.train import Experiment, Machine, load_trained, train
 from stateform.train.data import held_out

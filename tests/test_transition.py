@@ -8,16 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from stateform.system.transition import (
-    Dense,
-    Diagonal,
-    Feedback,
-    Identity,
-    Transition,
-    associative_scan,
-    cis,
-    upcast,
-)
+from stateform.system.precision import cis, upcast
+from stateform.system.transition import Dense, Diagonal, Feedback, Identity, Transition, associative_scan
 
 N, P = 5, 3
 SHAPE = (2, 4)

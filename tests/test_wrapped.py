@@ -21,7 +21,7 @@ from stateform.contract.draws import redraw
 from stateform.layer import Convolved, ShortConv
 from stateform.layer.parts import HeadNorm
 from stateform.models import Classifier, LanguageModel
-from stateform.system.tolerances import GRADIENT, relative_error, tolerance
+from stateform.system.precision import GRADIENT, relative_error, tolerance
 
 KINDS = (
     nn.Linear, nn.Embedding, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, ShortConv, BlockLinear, HeadNorm, InnerNorm,

@@ -38,7 +38,7 @@ from .studies.zoo import Zoo as Zoo
 from .studies.zoo import zoo as zoo
 from .system import System as System
 from .system import stabilise as stabilise
-from .system.solver import Solver as Solver
+from .system.readout import Solver as Solver
 from .system.state import State as State
 from .timing import Bench as Bench
 from .timing import bench as bench

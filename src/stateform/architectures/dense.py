@@ -10,7 +10,7 @@ from ..errors import require
 from ..layer.base import Layer, Past
 from ..layer.parts import heads, precise, precise_linear, split_size
 from ..system import System
-from ..system.transition import without_autocast
+from ..system.precision import without_autocast
 from .registry import register
 
 

@@ -13,7 +13,7 @@ from ..layer.base import Layer, Past
 from ..layer.parts import log_uniform, precise
 from ..system import System
 from ..system.discretise import dense_steps, log_decay_and_gain
-from ..system.transition import without_autocast
+from ..system.precision import without_autocast
 from .registry import register
 from .ssm import S4D
 

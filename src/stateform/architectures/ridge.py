@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ..layer.base import Layer, Past, ShortConv
 from ..layer.parts import HeadNorm, above_zero, heads, inverse_softplus, log_uniform, normalised_size, precise, unit
 from ..system import System
-from ..system.solver import Solver
+from ..system.readout import Solver
 from .registry import register
 
 

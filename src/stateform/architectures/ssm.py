@@ -14,7 +14,7 @@ from ..layer.base import Layer, Past, ShortConv
 from ..layer.parts import HeadNorm, above_zero, gated, heads, inverse_softplus, log_uniform, precise, split_size
 from ..system import System
 from ..system.discretise import log_decay_and_gain
-from ..system.transition import without_autocast
+from ..system.precision import without_autocast
 from .registry import register
 
 

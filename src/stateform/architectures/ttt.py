@@ -12,7 +12,7 @@ from ..errors import require
 from ..layer.base import Layer, Past, ShortConv
 from ..layer.parts import above_zero, heads, pair_up, plain, precise, precise_linear, rope_angles, split_size
 from ..system import System
-from ..system.transition import without_autocast
+from ..system.precision import without_autocast
 from .registry import register
 
 

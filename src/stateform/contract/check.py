@@ -23,8 +23,8 @@ from ..forms import backend, exists, run
 from ..layer import Layer
 from ..models import LanguageModel, SequenceModel
 from ..system import System
+from ..system.precision import GRADIENT, HALF, PROJECTED, UNIT, relative_error, tolerance, wide
 from ..system.state import State
-from ..system.tolerances import GRADIENT, HALF, PROJECTED, UNIT, relative_error, tolerance, wide
 from .definition import defined, defined_coefficients
 from .draws import REGIMES, drawn, in_regime, sensitivity
 from .foreign import check_model, is_language_model

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..forms import run
 from ..forms.ridge import problem, without_ridge
 from ..system import System
+from ..system.precision import relative_error
 from ..system.state import State
-from ..system.tolerances import relative_error
 
 
 def redraw(layer: nn.Module, generator: torch.Generator, how: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import require, require_finite_weights
 from ..forms import run
 from ..system import System
-from ..system.tolerances import first_difference, is_constant, largest, relative_error, tolerance, why_no_proof, wide
+from ..system.precision import first_difference, is_constant, largest, relative_error, tolerance, why_no_proof, wide
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import StateformError, require, require_finite_weights
-from ..system.tolerances import largest, relative_error, tolerance, why_no_proof, wide
+from ..system.precision import largest, relative_error, tolerance, why_no_proof, wide
 from .outcome import REMEMBERS_NOTHING, Report
 
 CACHES = ("past_key_values", "cache_params", "state")

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..system.tolerances import first_difference, largest, relative_error, why_no_proof, wide
+from ..system.precision import first_difference, largest, relative_error, why_no_proof, wide
 
 REMEMBERS_NOTHING = (
     "the last output is the same whatever comes before the last token: no comparison can see what is remembered wrongly"

@@ -18,8 +18,8 @@ from ..architectures.features import positive_features, random_directions, taylo
 from ..errors import StateformError, require, require_seed
 from ..forms.softmax import absorb
 from ..system import System
+from ..system.precision import upcast
 from ..system.shapes import spread_heads
-from ..system.transition import upcast
 from .certificate import Conversion, certify, check_system, per_head, reference
 
 

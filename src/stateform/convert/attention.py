@@ -20,9 +20,8 @@ from torch import Tensor
 
 from ..errors import StateformError, require
 from ..system import System
+from ..system.precision import complex_dtype, real_dtype, upcast, wide
 from ..system.shapes import spread_heads
-from ..system.tolerances import wide
-from ..system.transition import complex_dtype, real_dtype, upcast
 from .certificate import Conversion, certify, check_system
 
 

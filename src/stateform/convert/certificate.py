@@ -12,7 +12,7 @@ from ..contract.equivalence import Equivalence, equivalent
 from ..errors import require
 from ..forms import run
 from ..system import System
-from ..system.tolerances import largest, relative_error, tolerance, wide
+from ..system.precision import largest, relative_error, tolerance, wide
 
 S = TypeVar("S", System, Tensor)
 

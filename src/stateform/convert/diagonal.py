@@ -16,8 +16,9 @@ from torch import Tensor
 
 from ..errors import StateformError, require
 from ..system import System
+from ..system.precision import complex_dtype, real_dtype, upcast
 from ..system.shapes import spread_heads
-from ..system.transition import complex_dtype, eigenbasis, real_dtype, upcast
+from ..system.transition import eigenbasis
 from .certificate import Conversion, certify, check_system
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..contract.equivalence import Equivalence, equivalent
 from ..errors import StateformError, require
 from ..system import System
-from ..system.tolerances import tolerance, wide
+from ..system.precision import tolerance, wide
 from .certificate import check_system, reference
 from .kernels import kernel
 

@@ -18,9 +18,8 @@ from ..errors import StateformError, require
 from ..forms.convolution import convolve
 from ..system import System
 from ..system.discretise import Method, discretise, log_decay_and_gain
+from ..system.precision import complex_dtype, real_dtype, tolerance, wide
 from ..system.shapes import spread_heads
-from ..system.tolerances import tolerance, wide
-from ..system.transition import complex_dtype, real_dtype
 from .certificate import Conversion, check_system, outputs, per_head
 
 

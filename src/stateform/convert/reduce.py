@@ -17,8 +17,8 @@ from ..analysis.linear.gramian import poles
 from ..analysis.linear.statespace import StateSpace, divisor, varying
 from ..errors import require
 from ..system import System
+from ..system.precision import tolerance, wide
 from ..system.shapes import spread_heads
-from ..system.tolerances import tolerance, wide
 from .certificate import Conversion, certify, check_system, outputs, reference
 
 

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from ..analysis.state.state_need import as_real, left_factors, state_need
 from ..errors import require
 from ..system import System, stabilise
-from ..system.tolerances import tolerance
+from ..system.precision import tolerance
 from .certificate import Conversion, certify, check_system, reference
 
 

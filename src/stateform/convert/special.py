@@ -21,7 +21,7 @@ from ..errors import StateformError, require
 from ..layer.parts import inverse_softplus
 from ..system import System
 from ..system.discretise import log_decay_and_gain
-from ..system.tolerances import tolerance
+from ..system.precision import tolerance
 from .approximate import degree_needed
 from .attention import ssd_to_linear_attention
 from .certificate import outputs

@@ -15,8 +15,8 @@ from torch import Tensor
 from ..errors import StateformError, nearest, require, values_checked
 from ..loops.backend import backend
 from ..system import System, stabilise
+from ..system.precision import DOUBLE, real_dtype, without_autocast
 from ..system.state import State, grows, lengthened, unchecked
-from ..system.transition import DOUBLE, real_dtype, without_autocast
 from . import compiled as _compiled
 from .form import FORMS
 from .packing import check_cu_seqlens, groups

@@ -20,7 +20,7 @@ from ..loops.modes import modes
 from ..loops.ops import call
 from ..system import System
 from ..system.core import Core
-from ..system.transition import DOUBLE, angles, cis
+from ..system.precision import DOUBLE, angles, cis
 
 
 def refused(x: Core | System) -> str | None:

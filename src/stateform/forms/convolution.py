@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..system.core import Core, contract
-from ..system.transition import Diagonal, Identity, cis, wrap
+from ..system.precision import cis, wrap
+from ..system.transition import Diagonal, Identity
 from .form import register_form
 
 if TYPE_CHECKING:

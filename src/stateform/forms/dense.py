@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import require
+from ..system.precision import real_dtype, upcast
 from ..system.shapes import spread_heads
-from ..system.transition import real_dtype, upcast
 from .form import FORMS
 from .ridge import as_linear
 from .softmax import log_normaliser

@@ -25,7 +25,7 @@ from torch import Tensor
 from ..errors import StateformError, require
 from ..system import System
 from ..system.core import Core
-from ..system.tolerances import tolerance
+from ..system.precision import tolerance
 from .form import FORMS, register_form
 
 Step = Callable[[Tensor, Any], Tensor]

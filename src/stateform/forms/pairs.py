@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..system.core import Core, contract
-from ..system.transition import angles, cis
+from ..system.precision import angles, cis
 
 BASE = 4
 """A diagonal decay is summed directly in blocks of at most this many steps, by halves above."""

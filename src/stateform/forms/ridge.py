@@ -25,9 +25,9 @@ from torch import Tensor
 
 from ..errors import StateformError, readable, require, values_checked
 from ..system.core import Core, contract
+from ..system.precision import upcast
+from ..system.readout import Solver
 from ..system.shapes import split_heads
-from ..system.solver import Solver
-from ..system.transition import upcast
 from .form import FORMS
 
 if TYPE_CHECKING:

@@ -23,9 +23,9 @@ from ..errors import StateformError, readable
 from ..graph import any_length
 from ..loops.backend import transformed
 from ..loops.ops import gradients
+from ..system.precision import DOUBLE, angles, real_dtype, upcast, wrap
 from ..system.shapes import spread_heads
 from ..system.state import State
-from ..system.transition import DOUBLE, angles, real_dtype, upcast, wrap
 from .form import WEIGHTS
 
 if TYPE_CHECKING:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..system import System
-from ..system.transition import upcast
+from ..system.precision import upcast
 from . import chunkwise, scan
 from .ridge import without_ridge
 

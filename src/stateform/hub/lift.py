@@ -16,7 +16,7 @@ from ..forms import run
 from ..layer.base import Past
 from ..result import Printed
 from ..system import System
-from ..system.tolerances import is_constant, largest, relative_error, tolerance, why_no_proof, wide
+from ..system.precision import is_constant, largest, relative_error, tolerance, why_no_proof, wide
 from .accelerate import undo
 from .adapter import ADAPTERS, CACHES, Lifted
 from .adapters.attention import Attention

@@ -19,7 +19,7 @@ from ..layer import Layer
 from ..layer.base import Past
 from ..models import LanguageModel, SequenceModel
 from ..system import System
-from ..system.tolerances import largest, relative_error, tolerance, why_no_proof
+from ..system.precision import largest, relative_error, tolerance, why_no_proof
 from .adapter import ADAPTERS, CACHES
 from .adapters.attention import Attention
 from .lift import check_tokens, evaluating

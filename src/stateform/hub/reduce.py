@@ -28,7 +28,7 @@ from ..layer.spec import read_spec
 from ..models import SequenceModel
 from ..result import Printed
 from ..system import System
-from ..system.tolerances import tolerance
+from ..system.precision import tolerance
 from ..text import read_text
 from .mixers import Runs, Score
 

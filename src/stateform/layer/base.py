@@ -25,8 +25,8 @@ from ..loops.backend import compiled_for
 from ..loops.conv import MOST_TAPS, conv_token, short_conv, short_conv_reference
 from ..loops.ops import alone, call
 from ..system import System
+from ..system.precision import HALF, one_dtype
 from ..system.state import State, unchecked
-from ..system.transition import HALF, one_dtype
 from .options import check_options
 
 OURS = ("S", "log_scale", "keys", "values", "log_weight", "angle", "position")

@@ -13,8 +13,8 @@ from ..forms import compute
 from ..forms.newton import Newton, Trajectory, each, linearized, scanned, solve
 from ..loops.backend import current_backend, transformed
 from ..system import System
+from ..system.precision import without_autocast
 from ..system.state import State
-from ..system.transition import without_autocast
 from .base import Layer, Past
 from .parts import precise, widened
 

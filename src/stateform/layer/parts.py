@@ -12,7 +12,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from ..errors import StateformError, require
 from ..loops.norm import Gate, normed
-from ..system.transition import without_autocast
+from ..system.precision import without_autocast
 
 HALF = (torch.float16, torch.bfloat16)
 

@@ -21,8 +21,8 @@ from ..forms.packing import check_cu_seqlens, from_mask
 from ..layer import Convolved, Layer
 from ..layer.base import first_parameter
 from ..machine import free_memory
+from ..system.precision import one_dtype
 from ..system.state import State, unchecked
-from ..system.transition import one_dtype
 from .config import ModelConfig, mlp_width
 from .pretrained import load, save
 

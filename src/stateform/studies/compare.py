@@ -26,7 +26,7 @@ from ..forms import exists, run
 from ..machine import machine, stateform_version
 from ..models import open_folder
 from ..result import Printed
-from ..system.tolerances import largest, relative_error, tolerance, why_no_proof, wide
+from ..system.precision import largest, relative_error, tolerance, why_no_proof, wide
 from ..text import read_text
 from ..timing.measure import blank_cost, measure, system_of
 from .questions import SHOWN, effective_attention, rounded

@@ -15,7 +15,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from .transition import Dense, Diagonal, Feedback, Identity, Transition, cis, complex_dtype
+from .precision import cis, complex_dtype
+from .transition import Dense, Diagonal, Feedback, Identity, Transition
 
 
 @dataclass(frozen=True)

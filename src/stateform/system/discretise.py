@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ..errors import require
-from .transition import complex_dtype, eigenbasis
+from .precision import complex_dtype
+from .transition import eigenbasis
 
 Method = Literal["zoh", "bilinear", "euler"]
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..errors import StateformError, require
-from .solver import Solver
-from .transition import DOUBLE, HALF, autocast_on, real_dtype, upcast
+from .precision import DOUBLE, HALF, autocast_on, real_dtype, upcast
+from .readout import Solver
 
 if TYPE_CHECKING:
     from . import System

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors import StateformError, nearest, readable, require, values_checked
 from ..files import write_atomically
-from .transition import complex_dtype, real_dtype
+from .precision import complex_dtype, real_dtype
 
 CACHES = ("keys", "values", "log_weight")
 """The tensors of a State that grow, [N,L,...]: aligned at their end, of which the last `position` are tokens seen."""

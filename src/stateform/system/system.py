@@ -30,6 +30,8 @@ from ..loops.token import PARTS as TOKEN_PARTS
 from ..loops.token import TokenPlan
 from .core import Core
 from .lazy import Lazy
+from .precision import DOUBLE, complex_dtype, real_dtype, upcast
+from .readout import Solver
 from .shapes import (
     DECAYS,
     PER_TOKEN,
@@ -42,8 +44,7 @@ from .shapes import (
     split_heads,
     spread_heads,
 )
-from .solver import Solver
-from .transition import DOUBLE, associative_scan, complex_dtype, real_dtype, upcast
+from .transition import associative_scan
 
 if TYPE_CHECKING:
     from ..forms.dense import Matrices

@@ -23,7 +23,7 @@ from ..hub.lift import check_tokens, evaluating
 from ..hub.supported import require_supported
 from ..machine import machine, stateform_version
 from ..result import Printed
-from ..system.tolerances import is_constant, largest, relative_error, tolerance, why_no_proof, wide
+from ..system.precision import is_constant, largest, relative_error, tolerance, why_no_proof, wide
 from .rounds import Clock, Job, spread, take_turns
 
 MODEL_MODES = ("prefill", "decode", "training")

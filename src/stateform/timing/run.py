@@ -22,7 +22,7 @@ from ..errors import nearest, require, require_seed
 from ..files import write_atomically, write_page
 from ..machine import machine, stateform_version
 from ..result import Printed
-from ..system.tolerances import GRADIENT, HALF, PROJECTED
+from ..system.precision import GRADIENT, HALF, PROJECTED
 from .pair import MODES, Operation, Pair, Rival, Setting, like, version_of
 from .rivals.party import Inputs, Party, copying
 from .rivals.plain import lines

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from ...errors import require, require_seed
 from ...forms import run
 from ...system import System
-from ...system.transition import associative_scan, real_dtype, upcast
+from ...system.precision import real_dtype, upcast
+from ...system.transition import associative_scan
 from .._plots import lines, plane
 from ..attention.stream import Mix, stream
 from ..structure import constant_transition, token_transitions

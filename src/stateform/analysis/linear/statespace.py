@@ -17,7 +17,7 @@ from torch import Tensor
 from ...errors import StateformError, require
 from ...system import System
 from ...system.discretise import discretise
-from ...system.transition import complex_dtype
+from ...system.precision import complex_dtype
 
 
 @dataclass(frozen=True, eq=False)

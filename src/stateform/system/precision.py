@@ -1,11 +1,90 @@
-"""How far two computations of the same thing may differ: written once, from dtype and length."""
+"""Every number about rounding: dtypes, exact angles, and how far two computations of the same thing may differ."""
 
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def wrap(phase: Tensor) -> Tensor:
+    """The angle in float64, reduced to [-pi, pi): sums of many stay small, and so exact."""
+    return torch.remainder(phase.double() + math.pi, 2 * math.pi) - math.pi
+
+
+def angles(phase: Tensor, block: int = 64) -> Tensor:
+    """phase_1 + ... + phase_t along axis -2, in float64 and modulo 2 pi (not reduced to a range).
+
+    Summed within blocks, and over the reduced sums of the blocks: the terms stay small at any length, and so exact.
+    """
+    x = wrap(phase)
+    length = x.shape[-2]
+    if torch.compiler.is_exporting():  # torch does not see that blocks fit every length
+        return torch.cumsum(x, -2)
+    if torch.compiler.is_compiling():  # two or more, so that one graph holds for any length
+        blocks = length // block + 2
+    elif length <= block:
+        return torch.cumsum(x, -2)
+    else:
+        blocks = -(-length // block)
+    x = torch.nn.functional.pad(x, (0, 0, 0, blocks * block - length)).unflatten(-2, (blocks, block)).cumsum(-2)
+    totals = wrap(x[..., -1:, :])
+    return (x + (totals.cumsum(-3) - totals)).flatten(-3, -2)[..., :length, :]
+
+
+def cis(phase: Tensor) -> Tensor:
+    """exp(i phase), reduced modulo 2 pi in float64. Complex of the precision of `phase` (complex64 at least)."""
+    angle = wrap(phase)
+    unit = torch.polar(torch.ones_like(angle), angle)
+    return unit if phase.dtype == torch.float64 else unit.to(torch.complex64)
+
+
+DOUBLE = (torch.float64, torch.complex128)
+FULL = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+_REAL = {torch.complex128: torch.float64, torch.complex64: torch.float32, torch.complex32: torch.float16}
+
+
+def real_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the real part."""
+    return _REAL.get(dtype, dtype)
+
+
+def complex_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The complex dtype that goes with a dtype. There is no complex half: complex64 goes with half precision."""
+    return torch.complex128 if dtype in DOUBLE else torch.complex64
+
+
+def upcast(x: Tensor) -> Tensor:
+    """To the precision in which states and sums of log decays are kept: float32 or complex64 at least."""
+    if x.dtype in FULL:
+        return x
+    return x.to(torch.complex64 if x.is_complex() else torch.float32)
+
+
+NO_AUTOCAST = frozenset(x for x in ("meta", "vulkan", "lazy") if not torch.amp.is_autocast_available(x))
+"""Devices that have none; looked up here, because torch.compile does not trace the question in torch 2.11."""
+
+
+def autocast_on(device: torch.device) -> bool:
+    """Whether autocast is on for a device."""
+    return device.type not in NO_AUTOCAST and torch.is_autocast_enabled(device.type)
+
+
+def one_dtype(x: Tensor, weight: Tensor) -> bool:
+    """True if operations take both: they have one dtype, or autocast gives them one (it leaves float64 as it is)."""
+    double = x.dtype in DOUBLE or weight.dtype in DOUBLE
+    return x.dtype == weight.dtype or (not double and autocast_on(x.device))
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """A block in which autocast does not lower the precision."""
+    return torch.autocast(device.type, enabled=False) if autocast_on(device) else nullcontext()
+
+
+# -- tolerances, from dtype and length: written here alone -----------------------------------------------------------
 
 UNIT = {torch.float64: 2.0**-48, torch.float32: 2.0**-23}
 """What one rounding may cost. Below float64's own 2^-52: angles and Fourier transforms lose a few bits once."""
