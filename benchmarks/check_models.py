@@ -13,6 +13,7 @@ import argparse
 import json
 import platform
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ import torch
 import transformers
 
 import stateform as sf
-from stateform.hub.families import families, redraw, small
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.fixtures.foreign import families, redraw, small
 
 PARTS = [
     "rows", "future", "cache", "continue", "steps", "left padding", "right padding", "padded, continued",

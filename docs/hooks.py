@@ -48,18 +48,20 @@ def on_page_markdown(markdown: str, config: MkDocsConfig, **_: object) -> str:
     """Put the table of pretrained models where a page wants it."""
     if FAMILIES not in markdown:
         return markdown
-    source = Path(config.config_file_path).parent / "src" / PACKAGE / "hub" / "supported.py"
-    return markdown.replace(FAMILIES, families(source.read_text(encoding="utf-8")))
+    folder = Path(config.config_file_path).parent / "src" / PACKAGE / "hub" / "families"
+    return markdown.replace(FAMILIES, families(folder))
 
 
-def families(source: str) -> str:
-    """The table of the types in `FAMILIES`, as the text of their module says."""
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.AnnAssign) and getattr(node.target, "id", "") == "FAMILIES" and node.value:
-            rows = [f"| `{kind}` | {', '.join(f'`{c}`' for c in classes)} |"
-                    for kind, classes in ast.literal_eval(node.value).items()]  # fmt: skip
-            return "\n".join(["| type | its mixers |", "| --- | --- |", *rows])
-    raise ValueError("there is no FAMILIES in the source")
+def families(folder: Path) -> str:
+    """Make the table of the types in `FAMILIES`, as the files of the foreign families say by `adapts`."""
+    found: dict[str, list[str]] = {}
+    for file in sorted(folder.glob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "adapts":
+                for given in node.keywords:
+                    found.setdefault(str(given.arg), []).append(ast.literal_eval(given.value))
+    rows = [f"| `{kind}` | {', '.join(f'`{name}`' for name in names)} |" for kind, names in sorted(found.items())]
+    return "\n".join(["| type | its mixers |", "| --- | --- |", *rows])
 
 
 def public_modules(module: griffe.Module) -> Iterator[griffe.Module]:

@@ -55,7 +55,7 @@ OF_MODELS: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("what", OF_MODELS)
 def test_a_model_with_a_weight_that_is_not_finite_is_refused_by_name(what: str) -> None:
     pytest.importorskip("transformers")
-    from stateform.hub.families import small
+    from tests.fixtures.foreign import small
 
     for value in (NAN, INF, -INF):
         model = small("mamba")
@@ -145,7 +145,7 @@ def test_all_dtypes_of_weights_are_looked_at() -> None:
 @pytest.mark.parametrize("what", OF_MODELS)
 def test_finite_weights_whose_outputs_are_not(what: str) -> None:
     pytest.importorskip("transformers")
-    from stateform.hub.families import small
+    from tests.fixtures.foreign import small
 
     model = small("mamba")
     model.backbone.layers[0].mixer.register_forward_hook(lambda _module, _args, out: out / 0)
@@ -243,7 +243,7 @@ def test_a_module_without_memory_is_said_to_have_none() -> None:
 
 def test_models_without_memory_are_said_to_have_none() -> None:
     pytest.importorskip("transformers")
-    from stateform.hub.families import small
+    from tests.fixtures.foreign import small
 
     model = small("mamba")
     with torch.no_grad():
@@ -268,7 +268,7 @@ def test_commands_say_it_in_one_line(
     words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("transformers")
-    from stateform.hub.families import small
+    from tests.fixtures.foreign import small
 
     model = small("mamba", vocab_size=256)
     spoil(model.backbone.layers[1].mixer.A_log, NAN)

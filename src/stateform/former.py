@@ -16,6 +16,8 @@ FORMER = {
     "stateform.experiments.plan": "stateform.sweep.plan",
     "stateform.experiments.results": "stateform.sweep.results",
     "stateform.experiments.sweep": "stateform.sweep.run",
+    "stateform.hub.adapters": "stateform.hub.families",
+    "stateform.hub.adapters.attention": "stateform.hub.families.softmax",
     "stateform.layers": "stateform.architectures",
     "stateform.questions": "stateform.studies.questions",
 }

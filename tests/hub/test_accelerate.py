@@ -22,12 +22,11 @@ from torch import Tensor, nn
 
 from stateform import StateformError
 from stateform.hub import FAMILIES, accelerate, undo
-from stateform.hub.adapter import ADAPTERS, CACHES
-from stateform.hub.families import families, small
-from stateform.hub.supported import load_adapters, mixers
+from stateform.hub.lifted import ADAPTERS, CACHES
+from stateform.hub.supported import mixers
 from stateform.hub.widen import widened
+from tests.fixtures.foreign import families, small
 
-load_adapters()
 UNADAPTED: set[str] = set()
 """Families with a mixer that has no adapter yet: to stay empty."""
 OPEN = [name for name in families() if name in FAMILIES and name not in UNADAPTED]

@@ -15,8 +15,8 @@ import stateform as sf
 from stateform.cli import app
 from stateform.hub import accelerate
 from stateform.hub.accelerate import _KEY
-from stateform.hub.families import small
 from stateform.timing import bench_model
+from tests.fixtures.foreign import small
 
 pytest.importorskip("transformers")
 
@@ -66,10 +66,10 @@ def test_an_interruption_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_wrong_form_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from stateform.hub.adapters.mamba import Mamba
+    from stateform.hub.families.mamba import LiftedMamba
 
-    right = Mamba.output
-    monkeypatch.setattr(Mamba, "output", lambda self, y, *rest: right(self, 1.001 * y, *rest))
+    right = LiftedMamba.output
+    monkeypatch.setattr(LiftedMamba, "output", lambda self, y, *rest: right(self, 1.001 * y, *rest))
     with pytest.raises(sf.StateformError, match="off by"):
         bench_model(small("mamba"), length=9, repeats=1, clock=ticks())
 

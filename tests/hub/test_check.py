@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 import stateform as sf
 from stateform.cli import app
-from stateform.hub.families import small
 from stateform.models.auto import StateformConfig, StateformForCausalLM
+from tests.fixtures.foreign import small
 
 PARTS = [
     "rows", "future", "cache", "continue", "steps", "left padding", "right padding", "padded, continued",

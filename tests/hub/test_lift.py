@@ -17,12 +17,11 @@ from torch import nn
 
 from stateform import StateformError
 from stateform.hub import FAMILIES, accelerate, lift
-from stateform.hub.adapter import ADAPTERS, Lifted
-from stateform.hub.families import families, small
 from stateform.hub.lift import Lift
-from stateform.hub.supported import load_adapters, mixers
+from stateform.hub.lifted import ADAPTERS, Lifted
+from stateform.hub.supported import mixers
+from tests.fixtures.foreign import families, small
 
-load_adapters()
 OPEN = [name for name in families() if name in FAMILIES and name != "gemma2"]  # its soft caps are refused
 UNADAPTED: set[str] = set()
 """Families with a mixer that has no adapter yet: to stay empty."""
@@ -225,7 +224,7 @@ def test_an_adapter_is_a_layer() -> None:
 
 def test_a_model_keeps_its_modes_and_its_forwards() -> None:
     from stateform.hub import reduce
-    from stateform.hub.mixers import perplexity
+    from stateform.hub.runs import perplexity
 
     net = small("mamba").train()
     net.backbone.embeddings.eval()

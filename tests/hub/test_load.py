@@ -12,7 +12,7 @@ import torch
 
 import stateform as sf
 from stateform.hub import open_model
-from stateform.hub.families import small
+from tests.fixtures.foreign import small
 
 pytest.importorskip("transformers")
 
@@ -228,13 +228,13 @@ def test_names_of_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_type_with_an_adapter_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from stateform.hub.adapter import ADAPTERS
-    from stateform.hub.adapters.attention import Attention
+    from stateform.hub.families.softmax import LiftedAttention
+    from stateform.hub.lifted import ADAPTERS
 
     small("qwen3_moe").save_pretrained(tmp_path)
     with pytest.raises(sf.StateformError, match="'qwen3_moe' have no adapter"):
         open_model(tmp_path)
-    monkeypatch.setitem(ADAPTERS, "Qwen3MoeAttention", Attention)
+    monkeypatch.setitem(ADAPTERS, "Qwen3MoeAttention", LiftedAttention)
     opened = open_model(tmp_path)
     assert all(sf.lift(opened.model, torch.arange(1, 9), dtype="float64").certificates())
 

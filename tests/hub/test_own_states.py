@@ -16,8 +16,8 @@ from stateform.hub.widen import widened
 from tests.independent.helpers import EXACT, assert_close
 
 pytest.importorskip("transformers")
-from stateform.hub.adapters.xlstm import XLSTM
-from stateform.hub.families import small
+from stateform.hub.families.xlstm import LiftedXLSTM
+from tests.fixtures.foreign import small
 
 
 def tokens(rows: int, length: int = 26) -> Tensor:
@@ -115,7 +115,7 @@ def test_xlstm_with_its_eps(mode: str, eps: float) -> None:
     with torch.no_grad():
         for p in module.parameters():
             p.copy_(0.3 * torch.randn(p.shape, generator=generator))
-    layer = XLSTM(module)
+    layer = LiftedXLSTM(module)
     u = torch.randn(2, 21, 32, generator=generator, dtype=torch.float64, requires_grad=True)
     with widened(torch.float64):
         want = module(u)[0]
@@ -126,4 +126,4 @@ def test_xlstm_with_its_eps(mode: str, eps: float) -> None:
             assert_close(torch.autograd.grad(y.square().sum(), u)[0], slope, f"gradient, {form}", EXACT)
     config.eps, config.gate_soft_cap = 1e-6, 100.0
     with pytest.raises(ValueError, match=r"gates up to 100\.0"):
-        XLSTM(module)
+        LiftedXLSTM(module)

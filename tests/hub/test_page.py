@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from stateform.cli import app
 from stateform.hub import FAMILIES
-from stateform.hub.families import small
+from tests.fixtures.foreign import small
 
 pytest.importorskip("transformers")
 

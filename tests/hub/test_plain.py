@@ -121,7 +121,7 @@ def test_stories_are_told_again() -> None:
 def test_a_lifted_llama_tells_them_too() -> None:
     """transformers' Llama with these weights, its attention computed from Systems, token by token from its cache."""
     hf = pytest.importorskip("transformers")
-    from stateform.hub.adapters.attention import NAME, register
+    from stateform.hub.families.softmax import NAME, register
 
     place = recorded("stories260k")
     words, w = read_words(place / "tok512.bin"), open_file(place / "stories260K.bin").state_dict()
@@ -204,7 +204,7 @@ def write_ggmf(path: Path, w: dict[str, Tensor], layers: int, kind: int = 0, edi
 def published4() -> tuple[Any, dict[str, Tensor]]:
     """A small RWKV-4 of the package transformers, and its weights as rwkv.cpp has them."""
     pytest.importorskip("transformers")
-    from stateform.hub.families import small
+    from tests.fixtures.foreign import small
 
     model = small("rwkv", rescale_every=0)
     names = {"rwkv.embeddings.": "emb.", "rwkv.": "", ".attention.": ".att.", ".feed_forward.": ".ffn."}

@@ -15,8 +15,8 @@ import torch
 import stateform as sf
 from stateform import StateformError
 from stateform.convert.smaller import smaller
-from stateform.hub.mixers import Runs, perplexity
 from stateform.hub.reduce import reduce
+from stateform.hub.runs import Runs, perplexity
 
 WRITTEN = ["s4d", "dss", "s4", "lssl", "lru", "s5"]
 
@@ -299,7 +299,7 @@ def test_a_system_is_reduced_by_convert() -> None:
 @pytest.mark.parametrize("family", ["llama", "mamba", "bamba"])
 def test_models_of_transformers_are_measured(family: str) -> None:
     pytest.importorskip("transformers")
-    from stateform.hub.families import small
+    from tests.fixtures.foreign import small
 
     model = small(family)
     found = reduce(model, 0.1, text(24, 60) + 1)

@@ -11,8 +11,8 @@ import torch
 
 import stateform as sf
 from stateform import StateformError
-from stateform.hub.mixers import perplexity
 from stateform.hub.replace import fit, softmax_to_state
+from stateform.hub.runs import perplexity
 
 
 def tokens(rows: int = 2, length: int = 40, seed: int = 0) -> torch.Tensor:
@@ -95,7 +95,7 @@ def test_interrupted_it_keeps_what_is_done() -> None:
 
 def test_a_model_of_transformers_with_shared_keys() -> None:
     pytest.importorskip("transformers")
-    from stateform.hub.families import small
+    from tests.fixtures.foreign import small
 
     model, ids = small("llama"), tokens(4, 20)
     found = softmax_to_state(model, ids[:2], ids[2:], sizes=(20,), methods=("fitted", "window"), steps=3)

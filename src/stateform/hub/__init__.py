@@ -4,13 +4,12 @@ The package transformers is imported when it is used first; it comes with the ex
 """
 
 from .accelerate import Acceleration, accelerate, undo
-from .adapter import Lifted, adapts
 from .lift import Certificate, Lift, lift
+from .lifted import FAMILIES, Lifted, adapts
 from .load import Opened, open_model
-from .mixers import Score, perplexity
 from .reduce import ModelReduction, reduce
 from .replace import Replacement, softmax_to_state
-from .supported import FAMILIES
+from .runs import Score, perplexity
 
 __all__ = [
     "FAMILIES", "Acceleration", "Certificate", "Lift", "Lifted", "ModelReduction", "Opened", "Replacement", "Score",

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..errors import StateformError, require, validate
 from ..result import Printed
-from .adapter import ADAPTERS, Lifted, argument_names
+from .lifted import ADAPTERS, Lifted, argument_names
 from .supported import mixers, require_supported
 
 _KEY = "_stateform_layer"

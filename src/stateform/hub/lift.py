@@ -18,8 +18,7 @@ from ..result import Printed
 from ..system import System
 from ..system.precision import is_constant, largest, relative_error, tolerance, why_no_proof, wide
 from .accelerate import undo
-from .adapter import ADAPTERS, CACHES, Lifted
-from .adapters.attention import Attention
+from .lifted import ADAPTERS, CACHES, Lifted
 from .supported import mixers, require_supported
 from .widen import widened
 
@@ -152,9 +151,7 @@ class Lift(Mapping[str, System], Printed):
         cls = ADAPTERS[type(module).__name__]
         if self._dtype == torch.float64:
             cls.exact(module)
-        if issubclass(cls, Attention):
-            return cls(module, _arguments(site, u.dtype)), u, site
-        return cls(module), u, site
+        return cls(module, _arguments(site, u.dtype)), u, site
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         for certificate in self.certificates():
@@ -272,8 +269,8 @@ def check_tokens(model: Any, tokens: Tensor) -> Tensor:
 
 
 def _positions(model: Any) -> int | None:
-    """How many positions a model has learned; None for one without."""
-    tables = ("wpe", "position_embeddings")
+    """Count the positions that a model has learned; None for one without."""
+    tables = {name for cls in ADAPTERS.values() for name in cls.positions}
     for name, module in model.named_modules():
         if name.rpartition(".")[2] in tables and isinstance(module, nn.Embedding):
             pad = module.padding_idx  # RoBERTa counts from behind it

@@ -19,8 +19,9 @@ from ..models import SequenceModel, open_folder
 from ..models.pattern import MOST_LAYERS
 from ..models.pretrained import CONFIG, read_kind
 from ..text import parse_json, read_bytes
+from .lifted import FAMILIES
 from .plain import Words, open_file, read_words
-from .supported import FAMILIES, no_adapter, require_supported
+from .supported import no_adapter, require_supported
 
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")

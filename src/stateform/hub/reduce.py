@@ -30,7 +30,7 @@ from ..result import Printed
 from ..system import System
 from ..system.precision import tolerance
 from ..text import read_text
-from .mixers import Runs, Score
+from .runs import Runs, Score
 
 Progress = Callable[[str, int, int], None]
 

@@ -30,7 +30,7 @@ from ..forms.softmax import absorb
 from ..result import Printed
 from ..system import System
 from ..system.shapes import spread_heads
-from .mixers import Runs, Score
+from .runs import Runs, Score
 
 METHODS = ("fitted", "window", "lag", "random")
 BLOCK = 32

@@ -13,11 +13,15 @@ from ...errors import require
 from ...layer.base import Past
 from ...layer.parts import heads, precise, split_size
 from ...system import System
-from ..adapter import Lifted, activation, adapts, part, short_conv
+from ..lifted import Lifted, adapts
+from ..parts import activation, part, short_conv
 
 
-@adapts("Mamba2Mixer", "BambaMixer", "GraniteMoeHybridMambaLayer", "NemotronHMamba2Mixer", "Zamba2MambaMixer")
-class Mamba2(Lifted):
+@adapts(
+    mamba2="Mamba2Mixer", bamba="BambaMixer", granitemoehybrid="GraniteMoeHybridMambaLayer",
+    nemotron_h="NemotronHMamba2Mixer", zamba2="Zamba2MambaMixer",
+)  # fmt: skip
+class LiftedMamba2(Lifted):
     """S_t = exp(dt_t A) S_{t-1} + dt_t B_t x_t^T, y_t = C_t^T S_t + D x_t, as `architectures.Mamba2`; dt has limits.
 
     One map gives the gate, then x, B and C, which share a convolution, then dt.
@@ -39,7 +43,7 @@ class Mamba2(Lifted):
         self.act = activation(module)
 
     def project(self, u: Tensor, start: int, stop: int | None) -> Tensor:
-        """What the input becomes, in part."""
+        """Compute what the input becomes, in part."""
         m: Any = self.module
         return part(m.in_proj, u, start, stop)
 
@@ -60,22 +64,21 @@ class Mamba2(Lifted):
         return m.out_proj(self.gated(y.flatten(2), self.project(u, 0, self.inner)).to(u.dtype))
 
     def gated(self, y: Tensor, gate: Tensor) -> Tensor:
-        """The gate, and the norm of the groups."""
+        """Apply the gate, and the norm of the groups."""
         m: Any = self.module
         return m.norm(y, gate)
 
     def ours(self, kept: Tensor) -> Tensor:
-        return (
-            kept.mT.contiguous()
-        )  # it is, unless the original began the cache: a step over others takes three times as long
+        # It is contiguous, unless the original began the cache: a step over others takes three times as long.
+        return kept.mT.contiguous()
 
     def theirs(self, S: Tensor) -> Tensor:
         return S.mT
 
 
-@adapts("FalconH1Mixer")
-class FalconH1(Mamba2):
-    """As Mamba2, with multipliers of the input and of what it becomes, and a norm before or after the gate, or none."""
+@adapts(falcon_h1="FalconH1Mixer")
+class LiftedFalconH1(LiftedMamba2):
+    """As LiftedMamba2, with multipliers of the input and of what it becomes; the norm around the gate is optional."""
 
     def project(self, u: Tensor, start: int, stop: int | None) -> Tensor:
         m: Any = self.module

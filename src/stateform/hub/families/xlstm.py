@@ -15,7 +15,8 @@ from ...layer.base import Past
 from ...layer.parts import heads, precise
 from ...system import System, stabilise
 from ...system.state import State, unchecked
-from ..adapter import Call, Lifted, adapts, named, part
+from ..lifted import Call, Lifted, adapts, named
+from ..parts import part
 
 MOST = 60.0
 """The largest cap of the gates with an eps: the state is kept as it is, not scaled down by e^m."""
@@ -28,8 +29,8 @@ class _Kept:
     tensors: tuple[Tensor, Tensor, Tensor] | None
 
 
-@adapts("xLSTMLayer")
-class XLSTM(Lifted):
+@adapts(xlstm="xLSTMLayer")
+class LiftedXLSTM(Lifted):
     """As `stateform.architectures.MLSTM`, with the module's eps.
 
     Theirs is added to the normaliser in the coordinates of the stabilised state:
@@ -60,7 +61,7 @@ class XLSTM(Lifted):
         return y, call.cache.tensors
 
     def _maps(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """q, k, v and the gates i and f before their activations."""
+        """Compute q, k, v and the gates i and f before their activations."""
         m: Any = self.module
         if m.config.weight_mode == "fused":
             sizes = [m.qk_dim, m.qk_dim, m.v_dim]

@@ -20,9 +20,8 @@ from ..layer.base import Past
 from ..models import LanguageModel, SequenceModel
 from ..system import System
 from ..system.precision import largest, relative_error, tolerance, why_no_proof
-from .adapter import ADAPTERS, CACHES
-from .adapters.attention import Attention
 from .lift import check_tokens, evaluating
+from .lifted import ADAPTERS, CACHES
 from .supported import mixers, require_supported
 
 Change = Callable[[System], Tensor]
@@ -177,8 +176,7 @@ class Runs:
             cls = ADAPTERS[type(module).__name__]
             call = cls.arguments(module, args, kwargs)
             given = {k: v for k, v in call.rest.items() if k not in (*CACHES, "use_cache", "output_attentions")}
-            layer = cls(module, given) if issubclass(cls, Attention) else cls(module)
-            u, handed = call.u, shared
+            layer, u, handed = cls(module, given), call.u, shared
         past = Past(None, handed)
         system = layer.system(u, past)
         return layer.output(change(system), u, system, past)

@@ -10,11 +10,11 @@ from torch import Tensor
 from ...errors import require
 from ...layer.base import Past
 from ...system import System
-from ..adapter import Lifted, adapts
+from ..lifted import Lifted, adapts
 
 
-@adapts("Lfm2ShortConv", "Lfm2MoeShortConv", "Lfm3ShortConv")
-class ShortConv(Lifted):
+@adapts(lfm2="Lfm2ShortConv", lfm2_moe="Lfm2MoeShortConv", lfm3="Lfm3ShortConv")
+class LiftedShortConv(Lifted):
     """y_t = C_t * (sum_j taps_j (B x)_{t-j} + bias), as `stateform.architectures.GatedShortConv`: a shift register.
 
     S holds the inputs before the one at hand, the oldest first, as the cache does: the reads are exclusive, and the

@@ -11,11 +11,12 @@ from ...layer.base import Past
 from ...layer.parts import heads
 from ...system import System
 from ...system.state import State, unchecked
-from ..adapter import Call, Lifted, adapts, gated_norm
+from ..lifted import Call, Lifted, adapts
+from ..parts import gated_norm
 
 
-@adapts("MiniMaxLightningAttention")
-class Lightning(Lifted):
+@adapts(minimax="MiniMaxLightningAttention")
+class LiftedLightning(Lifted):
     """S_t = exp(-s_h) S_{t-1} + k_t v_t^T, y_t = q_t^T S_t, as `architectures.Lightning`, with slopes of the depth.
 
     One map gives q, k and v, head by head.

@@ -19,7 +19,7 @@ from ...forms import run
 from ...layer.base import Past
 from ...system import System
 from ...system.state import State
-from ..adapter import Lifted, adapts
+from ..lifted import Lifted, adapts
 
 NAME = "stateform"
 """Of our attention function in transformers: `model.set_attn_implementation("stateform")` after `register`."""
@@ -34,24 +34,24 @@ class _SeenError(Exception):
 
 
 @adapts(
-    "GPT2Attention", "LlamaAttention", "MistralAttention", "MixtralAttention", "Qwen2Attention", "Qwen3Attention",
-    "SmolLM3Attention", "GemmaAttention", "Gemma2Attention", "Gemma3Attention", "JambaAttention", "ZambaAttention",
-    "Zamba2Attention", "BambaAttention", "GraniteMoeHybridAttention", "FalconH1Attention", "NemotronHAttention",
-    "RecurrentGemmaSdpaAttention", "RecurrentGemmaAttention", "Qwen3NextAttention", "Qwen3_5Attention",
-    "Qwen3_5MoeAttention", "KimiLinearAttention", "BailingHybridAttention", "MiniMaxAttention", "Lfm2Attention",
-    "Lfm2MoeAttention", "Lfm3Attention", "OlmoHybridAttention", "OlmoAttention", "Olmo2Attention", "Olmo3Attention",
-    "Phi3Attention", "GraniteAttention", "BertSelfAttention", "RobertaSelfAttention", "DistilBertSelfAttention",
-    "ElectraSelfAttention",
+    "RecurrentGemmaAttention", bailing_hybrid="BailingHybridAttention", bamba="BambaAttention",
+    bert="BertSelfAttention", distilbert="DistilBertSelfAttention", electra="ElectraSelfAttention",
+    falcon_h1="FalconH1Attention", gemma="GemmaAttention", gemma2="Gemma2Attention", gemma3_text="Gemma3Attention",
+    gpt2="GPT2Attention", granite="GraniteAttention", granitemoehybrid="GraniteMoeHybridAttention",
+    jamba="JambaAttention", kimi_linear="KimiLinearAttention", lfm2="Lfm2Attention", lfm2_moe="Lfm2MoeAttention",
+    lfm3="Lfm3Attention", llama="LlamaAttention", minimax="MiniMaxAttention", mistral="MistralAttention",
+    mixtral="MixtralAttention", nemotron_h="NemotronHAttention", olmo="OlmoAttention", olmo2="Olmo2Attention",
+    olmo3="Olmo3Attention", olmo_hybrid="OlmoHybridAttention", phi3="Phi3Attention", qwen2="Qwen2Attention",
+    qwen3="Qwen3Attention", qwen3_5_moe_text="Qwen3_5MoeAttention", qwen3_5_text="Qwen3_5Attention",
+    qwen3_next="Qwen3NextAttention", recurrent_gemma="RecurrentGemmaSdpaAttention", roberta="RobertaSelfAttention",
+    smollm3="SmolLM3Attention", zamba="ZambaAttention", zamba2="Zamba2Attention",
 )  # fmt: skip
-class Attention(Lifted):
-    """An attention module, called with `given` (positions, masks) besides its input."""
+class LiftedAttention(Lifted):
+    """An attention module, called with `given` besides its input."""
 
     finite = False
     windows = ()
-
-    def __init__(self, module: nn.Module, given: dict[str, Any] | None = None) -> None:
-        super().__init__(module)
-        self.given = given or {}
+    positions = ("wpe", "position_embeddings")
 
     @staticmethod
     def width(module: Any) -> int:
@@ -76,7 +76,7 @@ class Attention(Lifted):
         return seen[0]
 
     def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
-        """The module's output, with y in the place of what its attention function gives."""
+        """Give the module's output, with y in the place of what its attention function gives."""
         token = _given.set(y)
         try:
             with attending(self.module):
@@ -87,7 +87,7 @@ class Attention(Lifted):
 
 
 def _with_phase(system: System, cos: Tensor, sin: Tensor) -> System:
-    """The same System, rotary positions (arXiv 2104.09864) taken out of q and k into its phase.
+    """Give the same System, rotary positions (arXiv 2104.09864) taken out of q and k into its phase.
 
     Entries i and i + r/2 of the first r turn by the angle of entry i, as cos and sin [1,T,r] say; the rest does not.
     Where these angles do not grow by the same amount each token, the System stays as it is.
@@ -111,7 +111,7 @@ def _with_phase(system: System, cos: Tensor, sin: Tensor) -> System:
 
 
 def _paired(x: Tensor, r: int) -> Tensor:
-    """[...,n] to [...,n/2] complex: the two halves of the first r entries, and those of the rest."""
+    """Turn [...,n] into [...,n/2] complex: the two halves of the first r entries, and those of the rest."""
     halves = [part.chunk(2, -1) for part in (x[..., :r], x[..., r:])]
     return torch.complex(*(torch.cat(both, -1) for both in zip(*halves, strict=True)))
 
@@ -143,7 +143,7 @@ def attend(
     scaling: float | None = None, dropout: float = 0.0, is_causal: bool | None = None,
     sliding_window: int | None = None, **options: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """An attention function of transformers that runs the System; query [B,H,T,n], key and value [B,H',L+T,.].
+    """Attend by running the System: an attention function of transformers, of query [B,H,T,n], key, value [B,H',L+T,.].
 
     Raises:
         StateformError: what no System expresses: a soft cap, sinks, a bias of positions, a mask of another shape than
@@ -183,7 +183,7 @@ def attend(
 
 
 def _window(mask: Tensor, T: int, past: int, causal: bool, window: int | None) -> int | None:
-    """The window that a mask [B,1,T,L+T] shows, which must be that of all rows."""
+    """Find the window that a mask [B,1,T,L+T] shows, which must be that of all rows."""
     seen = (mask if mask.dtype == torch.bool else mask >= 0)[..., : past + T]
     behind = torch.arange(past, past + T, device=mask.device)[:, None] - torch.arange(past + T, device=mask.device)
     if causal and window is None:

@@ -12,11 +12,15 @@ from ...architectures.delta import delta_rule
 from ...layer.base import Past
 from ...layer.parts import heads, precise, split_size, unit
 from ...system import System
-from ..adapter import Lifted, activation, adapts, gated_norm, short_conv
+from ..lifted import Lifted, adapts
+from ..parts import activation, gated_norm, short_conv
 
 
-@adapts("Qwen3_5GatedDeltaNet", "Qwen3_5MoeGatedDeltaNet", "Qwen4ExpTextGatedDeltaNet")
-class GatedDelta(Lifted):
+@adapts(
+    qwen3_5_text="Qwen3_5GatedDeltaNet", qwen3_5_moe_text="Qwen3_5MoeGatedDeltaNet",
+    qwen4_exp_text="Qwen4ExpTextGatedDeltaNet",
+)  # fmt: skip
+class LiftedGatedDelta(Lifted):
     """S_t = a_t (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T, as `stateform.architectures.GatedDeltaNet`.
 
     q, k and v share a convolution; a head of q and k may serve a group of those of v.
@@ -32,27 +36,27 @@ class GatedDelta(Lifted):
         split_size(self.n_heads, self.key_heads, f"the heads of v of {type(module).__name__}", "those of k")
 
     def qkv(self, u: Tensor, past: Past | None) -> Tensor:
-        """q, k, v side by side, before their convolution."""
+        """Compute q, k, v side by side, before their convolution."""
         m: Any = self.module
         return m.in_proj_qkv(u)
 
     def beta(self, u: Tensor, past: Past | None) -> Tensor:
-        """[B,T,H]."""
+        """Compute beta [B,T,H]."""
         m: Any = self.module
         return torch.sigmoid(m.in_proj_b(u))
 
     def log_decay(self, u: Tensor, past: Past | None) -> Tensor:
-        """g, one a head or one a key."""
+        """Compute g, one a head or one a key."""
         m: Any = self.module
         return self.rate(m.in_proj_a(u))
 
     def gate(self, u: Tensor, past: Past | None) -> Tensor:
-        """Of the output, all heads side by side, before its activation."""
+        """Compute the gate of the output, all heads side by side, before its activation."""
         m: Any = self.module
         return m.in_proj_z(u)
 
     def rate(self, a: Tensor) -> Tensor:
-        """-exp(A) softplus(a + dt)."""
+        """Compute -exp(A) softplus(a + dt)."""
         m: Any = self.module
         return -precise(m.A_log).exp() * F.softplus(precise(a) + precise(m.dt_bias))
 
@@ -71,12 +75,12 @@ class GatedDelta(Lifted):
         return out_proj(norm(y, heads(gate, self.n_heads)).flatten(2) if x is None else x)
 
 
-@adapts("Qwen3NextGatedDeltaNet")
-class Qwen3Next(GatedDelta):
-    """As GatedDelta, with one map to q, k, v and the gate and one to beta and a, group of heads by group."""
+@adapts(qwen3_next="Qwen3NextGatedDeltaNet")
+class LiftedQwen3Next(LiftedGatedDelta):
+    """As LiftedGatedDelta, with one map to q, k, v and the gate and one to beta and a, group of heads by group."""
 
     def mixed(self, u: Tensor, past: Past | None, name: str) -> Tensor:
-        """What a map gives, [B,T,groups,.], computed once an input."""
+        """Compute what a map gives, [B,T,groups,.], once an input."""
         made = None if past is None else past.made.get(name)
         if made is None:
             made = heads(getattr(self.module, name)(u), self.key_heads)
@@ -98,9 +102,9 @@ class Qwen3Next(GatedDelta):
         return self.mixed(u, past, "in_proj_qkvz")[..., 2 * self.n :].chunk(2, -1)[1].flatten(2)
 
 
-@adapts("OlmoHybridGatedDeltaNet")
-class OlmoHybrid(GatedDelta):
-    """As GatedDelta, with a map for each part; beta may reach 2."""
+@adapts(olmo_hybrid="OlmoHybridGatedDeltaNet")
+class LiftedOlmoHybrid(LiftedGatedDelta):
+    """As LiftedGatedDelta, with a map for each part; beta may reach 2."""
 
     last = ("o_norm", "o_proj")
 
@@ -122,8 +126,10 @@ class OlmoHybrid(GatedDelta):
         return m.g_proj(u)
 
 
-@adapts("KimiLinearDeltaAttention", "BailingHybridDeltaAttention", "Glm5NextTextLinearAttention")
-class KimiDelta(OlmoHybrid):
+@adapts(
+    "Glm5NextTextLinearAttention", kimi_linear="KimiLinearDeltaAttention", bailing_hybrid="BailingHybridDeltaAttention",
+)  # fmt: skip
+class LiftedKimiDelta(LiftedOlmoHybrid):
     """S_t = (I - beta_t k_t k_t^T) diag(a_t) S_{t-1} + beta_t k_t v_t^T, as `stateform.architectures.KDA`.
 
     a_t = exp(-exp(A) softplus(z_t)), or exp(-l sigmoid(exp(A) z_t)), which has a least value.

@@ -10,7 +10,6 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -19,23 +18,30 @@ from torch.nn import functional as F
 
 from ..errors import require
 from ..layer import Layer
-from ..layer.base import Past, convolve
-from ..layer.parts import plain
-from ..loops.norm import normed
 from ..system.state import State, unchecked
+from .parts import own
 
 ADAPTERS: dict[str, type[Lifted]] = {}
-"""By the name of the module's class."""
+"""Adapters by the name of the module's class."""
+FAMILIES: dict[str, tuple[str, ...]] = {}
+"""Types of models (`config.model_type`) with the classes of their mixers."""
 
 L = TypeVar("L", bound="type[Lifted]")
-M = TypeVar("M", bound=nn.Module)
 
 
-def adapts(*classes: str) -> Callable[[L], L]:
-    """Register an adapter for the modules of these classes (their names: nothing is imported)."""
+def adapts(*classes: str, **types: str) -> Callable[[L], L]:
+    """Register an adapter for the modules of these classes (their names: nothing is imported).
+
+    Args:
+        classes: names of classes.
+        types: types of models that may be opened by their type alone, each with the name of its class:
+            `adapts(mamba="MambaMixer")`.
+    """
 
     def keep(cls: L) -> L:
-        ADAPTERS.update(dict.fromkeys(classes, cls))
+        for kind, name in types.items():
+            FAMILIES[kind] = tuple(dict.fromkeys((*FAMILIES.get(kind, ()), name)))
+        ADAPTERS.update(dict.fromkeys((*classes, *types.values()), cls))
         return cls
 
     return keep
@@ -65,6 +71,7 @@ class Lifted(Layer):
 
     Args:
         module: the mixer; its weights stay its own, and are used as they are at each call.
+        given: what it is called with besides its input (positions, masks), for an adapter that needs it.
     """
 
     finite: ClassVar[bool] = True
@@ -77,16 +84,18 @@ class Lifted(Layer):
     """The module gives a tuple, the output first."""
     opened: ClassVar[tuple[str, ...]] = ()
     """Names of the modules inside that are not called: what they compute is written here."""
+    positions: ClassVar[tuple[str, ...]] = ()
+    """Names of the tables in which models with such mixers keep the positions that they learned."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, given: dict[str, Any] | None = None) -> None:
         super().__init__(self.width(module))
-        self.module = module
+        self.module, self.given = module, given or {}
         self.index: int = getattr(module, "layer_idx", 0)
         self.check(module)
 
     @staticmethod
     def width(module: Any) -> int:
-        """d_model."""
+        """Give d_model."""
         size = getattr(module, "hidden_size", None)
         return int(module.config.hidden_size if size is None else size)
 
@@ -98,7 +107,7 @@ class Lifted(Layer):
         """Make anew, in place, what a module cast to float64 keeps in fewer digits: tables of decays, say."""
 
     def weight(self, module: Any) -> Tensor | None:
-        """A weight with the dtype of the input."""
+        """Give a weight with the dtype of the input."""
         linear = next((m for m in module.modules() if isinstance(m, nn.Linear)), None)
         return next(module.parameters(), None) if linear is None else linear.weight
 
@@ -109,7 +118,7 @@ class Lifted(Layer):
 
     @staticmethod
     def arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        """What a call of a module means."""
+        """Say what a call of a module means."""
         given = named(module, args, kwargs)
         u = given.pop("hidden_states")
         cache = next((c for name in CACHES if (c := given.pop(name, None)) is not None), None)
@@ -118,32 +127,32 @@ class Lifted(Layer):
         return Call(u, cache, None if mask is None else _padding(mask, u), _packing(given, u), given)
 
     def takes(self, call: Call) -> bool:
-        """Whether a call is for our forms; the others go to the module as it was."""
+        """True if a call is for our forms; the others go to the module as it was."""
         recording = getattr(call.cache, "is_recording_past", None)
         if recording is not None and recording(self.index):
             return False
         return all(own(self.module, getattr(self.module, name)) for name in self.opened)
 
     def result(self, y: Tensor) -> Any:
-        """The output as the module gives it."""
+        """Give the output as the module does."""
         return (y, None) if self.wraps else y
 
     def returns(self, y: Tensor, call: Call) -> Any:
-        """What the module gives for a call, where that is more than the output."""
+        """Give what the module gives for a call, where that is more than the output."""
         return self.result(y)
 
     # -- the caches of transformers ------------------------------------------------------------------------------
 
     def ours(self, kept: Tensor) -> Tensor:
-        """The module's recurrent state as S [B,H,n,p]."""
+        """Turn the module's recurrent state into S [B,H,n,p]."""
         return kept
 
     def theirs(self, S: Tensor) -> Tensor:
-        """S as the module keeps it."""
+        """Turn S [B,H,n,p] into what the module keeps."""
         return S
 
     def read(self, cache: Any) -> State | None:
-        """The state that a cache holds for this module; None at the start."""
+        """Read the state that a cache holds for this module; None at the start."""
         window = cache.get_conv_state(self.index) if self.windows else None
         S = cache.get_recurrent_state(self.index)
         if window is None and S is None:
@@ -173,7 +182,7 @@ class Lifted(Layer):
 
 
 def named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a module's forward, by name."""
+    """Give the arguments of a call by their names in the module's forward."""
     cls: Any = type(module)
     names = getattr(cls, "names", None) or argument_names(cls)
     return {**dict(zip(names, args, strict=False)), **kwargs}
@@ -181,103 +190,21 @@ def named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> d
 
 @functools.cache
 def argument_names(cls: Any) -> tuple[str, ...]:
-    """The names of the arguments of a class's forward."""
+    """Give the names of the arguments of a class's forward."""
     return tuple(inspect.signature(inspect.unwrap(cls.forward)).parameters)[1:]
 
 
 def _padding(mask: Tensor, u: Tensor) -> Tensor | None:
-    """The mask of these tokens, of a mask of all so far; None where no token is padding."""
+    """Cut a mask of all tokens so far to these; None where no token is padding."""
     mask = mask[:, -u.shape[1] :]
     return None if mask.shape[1] != u.shape[1] or bool(mask.all()) else mask
 
 
 def _packing(given: dict[str, Any], u: Tensor) -> Tensor | None:
-    """The ends of packed sequences, from the arguments that say so."""
+    """Find the ends of packed sequences in the arguments that say so."""
     ends, index = given.get("cu_seq_lens_q"), given.get("seq_idx")
     if ends is None and index is not None:
         require(index.shape[0] == 1, f"seq_idx has {index.shape[0]} rows; packed sequences lie in one")
         new = (index[0, 1:] != index[0, :-1]).nonzero().flatten() + 1
         ends = torch.cat([new.new_zeros(1), new, new.new_full((1,), u.shape[1])])
     return ends
-
-
-def part(linear: nn.Module, u: Tensor, start: int, stop: int | None, step: int = 1) -> Tensor:
-    """linear(u)[..., start:stop:step], computing no more than that of a plain nn.Linear."""
-    at = slice(start, stop, step)
-    if not (isinstance(linear, nn.Linear) and plain(linear, nn.Linear)):
-        return linear(u)[..., at]
-    return F.linear(u, linear.weight[at], None if linear.bias is None else linear.bias[at])
-
-
-def short_conv(conv: nn.Module, x: Tensor, past: Past | None, act: str | None = "silu", name: str = "conv") -> Tensor:
-    """Convolve x [B,T,c] over time with a causal depthwise nn.Conv1d, and apply the activation that is named `act`."""
-    silu = act in SILU
-    if isinstance(conv, nn.Conv1d) and plain(conv, nn.Conv1d):
-        y = convolve(x, past, name, conv.weight, conv.bias, silu)
-    else:
-        width = inside(conv, nn.Conv1d).kernel_size[0] - 1
-        y = conv((past or Past()).extend(name, x, width).mT).mT
-        padded = (y.shape[1] - x.shape[1]) // 2  # on both sides
-        y = y[:, padded : padded + x.shape[1]]
-        y = F.silu(y) if silu else y
-    return y if silu or act is None else _activation(act)(y)
-
-
-def inside(module: nn.Module, cls: type[M]) -> M:
-    """Find the module of this class that another is, or is wrapped around."""
-    found = next((m for m in module.modules() if isinstance(m, cls)), None)
-    require(
-        found is not None, f"a {type(module).__name__} has no {cls.__name__} in it; expected one, or an adapter of it"
-    )
-    assert found is not None
-    return found
-
-
-def gated_norm(owner: nn.Module, norm: Any, y: Tensor, gate: Tensor, act: str | None) -> Tensor | None:
-    """An RMS norm of transformers, of y [B,T,..,p], times act(gate) [B,T,c]: [B,T,c], in one pass.
-
-    None where that is not to be had: in half precision, for other activations, where more than the norm of the `owner`
-    is called.
-    """
-    if act not in ("silu", "sigmoid") or not own(owner, norm) or norm.weight.dtype != y.dtype:
-        return None
-    p = y.shape[-1]
-    x = normed(
-        y, p, share=1 / p, eps=norm.variance_epsilon, weight=norm.weight, gate=gate,
-        activation="silu" if act == "silu" else "sigmoid",
-    )  # fmt: skip
-    return None if x is None else x.flatten(2)
-
-
-SILU = ("silu", "swish")
-"""Names of the activation that mixers have unless they are told otherwise."""
-GENERAL = (5, 15)
-"""The version of transformers from which another activation is that of the convolution alone, and gates have silu."""
-
-
-def activation(module: Any) -> str:
-    """Return the name of the activation of a mixer's convolution.
-
-    Raises:
-        StateformError: another than silu where the mixer's forms of computing do not agree on where it is applied.
-    """
-    name: str = getattr(module, "activation", "silu")
-    require(
-        name in SILU or tuple(int(x) for x in version("transformers").split(".")[:2]) >= GENERAL,
-        f"the activation of {type(module).__name__} is {name!r}, which transformers {version('transformers')} applies "
-        f"in some places and not in others; expected 'silu', or transformers {'.'.join(map(str, GENERAL))} or newer",
-    )
-    return name
-
-
-@functools.cache
-def _activation(name: str) -> nn.Module:
-    from transformers.activations import ACT2FN
-
-    found: nn.Module = ACT2FN[name]
-    return found
-
-
-def own(owner: nn.Module, module: nn.Module) -> bool:
-    """True if a module inside `owner` is as the model's own code makes it: its call is its forward and nothing more."""
-    return type(module).__module__ == type(owner).__module__ and plain(module, type(module))

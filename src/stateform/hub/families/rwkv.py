@@ -14,10 +14,10 @@ from ...layer.base import Past
 from ...layer.parts import precise
 from ...system import System
 from ...system.state import State, unchecked
-from ..adapter import Call, Lifted, adapts, named
+from ..lifted import Call, Lifted, adapts, named
 
 
-class _Mixing(Lifted):
+class LiftedRWKV(Lifted):
     """What both have in common."""
 
     contractive = True
@@ -35,8 +35,8 @@ class _Mixing(Lifted):
         return y, call.cache
 
 
-@adapts("RwkvSelfAttention")
-class TimeMixing(_Mixing):
+@adapts(rwkv="RwkvSelfAttention")
+class LiftedTimeMixing(LiftedRWKV):
     """As `architectures.RWKV4`: channels are heads, a bonus for the token itself, eta the sum of the weights."""
 
     def system(self, u: Tensor, past: Past | None = None) -> System:
@@ -70,8 +70,8 @@ class TimeMixing(_Mixing):
             kept[:, :, self.index] = x
 
 
-@adapts("RwkvFeedForward")
-class ChannelMixing(_Mixing):
+@adapts(rwkv="RwkvFeedForward")
+class LiftedChannelMixing(LiftedRWKV):
     """y_t = sigmoid(W_r .) * W_v relu(W_k .)^2 of u_t and u_{t-1}: the state is one token, forgotten at the next."""
 
     def system(self, u: Tensor, past: Past | None = None) -> System:

@@ -10,11 +10,12 @@ from torch.nn import functional as F
 from ...layer.base import Past
 from ...layer.parts import heads, precise
 from ...system import System
-from ..adapter import Lifted, activation, adapts, part, short_conv
+from ..lifted import Lifted, adapts
+from ..parts import activation, part, short_conv
 
 
-@adapts("MambaMixer", "FalconMambaMixer", "JambaMambaMixer")
-class Mamba(Lifted):
+@adapts(mamba="MambaMixer", falcon_mamba="FalconMambaMixer", jamba="JambaMambaMixer")
+class LiftedMamba(Lifted):
     """h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t, y_t = C_t^T h_t + D x_t, as `stateform.architectures.Mamba`."""
 
     contractive = True
@@ -45,9 +46,9 @@ class Mamba(Lifted):
         return S.squeeze(-1)
 
 
-@adapts("ZambaMambaMixer")
-class ZambaMamba(Lifted):
-    """As Mamba, the channels in heads that have maps to dt, B and C of their own."""
+@adapts(zamba="ZambaMambaMixer")
+class LiftedZamba(Lifted):
+    """As LiftedMamba, the channels in heads that have maps to dt, B and C of their own."""
 
     contractive = True
 

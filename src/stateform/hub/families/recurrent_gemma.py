@@ -15,7 +15,8 @@ from ...layer.base import Past
 from ...layer.parts import heads, precise
 from ...system import System
 from ...system.state import State, unchecked
-from ..adapter import Call, Lifted, adapts, named, short_conv
+from ..lifted import Call, Lifted, adapts, named
+from ..parts import short_conv
 
 C = 8.0
 STEEPEST = 1e3
@@ -31,8 +32,8 @@ class _Kept:
     packed: bool
 
 
-@adapts("RecurrentGemmaRecurrentBlock")
-class RecurrentGemma(Lifted):
+@adapts(recurrent_gemma="RecurrentGemmaRecurrentBlock")
+class LiftedRecurrentGemma(Lifted):
     """As `stateform.architectures.RGLRU`: h_t = a_t h_{t-1} + sqrt(1 - a_t^2) i_t x_t, at the first token h = i x."""
 
     contractive = True
@@ -100,14 +101,14 @@ class RecurrentGemma(Lifted):
 
 
 def _root(x: Tensor) -> Tensor:
-    """sqrt(x) of x >= 0, its derivative at most STEEPEST."""
+    """Compute sqrt(x) of x >= 0, its derivative at most STEEPEST."""
     least = 0.25 / STEEPEST**2
     near = x.detach().sqrt() + STEEPEST * (x - x.detach())
     return torch.where(x < least, near, x.clamp_min(least).sqrt())
 
 
 def _present(mask: Any, u: Tensor) -> Tensor | None:
-    """Which tokens are no padding, of an attention mask [B,L+T] or [B,1,T,L+T]; None where all are."""
+    """Find which tokens are no padding, of an attention mask [B,L+T] or [B,1,T,L+T]; None where all are."""
     if mask is None:
         return None
     require(isinstance(mask, Tensor), f"the attention mask is a {type(mask).__name__}; expected a tensor or None")

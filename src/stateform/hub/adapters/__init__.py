@@ -1,1 +1,0 @@
-"""One file a family of mixers: what each says of itself as a System (see `stateform.hub.adapter`)."""
