@@ -1,17 +1,36 @@
-"""What prints itself with rich: in a terminal in colour and at its width, as plain text everywhere else."""
+"""What a study found, given in one way: as a dict, as JSON, in a terminal, as a page, in a notebook.
+
+Here are also what every study says on top (`header`) and how it tells of its work (`Steps`, `until_interrupted`).
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
 from typing import Any
+
+from .files import write_json, write_page
 
 WIDE = 200
 """Columns where the output is no terminal: a table's row stays one line, to be searched."""
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much is done and how much there is."""
 
 
-class Printed:
-    """A result with `__rich_console__`: `str` of it is the same text, 80 columns wide."""
+class Result:
+    """What was found: `print` it, `.to_dict()`, `.save_json(path)`. Its `str` is what is printed, 80 columns wide."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain numbers, strings, lists and dicts."""
+        raise NotImplementedError
+
+    def save_json(self, path: str | Path) -> None:
+        """Write the numbers, whole or not at all."""
+        write_json(Path(path), self.to_dict())
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         raise NotImplementedError
@@ -25,7 +44,84 @@ class Printed:
         return capture.get()
 
 
-def show_wide(thing: Printed) -> None:
+class Paged(Result):
+    """A result that is a page, too: `.html()`, `.save_html(path)`. A notebook shows the page."""
+
+    def html(self, plotlyjs: str = "inline") -> str:
+        """Give one page with interactive figures; where its plotting library is, see `stateform.report.render_html`."""
+        raise NotImplementedError
+
+    def save_html(self, path: str | Path, plotlyjs: str = "inline") -> None:
+        """Write the page, whole or not at all; "directory" puts its plotting library into a file beside it."""
+        write_page(Path(path), self.html, plotlyjs)
+
+    def _repr_html_(self) -> str:
+        from .report import cell
+
+        return cell(self.html)
+
+
+@dataclass
+class Record(Result):
+    """A result that is kept as a dict, which grows as the work goes on."""
+
+    result: dict[str, Any]
+
+    @property
+    def complete(self) -> bool:
+        """False if it was interrupted: then it holds what was finished."""
+        return bool(self.result["complete"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain numbers, strings, lists and dicts."""
+        return self.result
+
+
+def header(device: str = "cpu") -> dict[str, Any]:
+    """Say which version found something, when, and on what machine."""
+    from .machine import machine, stateform_version  # torch is not needed until now
+
+    created = datetime.now().isoformat(timespec="seconds")
+    return {"stateform": stateform_version(), "created": created, "machine": machine(device)}
+
+
+class Steps:
+    """The steps of a piece of work, told to a callback as each begins.
+
+    Args:
+        on_progress: called with a step, how many are done and how many there are; None: nothing is told.
+        total: how many there are.
+    """
+
+    def __init__(self, on_progress: Progress | None, total: int) -> None:
+        self.on_progress, self.total, self.done = on_progress, total, 0
+
+    def __call__(self, what: str) -> None:
+        """Begin a step."""
+        self._tell(what)
+        self.done += 1
+
+    def end(self) -> None:
+        """Say that the work is over, all of it done or not."""
+        self.done = self.total
+        self._tell("done")
+
+    def _tell(self, what: str) -> None:
+        if self.on_progress is not None:
+            self.on_progress(what, self.done, self.total)
+
+
+@contextmanager
+def until_interrupted(result: dict[str, Any]) -> Iterator[None]:
+    """Fill a result: it is complete at the end of the block, and after Ctrl-C holds what was finished by then."""
+    try:
+        yield
+        result["complete"] = True
+    except KeyboardInterrupt:
+        pass
+
+
+def show_wide(thing: Result) -> None:
     """Print to standard output; unbroken lines where that is no terminal (and COLUMNS does not say otherwise)."""
     from rich.console import Console
 

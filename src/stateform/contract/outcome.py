@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from ..result import Result
 from ..system.precision import first_difference, largest, relative_error, why_no_proof, wide
 
 REMEMBERS_NOTHING = (
@@ -28,7 +30,7 @@ class Outcome:
 
 
 @dataclass
-class Report:
+class Report(Result):
     """Whether a layer or model keeps the contract. `print` it; `bool(report)` and `report.ok` say yes or no."""
 
     name: str
@@ -49,6 +51,11 @@ class Report:
 
     def __bool__(self) -> bool:
         return self.ok
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        from rich.text import Text
+
+        yield Text(str(self))
 
     def __str__(self) -> str:
         total = sum(o.comparisons for o in self.outcomes.values())

@@ -18,6 +18,7 @@ from ..errors import require
 from ..files import write_atomically
 from ..loops.backend import backend
 from ..machine import machine
+from ..result import Progress, Steps
 from ..system import System
 from . import compiled as _compiled
 from .predict import _stored, features, path, stored, ways_of
@@ -94,15 +95,14 @@ def seconds(run: Callable[[], Any]) -> float:
     return median(times)
 
 
-def measure(device: str, on_progress: Callable[[str, int, int], None] | None = None) -> list[dict[str, Any]]:
+def measure(device: str, on_progress: Progress | None = None) -> list[dict[str, Any]]:
     """The time of every way for every sample and length."""
     rows: list[dict[str, Any]] = []
     slow: set[tuple[str, str, bool]] = set()
-    for i, T in enumerate(LENGTHS):
-        every = samples(T, device)
-        for j, (name, system) in enumerate(every.items()):
-            if on_progress is not None:
-                on_progress(f"{name}, {T} tokens", i * len(every) + j, len(LENGTHS) * len(every))
+    step = Steps(on_progress, len(LENGTHS) * len(samples(1, "cpu")))
+    for T in LENGTHS:
+        for name, system in samples(T, device).items():
+            step(f"{name}, {T} tokens")
             for way in ways_of(system, _compiled.usable(system)):
                 for training in (False, True):
                     memory = work(system, "recurrent" if way == "compiled" else way)[1]
@@ -136,7 +136,7 @@ def fit(rows: list[dict[str, Any]], device: str) -> dict[str, dict[str, list[flo
     return found
 
 
-def calibrate(device: str = "cpu", *, on_progress: Callable[[str, int, int], None] | None = None) -> Path:
+def calibrate(device: str = "cpu", *, on_progress: Progress | None = None) -> Path:
     """Measure how long every form takes on this machine, and keep it for the form `auto`; about a minute.
 
     Args:

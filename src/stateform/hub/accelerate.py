@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..errors import StateformError, require, validate
-from ..result import Printed
+from ..result import Result
 from .lifted import ADAPTERS, Lifted, argument_names
 from .supported import mixers, require_supported
 
@@ -83,13 +83,17 @@ def _accelerated(cls: Any) -> type[nn.Module]:
 
 
 @dataclass(frozen=True)
-class Acceleration(Printed):
+class Acceleration(Result):
     """What `accelerate` did."""
 
     replaced: dict[str, str]
     """Names of modules, with their classes."""
     left: dict[str, str]
     """Names of modules that run as before, with the reason."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain strings and dicts."""
+        return {"replaced": dict(self.replaced), "left": dict(self.left)}
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         for name, kind in self.replaced.items():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..errors import StateformError, require, require_finite_weights, validate
 from ..forms import run
 from ..layer.base import Past
-from ..result import Printed
+from ..result import Progress, Result, Steps
 from ..system import System
 from ..system.precision import is_constant, largest, relative_error, tolerance, why_no_proof, wide
 from .accelerate import undo
@@ -67,7 +67,7 @@ class _Site:
     given: dict[str, Any]
 
 
-class Lift(Mapping[str, System], Printed):
+class Lift(Mapping[str, System], Result):
     """The Systems of a model on a text, by the name of the module: each is made when it is asked for, and not kept.
 
     `print` it for the certificates; `lift.certificate(name)`, `lift.layer(name)`, `dict(lift)`.
@@ -129,14 +129,18 @@ class Lift(Mapping[str, System], Printed):
         note = "its output is constant, whatever it reads" if is_constant(want) else ""
         return Certificate(name, kind, largest(relative_error(wide(got), want)), allowed, dtype, note=note)
 
-    def certificates(self, on_progress: Callable[[str, int, int], None] | None = None) -> list[Certificate]:
+    def certificates(self, on_progress: Progress | None = None) -> list[Certificate]:
         """The certificate of every layer."""
         found = []
-        for i, name in enumerate(self):
-            if on_progress is not None:
-                on_progress(name, i, len(self))
+        step = Steps(on_progress, len(self))
+        for name in self:
+            step(name)
             found.append(self.certificate(name))
         return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the certificates, as plain numbers and strings."""
+        return {"layers": [certificate.to_dict() for certificate in self.certificates()]}
 
     def _site(self, name: str) -> _Site:
         require(name in self._sites, f"there is no layer {name!r}; there are {', '.join(self._sites)}")

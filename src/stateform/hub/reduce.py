@@ -26,13 +26,11 @@ from ..errors import StateformError, require
 from ..layer import Convolved, Layer
 from ..layer.spec import read_spec
 from ..models import SequenceModel
-from ..result import Printed
+from ..result import Progress, Result, Steps
 from ..system import System
 from ..system.precision import tolerance
 from ..text import read_text
 from .runs import Runs, Score
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class ReducedLayer:
 
 
 @dataclass(frozen=True)
-class ModelReduction(Printed):
+class ModelReduction(Result):
     """A reduced model, and a row for each layer; `print` it."""
 
     model: nn.Module
@@ -324,12 +322,7 @@ class _Work:
         self.losses: dict[str, float] = {}
         self.off: dict[str, float] = {}
         self.complete = False
-        self.report = on_progress or (lambda what, done, total: None)
-        self.done, self.total = 0, len(self.names) + (0 if inputs is None else len(self.names) + 3)
-
-    def step(self, what: str) -> None:
-        self.report(what, self.done, self.total)
-        self.done += 1
+        self.step = Steps(on_progress, len(self.names) + (0 if inputs is None else len(self.names) + 3))
 
     def go(self) -> None:
         for name in self.names:
@@ -364,7 +357,7 @@ class _Work:
             self.step("all layers together")
             every = {k: c.again() if isinstance(c, _OnText) else c for k, c in changes.items()}
             self._keep("together", self.runs(every), before)
-        self.report("done", self.total, self.total)
+        self.step.end()
 
     def _keep(self, name: str, score: Score, before: Score) -> None:
         if score.nats is not None:

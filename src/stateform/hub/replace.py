@@ -27,7 +27,7 @@ from ..convert import random_features, realise
 from ..convert.certificate import outputs
 from ..errors import StateformError, nearest, require, require_seed
 from ..forms.softmax import absorb
-from ..result import Printed
+from ..result import Progress, Result, Steps
 from ..system import System
 from ..system.shapes import spread_heads
 from .runs import Runs, Score
@@ -39,7 +39,6 @@ BOUND = 10.0
 """|log psi| stays below this: features neither vanish nor overflow."""
 RATE = 5e-2
 """The largest step of Adam."""
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Replacement(Printed):
+class Replacement(Result):
     """What the loss of a model became with softmax heads replaced; `print` it."""
 
     heads: tuple[str, ...]
@@ -296,16 +295,10 @@ def softmax_to_state(
     systems = _softmax(runs)
     require(systems, "the model has no causal softmax heads")
     chosen = _chosen(list(runs.modules), systems, heads)
-    report = on_progress or (lambda what, done, total: None)
-    total = len(chosen) * (len(sizes) * ("fitted" in methods) + 1) + len(sizes) * len(methods)
-    done, rows = 0, []
+    step = Steps(on_progress, len(chosen) * (len(sizes) * ("fitted" in methods) + 1) + len(sizes) * len(methods))
+    rows = []
     fits: dict[str, dict[int, Fitted]] = {name: {} for name in chosen}
     alone: dict[str, float] = {}
-
-    def step(what: str) -> None:
-        nonlocal done
-        report(what, done, total)
-        done += 1
 
     one = systems[next(iter(chosen))]
     assert one.v is not None and later.inputs is not None
@@ -343,7 +336,7 @@ def softmax_to_state(
         complete = True
     except KeyboardInterrupt:
         pass
-    report("done", total, total)
+    step.end()
     return Replacement(
         tuple(f"{name}:{h}" for name, index in chosen.items() for h in index),
         (runs.inputs.numel(), later.inputs.numel()), base.nats, without,  # type: ignore[union-attr]

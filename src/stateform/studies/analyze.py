@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from datetime import datetime
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,58 +12,30 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import StateformError, nearest, require, validate
-from ..files import write_atomically, write_page
 from ..hub import Opened
-from ..machine import machine, stateform_version
-from ..result import Printed
-from .compare import DTYPES, Progress
+from ..result import Paged, Progress, Record, Steps, header, until_interrupted
+from .compare import DTYPES
 from .questions import QUESTIONS, Question, Site, about, findings
 from .subject import subject_of
 
 
-@dataclass
-class Analysis(Printed):
+class Analysis(Record, Paged):
     """What `analyze` found: `print(analysis)` for sentences and tables, `.html()` and `.to_dict()` for the rest."""
-
-    result: dict[str, Any]
-
-    @property
-    def complete(self) -> bool:
-        """False if it was interrupted: then it holds what was finished."""
-        return bool(self.result["complete"])
 
     @property
     def sentences(self) -> list[str]:
         """The findings, most remarkable first."""
         return [finding["text"] for finding in self.result["findings"]]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and dicts."""
-        return self.result
-
     def html(self, plotlyjs: str = "inline") -> str:
-        """One page with interactive figures; where its plotting library is, see `stateform.report.render_html`."""
         from ..report import render_analysis  # Plotly is slow to import and not needed until now
 
         return render_analysis(self.result, plotlyjs)
-
-    def save_html(self, path: str | Path, plotlyjs: str = "inline") -> None:
-        """Write the page, whole or not at all; "directory" puts its plotting library into a file beside it."""
-        write_page(Path(path), self.html, plotlyjs)
-
-    def save_json(self, path: str | Path) -> None:
-        """Write the numbers, whole or not at all."""
-        write_atomically(Path(path), (json.dumps(self.result, indent=1) + "\n").encode())
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         from ..report import analysis_tables
 
         yield from analysis_tables(self.result)
-
-    def _repr_html_(self) -> str:
-        from ..report import cell
-
-        return cell(self.html)
 
 
 def analyze(
@@ -114,7 +84,7 @@ def analyze(
         questions = alone
     name, many, whole, ids = subject.name, len(subject.kinds), subject.whole, subject.ids
     result: dict[str, Any] = {
-        "stateform": stateform_version(), "created": datetime.now().isoformat(timespec="seconds"), "machine": machine(),
+        **header(),
         "text": {"source": subject.source, "tokens": ids.shape[1], "excerpt": subject.excerpt},
         "settings": {"d_model": subject.d_model, "batch": 1, "dtype": dtype,
                      "seed": None if subject.is_model else seed},
@@ -124,38 +94,28 @@ def analyze(
                       for q in questions},
         "complete": False, "layers": [], "model": {}, "refused": {}, "findings": [],
     }  # fmt: skip
-    total = 1 + sum(many * (q.layer is not None) + (q.model is not None and whole is not None) for q in questions)
-    done = 0
-    report = on_progress or (lambda what, done, total: None)
-
-    def step(what: str) -> None:
-        nonlocal done
-        report(what, done, total)
-        done += 1
-
-    try:
-        with torch.no_grad(), validate(False):
-            step(f"{name} reads {ids.shape[1]} tokens")
-            for look, label, kind in zip(subject.looks(), subject.labels, subject.kinds, strict=True):
-                about_it = about(look.layer, look.system)
-                row = {"name": label, "kind": kind, **about_it, **_finite(look.known), "answers": {}, "refused": {}}
-                result["layers"].append(row)
-                if look.system is None:
-                    continue
-                site = Site(label, look.layer, look.system, subject.tokens, many)
-                for q in questions:
-                    if q.layer is not None:
-                        step(f"{label}: {q.name}")
-                        _answer(q.name, row["answers"], row["refused"], lambda q=q, site=site: q.layer(site))
+    step = Steps(on_progress, 1 + sum(
+        many * (q.layer is not None) + (q.model is not None and whole is not None) for q in questions
+    ))  # fmt: skip
+    with until_interrupted(result), torch.no_grad(), validate(False):
+        step(f"{name} reads {ids.shape[1]} tokens")
+        for look, label, kind in zip(subject.looks(), subject.labels, subject.kinds, strict=True):
+            about_it = about(look.layer, look.system)
+            row = {"name": label, "kind": kind, **about_it, **_finite(look.known), "answers": {}, "refused": {}}
+            result["layers"].append(row)
+            if look.system is None:
+                continue
+            site = Site(label, look.layer, look.system, subject.tokens, many)
             for q in questions:
-                if q.model is not None and whole is not None:
-                    step(f"{name}: {q.name}")
-                    _answer(q.name, result["model"], result["refused"], lambda q=q: q.model(whole, ids))
-        result["complete"] = True
-    except KeyboardInterrupt:
-        pass
+                if q.layer is not None:
+                    step(f"{label}: {q.name}")
+                    _answer(q.name, row["answers"], row["refused"], lambda q=q, site=site: q.layer(site))
+        for q in questions:
+            if q.model is not None and whole is not None:
+                step(f"{name}: {q.name}")
+                _answer(q.name, result["model"], result["refused"], lambda q=q: q.model(whole, ids))
     result["findings"] = [asdict(f) for f in findings(result["layers"], result["model"])]
-    report("done", total, total)
+    step.end()
     return Analysis(result)
 
 

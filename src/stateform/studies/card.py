@@ -19,7 +19,7 @@ from torch import nn
 from ..analysis import equations, realisation
 from ..architectures import REGISTRY, accepted, resolve
 from ..errors import require, require_seed
-from ..result import Printed
+from ..result import Result
 from ..system import System
 from ..system.shapes import layout
 from ..system.state import State
@@ -50,7 +50,7 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Card(Printed):
+class Card(Result):
     """What `show` found: `print(card)`, `.to_dict()`."""
 
     row: Row

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +18,13 @@ from ..contract.draws import redraw
 from ..contract.equivalence import equivalent, share_weights
 from ..convert import special_case
 from ..errors import StateformError, require, require_finite_weights, require_seed, validate
-from ..files import write_atomically, write_page
 from ..forms import exists, run
-from ..machine import machine, stateform_version
 from ..models import open_folder
-from ..result import Printed
+from ..result import Paged, Progress, Record, Steps, header, until_interrupted
 from ..system.precision import largest, relative_error, tolerance, why_no_proof, wide
 from ..text import read_text
 from ..timing.measure import blank_cost, measure, system_of
 from .questions import SHOWN, effective_attention, rounded
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much is done and how much there is."""
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 CERTIFIED = 256
@@ -43,44 +35,18 @@ SHOWN_HEADS = 4
 """Heads with a map of effective attention."""
 
 
-@dataclass
-class Comparison(Printed):
+class Comparison(Record, Paged):
     """What `compare` found: `print(comparison)` for tables, `.html()` and `.to_dict()` for the rest."""
 
-    result: dict[str, Any]
-
-    @property
-    def complete(self) -> bool:
-        """False if it was interrupted: then it holds what was finished."""
-        return bool(self.result["complete"])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and dicts."""
-        return self.result
-
     def html(self, plotlyjs: str = "inline") -> str:
-        """One page with interactive figures; where its plotting library is, see `stateform.report.render_html`."""
         from ..report import render_html  # Plotly is slow to import and not needed until now
 
         return render_html(self.result, plotlyjs)
-
-    def save_html(self, path: str | Path, plotlyjs: str = "inline") -> None:
-        """Write the page, whole or not at all; "directory" puts its plotting library into a file beside it."""
-        write_page(Path(path), self.html, plotlyjs)
-
-    def save_json(self, path: str | Path) -> None:
-        """Write the numbers, whole or not at all."""
-        write_atomically(Path(path), (json.dumps(self.result, indent=1) + "\n").encode())
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         from ..report import tables
 
         yield from tables(self.result)
-
-    def _repr_html_(self) -> str:
-        from ..report import cell
-
-        return cell(self.html)
 
 
 def embed(data: bytes, d_model: int, seed: int) -> Tensor:
@@ -157,9 +123,8 @@ def compare(
     built = _build_all(layers, d_model, n_heads, d_state, seed)
     lengths = lengths_up_to(min(max_length, len(data)))
     x = embed(data[: lengths[-1]], d_model, seed)
-    report = on_progress or (lambda what, done, total: None)
     result: dict[str, Any] = {
-        "stateform": stateform_version(), "created": datetime.now().isoformat(timespec="seconds"), "machine": machine(),
+        **header(),
         "text": {"source": source, "tokens": x.shape[1], "excerpt": data[:240].decode(errors="replace")},
         "settings": {
             "d_model": d_model, "lengths": lengths, "batch": 1, "dtype": dtype, "seed": seed,
@@ -167,35 +132,24 @@ def compare(
         },
         "complete": False, "layers": [], "pairs": [],
     }  # fmt: skip
-    total = 2 * len(built) + len(lengths) + len(built) * (len(built) - 1) // 2
-    done = 0
-
-    def step(what: str) -> None:
-        nonlocal done
-        report(what, done, total)
-        done += 1
-
+    step = Steps(on_progress, 2 * len(built) + len(lengths) + len(built) * (len(built) - 1) // 2)
     rows: dict[str, dict[str, Any]] = {}
-    try:
-        with torch.no_grad(), validate(False):
-            for name, layer in built.items():
-                with validate(True):
-                    _try(name, layer, x[:, :2])
-            for name, layer in built.items():
-                step(f"{name}: forms agree?")
-                row = {"name": name, **_about(layer), "certificate": _certificate(layer, x[:, :CERTIFIED])}
-                step(f"{name}: dynamics")
-                row |= {"identity": _identity(layer, x), "dynamics": _dynamics(layer, x, data), "cost": blank_cost()}
-                rows[name] = row
-                result["layers"].append(row)
-            measure(built, rows, x.to(DTYPES[dtype]), lengths, memory_limit_gb, repeats, step)
-            for a, b in _pairs(list(built)):
-                step(f"{a} = {b}?")
-                result["pairs"].append(_pair(a, built[a], b, built[b], x[:, :SHOWN], seed))
-        result["complete"] = True
-    except KeyboardInterrupt:
-        pass
-    report("done", total, total)
+    with until_interrupted(result), torch.no_grad(), validate(False):
+        for name, layer in built.items():
+            with validate(True):
+                _try(name, layer, x[:, :2])
+        for name, layer in built.items():
+            step(f"{name}: forms agree?")
+            row = {"name": name, **_about(layer), "certificate": _certificate(layer, x[:, :CERTIFIED])}
+            step(f"{name}: dynamics")
+            row |= {"identity": _identity(layer, x), "dynamics": _dynamics(layer, x, data), "cost": blank_cost()}
+            rows[name] = row
+            result["layers"].append(row)
+        measure(built, rows, x.to(DTYPES[dtype]), lengths, memory_limit_gb, repeats, step)
+        for a, b in _pairs(list(built)):
+            step(f"{a} = {b}?")
+            result["pairs"].append(_pair(a, built[a], b, built[b], x[:, :SHOWN], seed))
+    step.end()
     return Comparison(result)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import copy
-import json
 import math
 import re
 import sys
@@ -26,7 +25,7 @@ from ..contract.draws import redraw
 from ..errors import nearest, require, require_seed, validate
 from ..files import write_atomically
 from ..forms import blank_state
-from ..result import Printed
+from ..result import Result
 from ..system import System
 from ..text import decoded, read_bytes
 
@@ -100,7 +99,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Zoo(Printed):
+class Zoo(Result):
     """The rows: `print(zoo)` for a table, `.to_markdown()`, `.to_dict()`."""
 
     rows: list[Row]
@@ -109,10 +108,6 @@ class Zoo(Printed):
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts."""
         return {"d_model": self.d_model, "layers": [row.to_dict() for row in self.rows]}
-
-    def save_json(self, path: str | Path) -> None:
-        """Write the rows, whole or not at all."""
-        write_atomically(Path(path), (json.dumps(self.to_dict(), indent=1) + "\n").encode())
 
     def to_markdown(self) -> str:
         """A table in Markdown."""

@@ -30,13 +30,13 @@ import torch
 
 from ..errors import StateformError, require
 from ..files import DamagedError
+from ..result import Progress
 from ..train.config import Experiment
 from .own import Origin, Surroundings, without_script
 from .store import Run, finite
 
 WORKER = "stateform-worker"
 """The name of the processes that compute runs."""
-Progress = Callable[[str, int, int], None]
 Runner = Callable[[dict[str, Any], Path, Progress], dict[str, Any]]
 
 

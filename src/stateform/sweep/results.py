@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StateformError, nearest, require
-from ..files import write_atomically, write_page
-from ..result import Printed
+from ..files import write_atomically
+from ..result import Paged
 from ..train.config import read_value
 from .claims import SEED, Claim, Verdict, judge
 from .store import Run, Store
@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 
 @dataclass
-class Results(Printed):
+class Results(Paged):
     """Some runs of a store: `print(results)`, `.rows`, `.table()`, `.save_csv(...)`, `.save_html(...)`, ..."""
 
     runs: Sequence[Run]
@@ -175,24 +175,14 @@ class Results(Printed):
         write_atomically(Path(path), self.to_markdown().encode())
 
     def html(self, plotlyjs: str = "inline") -> str:
-        """One page with interactive figures; where its plotting library is, see `stateform.report.render_html`."""
         from ..report.results import render_results  # Plotly is slow to import and not needed until now
 
         return render_results(self.to_dict(), plotlyjs)
-
-    def save_html(self, path: str | Path, plotlyjs: str = "inline") -> None:
-        """Write the page, whole or not at all; "directory" puts its plotting library into a file beside it."""
-        write_page(Path(path), self.html, plotlyjs)
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         from ..report.results import result_tables
 
         yield from result_tables(self.to_dict())
-
-    def _repr_html_(self) -> str:
-        from ..report import cell
-
-        return cell(self.html)
 
 
 def results(

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,12 +13,10 @@ from torch import Tensor, nn
 
 from ..contract.foreign import CACHES
 from ..errors import nearest, require, require_finite_weights, require_seed
-from ..files import write_atomically
 from ..hub import accelerate, undo
 from ..hub.lift import check_tokens, evaluating
 from ..hub.supported import require_supported
-from ..machine import machine, stateform_version
-from ..result import Printed
+from ..result import Progress, Record, Steps, header, until_interrupted
 from ..system.precision import is_constant, largest, relative_error, tolerance, why_no_proof, wide
 from .rounds import Clock, Job, spread, take_turns
 
@@ -32,29 +26,13 @@ PROMPT = 16
 """Tokens before those that are decoded."""
 
 
-@dataclass
-class ModelBench(Printed):
+class ModelBench(Record):
     """What `bench_model` found: `print` it, or `.to_dict()`."""
-
-    result: dict[str, Any]
-
-    @property
-    def complete(self) -> bool:
-        """False if it was interrupted."""
-        return bool(self.result["complete"])
 
     def ratio(self, mode: str) -> float:
         """How many times as fast the model is with our forms, by the medians."""
         times = self.result["modes"][mode]
         return float(times[AS_IT_IS]["median"] / times[OURS]["median"])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings."""
-        return self.result
-
-    def save_json(self, path: str | Path) -> None:
-        """Write the numbers, whole or not at all."""
-        write_atomically(Path(path), (json.dumps(self.result, indent=1) + "\n").encode())
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         from rich import box
@@ -90,7 +68,7 @@ def _time(spread: dict[str, Any]) -> str:
 def bench_model(
     model: nn.Module, tokens: Tensor | None = None, *, name: str | None = None, modes: Sequence[str] = MODEL_MODES,
     length: int = 2048, train_length: int = 512, repeats: int = 5, seed: int = 0,
-    on_progress: Callable[[str, int, int], None] | None = None, clock: Clock = time.perf_counter,
+    on_progress: Progress | None = None, clock: Clock = time.perf_counter,
 ) -> ModelBench:  # fmt: skip
     """Time a causal language model of transformers as it is and accelerated, in turns, after both were compared.
 
@@ -124,8 +102,7 @@ def bench_model(
     tokens = check_tokens(model, tokens)[:1]
     require(tokens.shape[1] >= length, f"there are {tokens.shape[1]} tokens; expected {length} or more")
     result: dict[str, Any] = {
-        "stateform": stateform_version(), "created": datetime.now().isoformat(timespec="seconds"), "machine": machine(),
-        "name": name or type(model).__name__, "parameters": sum(p.numel() for p in model.parameters()),
+        **header(), "name": name or type(model).__name__, "parameters": sum(p.numel() for p in model.parameters()),
         "dtype": str(weight.dtype).removeprefix("torch."),
         "device": str(weight.device), "modes": {}, "complete": False,
         "what": {"prefill": f"{length} tokens", "decode": "a token", "training": f"{train_length} tokens"},
@@ -133,7 +110,6 @@ def bench_model(
     prompt = min(PROMPT, tokens.shape[1] - 1)
     last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
     sync = torch.cuda.synchronize if weight.is_cuda else lambda: None
-    report = on_progress or (lambda what, done, total: None)
 
     def prefill() -> Any:
         with torch.no_grad():
@@ -166,9 +142,10 @@ def bench_model(
         require(made.replaced, "no mixer of this model has a form of ours that is not its own: nothing to compare")
         cache = cache_name(model, tokens[:, :2])
         result |= {"replaced": made.replaced, "left": made.left, **_compared(model, tokens[:, : min(length, 300)])}
-        try:
-            for i, mode in enumerate(modes):
-                report(mode, i, len(modes))
+        step = Steps(on_progress, len(modes))
+        with until_interrupted(result):
+            for mode in modes:
+                step(mode)
                 times: dict[str, list[float]] = {}
                 failed: dict[str, str] = {}
                 try:
@@ -176,9 +153,6 @@ def bench_model(
                 finally:
                     found = {side: spread(t) for side, t in times.items() if t}
                     result["modes"][mode] = {**found, "failed": failed} if failed else found
-            result["complete"] = True
-        except KeyboardInterrupt:
-            pass
     return ModelBench(result)
 
 

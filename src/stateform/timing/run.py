@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +16,7 @@ from torch import Tensor
 from ..analysis import peak_bytes
 from ..architectures import REGISTRY
 from ..errors import nearest, require, require_seed
-from ..files import write_atomically, write_page
-from ..machine import machine, stateform_version
-from ..result import Printed
+from ..result import Paged, Progress, Record, Steps, header, until_interrupted
 from ..system.precision import GRADIENT, HALF, PROJECTED
 from .pair import MODES, Operation, Pair, Rival, Setting, like, version_of
 from .rivals.party import Inputs, Party, copying
@@ -29,7 +24,6 @@ from .rivals.plain import lines
 from .rounds import RECOVERABLE, Clock, Job, one_line, spread, take_turns
 from .table import PACKAGES, PAIRS
 
-Progress = Callable[[str, int, int], None]
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 OURS, FLOOR, COPY = "stateform", "linear maps alone", "weights copied"
@@ -43,44 +37,18 @@ PROMPT, STEPS = 10, 4
 """Tokens before decoding, and tokens decoded for the comparison."""
 
 
-@dataclass
-class Bench(Printed):
+class Bench(Record, Paged):
     """What `bench` found: `print(bench)` for tables, `.html()` and `.to_dict()` for the rest."""
-
-    result: dict[str, Any]
-
-    @property
-    def complete(self) -> bool:
-        """False if it was interrupted: then it holds what was measured by then."""
-        return bool(self.result["complete"])
 
     @property
     def failed(self) -> dict[str, str]:
         """By pair whose own layer failed: why."""
         return {pair["name"]: pair["failed"] for pair in self.result["pairs"] if "failed" in pair}
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and dicts."""
-        return self.result
-
     def html(self, plotlyjs: str = "inline") -> str:
-        """One page with interactive figures; where its plotting library is, see `stateform.report.render_html`."""
         from ..report.bench import render_bench  # Plotly is slow to import and not needed until now
 
         return render_bench(self.result, plotlyjs)
-
-    def save_html(self, path: str | Path, plotlyjs: str = "inline") -> None:
-        """Write the page, whole or not at all; "directory" puts its plotting library into a file beside it."""
-        write_page(Path(path), self.html, plotlyjs)
-
-    def save_json(self, path: str | Path) -> None:
-        """Write the numbers, whole or not at all."""
-        write_atomically(Path(path), (json.dumps(self.result, indent=1) + "\n").encode())
-
-    def _repr_html_(self) -> str:
-        from ..report import cell
-
-        return cell(self.html)
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         try:
@@ -151,8 +119,7 @@ def bench(
     if device.startswith("cuda"):
         packages |= {name: number for name in COMPILERS if (number := version_of(name)) is not None}
     result: dict[str, Any] = {
-        "stateform": stateform_version(), "created": datetime.now().isoformat(timespec="seconds"),
-        "machine": machine(device), "versions": packages,
+        **header(device), "versions": packages,
         "settings": {
             "d_model": d_model, "modes": list(plan.modes), "lengths": list(plan.lengths),
             "positions": list(plan.positions), "training_rows": list(ROWS), "repeats": repeats, "device": device,
@@ -160,15 +127,8 @@ def bench(
         },
         "complete": False, "pairs": [],
     }  # fmt: skip
-    report = on_progress or (lambda what, done, total: None)
-    total, done = len(wanted) * (1 + len(plan.cases())), 0
-
-    def step(what: str) -> None:
-        nonlocal done
-        report(what, done, total)
-        done += 1
-
-    try:
+    step = Steps(on_progress, len(wanted) * (1 + len(plan.cases())))
+    with until_interrupted(result):
         for pair in wanted:
             row: dict[str, Any] = {"name": pair.name, "layer": pair.layer, "sizes": "", "parties": [], "cases": []}
             result["pairs"].append(row)
@@ -179,10 +139,7 @@ def bench(
                 row["failed"] = one_line(error)
             if keep is not None:
                 keep(Bench(result))
-        result["complete"] = True
-    except KeyboardInterrupt:
-        pass
-    report("done", total, total)
+    step.end()
     return Bench(result)
 
 

@@ -26,7 +26,7 @@ from ..errors import StateformError, nearest, require, validate
 from ..files import DamagedError, make_folder, read_json, write_json
 from ..machine import machine, stateform_version
 from ..models import Classifier, LanguageModel
-from ..result import Printed
+from ..result import Progress, Result
 from ..tasks import Task
 from . import checkpoint
 from .checkpoint import BEST, CHECKPOINT, PREVIOUS
@@ -36,7 +36,6 @@ from .parent import EXPERIMENT
 from .scores import as_read, test
 from .sources import Sources, changes, sources
 
-OnProgress = Callable[[str, int, int], None]
 OUTCOME = "outcome.json"
 LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
 
@@ -66,7 +65,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Outcome(Printed):
+class Outcome(Result):
     """What a finished training came to.
 
     Args:
@@ -113,7 +112,7 @@ def length_table(found: dict[str, dict[str, float]]) -> Any:
 
 def train(
     experiment: Experiment, folder: str | Path | None = None, *, machine: Machine | None = None,
-    on_progress: OnProgress | None = None, on_round: Callable[[dict[str, Any]], None] | None = None,
+    on_progress: Progress | None = None, on_round: Callable[[dict[str, Any]], None] | None = None,
 ) -> Outcome:  # fmt: skip
     """Train a model on a task and test it.
 
@@ -352,7 +351,7 @@ def _go_on(path: Path, model: LanguageModel | Classifier, rounds: Any) -> None:
 
 def _finished(
     model: LanguageModel | Classifier, experiment: Experiment, rounds: Any, folder: Path | None,
-    on_progress: OnProgress | None, now: Sources,
+    on_progress: Progress | None, now: Sources,
 ) -> Outcome:  # fmt: skip
     """Test the trained model, and write it down."""
     steps = experiment.train.steps

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from ..errors import StateformError
 from ..files import DamagedError, write_atomically
 from ..models import Classifier, LanguageModel
+from ..result import Progress
 from ..tasks import Batch
 from .checkpoint import BEST, CHECKPOINT, keep_previous, read, write
 from .config import Experiment, Training
@@ -124,7 +125,7 @@ class Rounds(L.Callback):
     """What happens between rounds: seeds, books, the decision to stop, checkpoints."""
 
     def __init__(
-        self, experiment: Experiment, folder: Path | None, on_progress: Callable[[str, int, int], None] | None,
+        self, experiment: Experiment, folder: Path | None, on_progress: Progress | None,
         on_round: Callable[[dict[str, Any]], None] | None,
     ) -> None:  # fmt: skip
         self.experiment, self.folder = experiment, folder
