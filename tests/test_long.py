@@ -13,7 +13,7 @@ from torch import Tensor
 
 import stateform as sf
 from stateform.analysis import peak_bytes
-from stateform.layer import Convolved, Layer, base
+from stateform.layer import Convolved, Layer, streaming
 from stateform.models import generation
 from stateform.system.precision import relative_error, tolerance, wide
 
@@ -23,8 +23,8 @@ D, V = 16, 29
 @pytest.fixture
 def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Inputs of more than seven tokens are long."""
-    monkeypatch.setattr(base, "LEAST", 7)
-    monkeypatch.setattr(base, "TILE", {"cpu": 1})
+    monkeypatch.setattr(streaming, "LEAST", 7)
+    monkeypatch.setattr(streaming, "STRETCH", {"cpu": 1})
 
 
 def finite(name: str) -> bool:
@@ -138,20 +138,20 @@ def test_stretches_under_autocast_keep_its_dtype() -> None:
 
 @pytest.mark.parametrize("name", FINITE)
 def test_only_the_output_grows_with_the_length(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "TILE", {"cpu": 1})
+    monkeypatch.setattr(streaming, "STRETCH", {"cpu": 1})
     layer = sf.build(name, d_model=D)
-    x = torch.randn(1, 5 * base.LEAST, D)
+    x = torch.randn(1, 5 * streaming.LEAST, D)
 
     def peak(length: int) -> int:
         with torch.no_grad():
             return peak_bytes(lambda: layer(x[:, :length], return_state=True))
 
-    assert peak(5 * base.LEAST) - peak(3 * base.LEAST) == 2 * base.LEAST * D * x.element_size()
+    assert peak(5 * streaming.LEAST) - peak(3 * streaming.LEAST) == 2 * streaming.LEAST * D * x.element_size()
 
 
 def test_packed_and_padded_inputs_are_copied_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "TILE", {"cpu": 1})
-    layer, T = sf.build("short_conv", d_model=64), 64 * base.LEAST
+    monkeypatch.setattr(streaming, "STRETCH", {"cpu": 1})
+    layer, T = sf.build("short_conv", d_model=64), 64 * streaming.LEAST
     x, mask = torch.randn(1, T, 64), torch.ones(1, T)
     mask[0, :9] = 0
     size = x.numel() * x.element_size()
@@ -365,7 +365,7 @@ def long_run(name: str, length: int) -> None:
 
 @pytest.mark.parametrize("name", LINEAR)
 def test_twenty_thousand_tokens(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "TILE", {"cpu": 2**16})
+    monkeypatch.setattr(streaming, "STRETCH", {"cpu": 2**16})
     long_run(name, 20_000)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layer.base import Layer, Past
+from ..layer import Layer, Past
 from ..layer.parts import heads, pair_up, precise, rope_angles, split_size
 from ..system import System
 from .registry import register

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import require
-from ..layer.base import Layer, Past
+from ..layer import Layer, Past
 from ..layer.parts import HeadNorm, heads, precise, split_size
 from ..system import System
 from .registry import register

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import require
-from ..layer.base import Layer, Past, ShortConv
+from ..layer import Layer, Past, ShortConv
 from ..layer.parts import HeadNorm, heads, inverse_softplus, log_uniform, normalised_size, precise, split_size, unit
 from ..system import System
 from .registry import register

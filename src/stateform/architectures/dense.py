@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import require
-from ..layer.base import Layer, Past
+from ..layer import Layer, Past
 from ..layer.parts import heads, precise, precise_linear, split_size
 from ..system import System
 from ..system.precision import without_autocast

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import require
-from ..layer.base import Layer, Past
+from ..layer import Layer, Past
 from ..layer.parts import heads, precise, split_size
 from ..system import System
 from .attention import Softmax

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layer.base import Layer, Past
+from ..layer import Layer, Past
 from ..layer.parts import HeadNorm, above_zero, heads, more_than_a_sign, pair_up, precise, rope_angles, split_size
 from ..system import System
 from .registry import register

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..errors import require
 from ..forms import compute
-from ..layer.base import Layer, Past
+from ..layer import Layer, Past
 from ..layer.parts import above_zero, heads, split_size
 from ..system import System
 from ..system.state import State

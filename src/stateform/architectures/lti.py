@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import require
-from ..layer.base import Layer, Past
+from ..layer import Layer, Past
 from ..layer.parts import log_uniform, precise
 from ..system import System
 from ..system.discretise import dense_steps, log_decay_and_gain

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layer.base import Layer, Past
+from ..layer import Layer, Past
 from ..layer.parts import precise
 from ..system import System
 from .registry import register

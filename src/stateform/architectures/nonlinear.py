@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import require
-from ..layer.base import Past, ShortConv
+from ..layer import Past, ShortConv
 from ..layer.cell import Cell
 from ..layer.parts import HeadNorm, above_zero, heads, plain, split_size
 from ..system import System

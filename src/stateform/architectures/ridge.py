@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layer.base import Layer, Past, ShortConv
+from ..layer import Layer, Past, ShortConv
 from ..layer.parts import HeadNorm, above_zero, heads, inverse_softplus, log_uniform, normalised_size, precise, unit
 from ..system import System
 from ..system.readout import Solver

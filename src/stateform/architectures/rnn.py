@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layer.base import Layer, Past, ShortConv
+from ..layer import Layer, Past, ShortConv
 from ..layer.parts import above_zero, precise, split_size
 from ..system import System
 from .registry import register

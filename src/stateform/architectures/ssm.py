@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import require
-from ..layer.base import Layer, Past, ShortConv
+from ..layer import Layer, Past, ShortConv
 from ..layer.parts import HeadNorm, above_zero, gated, heads, inverse_softplus, log_uniform, precise, split_size
 from ..system import System
 from ..system.discretise import log_decay_and_gain

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import require
-from ..layer.base import Layer, Past, ShortConv
+from ..layer import Layer, Past, ShortConv
 from ..layer.parts import above_zero, heads, pair_up, plain, precise, precise_linear, rope_angles, split_size
 from ..system import System
 from ..system.precision import without_autocast

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import StateformError, require, require_finite_weights, validate
 from ..forms import run
-from ..layer.base import Past
+from ..layer import Past
 from ..result import Progress, Result, Steps
 from ..system import System
 from ..system.precision import is_constant, largest, relative_error, tolerance, why_no_proof, wide

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import require
-from ..layer.base import Past, convolve
+from ..layer import Past
 from ..layer.parts import plain
+from ..layer.short_conv import convolve
 from ..loops.norm import normed
 
 M = TypeVar("M", bound=nn.Module)

@@ -15,8 +15,7 @@ from torch.nn import functional as F
 
 from ..errors import StateformError, require, require_finite_weights, validate
 from ..forms import run
-from ..layer import Layer
-from ..layer.base import Past
+from ..layer import Layer, Past
 from ..models import LanguageModel, SequenceModel
 from ..system import System
 from ..system.precision import largest, relative_error, tolerance, why_no_proof

@@ -15,8 +15,10 @@ from ..loops.backend import current_backend, transformed
 from ..system import System
 from ..system.precision import without_autocast
 from ..system.state import State
-from .base import Layer, Past
+from .base import Layer
+from .checks import check_input, check_output
 from .parts import precise, widened
+from .past import Past
 
 
 class Cell(Layer):
@@ -103,8 +105,8 @@ class Cell(Layer):
         Raises:
             StateformError: as `forward` does.
         """
-        self._check_input(u)
-        return self.system(u, Past(self._check_state(initial_state, u, u.shape[0])))
+        check_input(u, self.d_model, self._weight())
+        return self.system(u, Past(self._checked_state(initial_state, u, u.shape[0])))
 
     def solve(self, u: Tensor, newton: Newton | None = None, *, initial_state: State | None = None) -> Trajectory:
         """The states of the cell on u [B,T,d_model] by Newton's method, without gradients, and whether it converged.
@@ -112,8 +114,8 @@ class Cell(Layer):
         Args:
             newton: how; default `self.newton`.
         """
-        self._check_input(u)
-        wide, s0, x = self._prepared(u, Past(self._check_state(initial_state, u, u.shape[0])))
+        check_input(u, self.d_model, self._weight())
+        wide, s0, x = self._prepared(u, Past(self._checked_state(initial_state, u, u.shape[0])))
         with without_autocast(u.device):
             return solve(wide.cell, s0, x, u.shape[1], newton or self.newton)
 
@@ -140,7 +142,7 @@ class Cell(Layer):
                     states = self._by_system(wide, s0, inputs, form, x.shape[1])
             found = states, states[:, -1]
         states, last = found
-        y = self._checked_output(self.output(states.to(x.dtype), x, None, past), x)
+        y = check_output(self.output(states.to(x.dtype), x, None, past), x, self)
         position = torch.full((x.shape[0],), x.shape[1], device=x.device)
         position = position if past.position is None else past.position + position
         new = {"S": last.unsqueeze(-1), "position": position}

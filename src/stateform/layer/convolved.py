@@ -7,7 +7,9 @@ from torch import Tensor
 from ..errors import require
 from ..system import System
 from ..system.state import State
-from .base import Layer, Past, ShortConv
+from .base import Layer
+from .past import Past
+from .short_conv import ShortConv
 
 
 class Convolved(Layer):

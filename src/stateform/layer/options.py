@@ -1,7 +1,8 @@
-"""The options a layer is made with: checked against the types that its signature says, before anything is made."""
+"""The options a layer is made with: checked against the types that its signature says, and kept as its `config`."""
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import types
@@ -10,13 +11,54 @@ from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any, Literal
 
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
 from ..errors import StateformError
+from ..system.precision import HALF
 
 SIZES = {"d_model", "n_heads", "n_kv_heads", "n_groups", "d_state", "d_head", "d_conv", "expand", "dt_rank",
          "gate_rank", "mix_rank", "decay_rank", "rate_rank", "value_rank"}  # fmt: skip
 """Names that are sizes in every layer: 1 or more."""
 LARGEST = 2**53
 """A larger whole number is a slip: no tensor could have such a size."""
+
+
+def recorded(init: Callable[..., None]) -> Callable[..., None]:
+    """The __init__ of a layer that checks its arguments and keeps them in `config`; that of a base class, called from
+    it, leaves them as they are.
+    """
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def recording(self: nn.Module, *args: Any, **options: Any) -> None:
+        bound = signature.bind(self, *args, **options)
+        bound.apply_defaults()
+        check_options(bound, init)
+        if "config" in self.__dict__:
+            init(*bound.args, **bound.kwargs)
+            return
+        self.__dict__["config"] = {k: v for k, v in list(bound.arguments.items())[1:]}
+        _make_in_full(self, functools.partial(init, *bound.args, **bound.kwargs))
+        if not any(is_lazy(p) for p in self.parameters()):
+            _ = self.fingerprint  # known from here on: no call computes it, and torch.compile need not trace it
+
+    return recording
+
+
+def _make_in_full(layer: nn.Module, init: Callable[[], None]) -> None:
+    """Make a layer. Where the default is half precision, its parameters are computed in float32, then rounded to it."""
+    wanted = torch.get_default_dtype()
+    if wanted not in HALF:
+        init()
+        return
+    torch.set_default_dtype(torch.float32)
+    try:
+        init()
+    finally:
+        torch.set_default_dtype(wanted)
+    layer.to(wanted)
 
 
 def check_options(bound: inspect.BoundArguments, init: Callable[..., None]) -> None:

@@ -12,9 +12,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from ..errors import StateformError, require
 from ..loops.norm import Gate, normed
-from ..system.precision import without_autocast
-
-HALF = (torch.float16, torch.bfloat16)
+from ..system.precision import HALF, without_autocast
 
 
 def heads(x: Tensor, n_heads: int) -> Tensor:
@@ -85,6 +83,18 @@ def plain(module: nn.Module, cls: type[nn.Module]) -> bool:
         or own["_backward_pre_hooks"]
         or _has_any_global_hook()
     )
+
+
+def first_parameter(module: nn.Module) -> Tensor | None:
+    """Find what next(module.parameters(), None) gives, without what it takes to find all."""
+    for p in module._parameters.values():
+        if p is not None:
+            return p
+    for m in module._modules.values():
+        found = None if m is None else first_parameter(m)
+        if found is not None:
+            return found
+    return None
 
 
 def split_size(total: int, parts: int, what: str = "d_model", by: str = "n_heads") -> int:

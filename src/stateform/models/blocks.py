@@ -19,7 +19,7 @@ from ..errors import StateformError, require, values_checked
 from ..forms import known_form
 from ..forms.packing import check_cu_seqlens, from_mask
 from ..layer import Convolved, Layer
-from ..layer.base import first_parameter
+from ..layer.parts import first_parameter
 from ..machine import free_memory
 from ..system.precision import one_dtype
 from ..system.state import State, unchecked

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...architectures.delta import delta_rule
-from ...layer.base import Past
+from ...layer import Past
 from ...layer.parts import heads, precise, split_size, unit
 from ...system import System
 from ..lifted import Lifted, adapts

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...errors import require
-from ...layer.base import Past
+from ...layer import Past
 from ...system import System
 from ..lifted import Lifted, adapts
 

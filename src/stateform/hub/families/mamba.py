@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...layer.base import Past
+from ...layer import Past
 from ...layer.parts import heads, precise
 from ...system import System
 from ..lifted import Lifted, adapts

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...errors import require
-from ...layer.base import Past
+from ...layer import Past
 from ...layer.parts import heads, precise, split_size
 from ...system import System
 from ..lifted import Lifted, adapts

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...layer.base import Past
+from ...layer import Past
 from ...layer.parts import heads
 from ...system import System
 from ...system.state import State, unchecked

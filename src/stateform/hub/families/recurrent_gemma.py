@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ...architectures.rnn import elementwise
 from ...errors import require
-from ...layer.base import Past
+from ...layer import Past
 from ...layer.parts import heads, precise
 from ...system import System
 from ...system.state import State, unchecked

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...architectures.rwkv import mixed
-from ...layer.base import Past
+from ...layer import Past
 from ...layer.parts import precise
 from ...system import System
 from ...system.state import State, unchecked

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...errors import StateformError, require
 from ...forms import run
-from ...layer.base import Past
+from ...layer import Past
 from ...system import System
 from ...system.state import State
 from ..lifted import Lifted, adapts

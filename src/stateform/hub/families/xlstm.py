@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ...errors import require
 from ...forms import run
-from ...layer.base import Past
+from ...layer import Past
 from ...layer.parts import heads, precise
 from ...system import System, stabilise
 from ...system.state import State, unchecked

@@ -13,8 +13,7 @@ from torch.nn import functional as F
 
 from ...architectures import build
 from ...errors import StateformError, require
-from ...layer import Layer
-from ...layer.base import Past
+from ...layer import Layer, Past
 from ...layer.parts import precise
 from ...models import LanguageModel, ModelConfig
 from ...system import System
