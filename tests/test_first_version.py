@@ -40,7 +40,7 @@ def close(got: Tensor, want: Tensor, *, trained: bool = False) -> None:
 
 def test_they_are_small() -> None:
     sizes = [path.stat().st_size for path in FIRST.rglob("*") if path.is_file() and path.suffix != ".pyc"]
-    assert len(sizes) > 30 and sum(sizes) < 250_000
+    assert len(sizes) > 30 and sum(sizes) < 200_000
 
 
 # -- states and models --------------------------------------------------------------------------------------------
@@ -150,3 +150,13 @@ def test_a_sweep_goes_on(tmp_path: Path) -> None:
     assert {path.name for path in log.iterdir()} == {"version_0", "version_1"}, "it has gone on from its checkpoint"
     with sqlite3.connect(folder / "store.db") as connection:
         assert dict(connection.execute("SELECT name, value FROM meta"))["format"] == "1"
+
+
+# -- code ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_script_written_against_the_first_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["stateform"])
+    torch.manual_seed(0)
+    runpy.run_path(str(FIRST / "readme.py"), run_name="readme_of_the_first")
