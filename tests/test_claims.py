@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 import stateform as sf
+from stateform.cli import app
 from stateform.sweep.claims import Claim, judge, read_claims
 from stateform.sweep.plan import Plan, read_plan
 from stateform.sweep.presets import file_of, preset_names
+from stateform.train.config import Experiment
 from stateform.train.loop import flat, train
 
 
@@ -165,6 +168,15 @@ def test_as_released_changes_the_blocks_but_not_the_runs() -> None:
     assert without == {run.label for run in plan.runs} - {"normalized"}
     assert all(run.experiment.train.decay_all and run.experiment.train.warmup == 0 for run in released.runs)
     assert all(run.experiment.config.mlp_ratio is not None for run in plan.runs)
+
+
+def test_presets_are_listed_without_making_their_experiments(monkeypatch: pytest.MonkeyPatch) -> None:
+    totals = {name: read_plan(name).total for name in ("demo", "hybrids")}
+    monkeypatch.setattr(Experiment, "from_dict", lambda *_, **__: pytest.fail("an experiment was made"))
+    shown = CliRunner().invoke(app, ["presets"])
+    assert shown.exit_code == 0, shown.output
+    lines = {line.split()[0]: line for line in shown.output.splitlines()}
+    assert set(lines) == set(preset_names()) and all(f" {totals[name]} runs " in lines[name] for name in totals)
 
 
 def test_a_preset_that_is_not_there() -> None:

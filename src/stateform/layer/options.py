@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import math
@@ -65,14 +66,32 @@ def check_options(bound: inspect.BoundArguments, init: Callable[..., None]) -> N
     """Raise unless the arguments are of the types that `init` says: bool, int, float, str, Literal, None, or a union of
     these. Other annotations are not looked at. Numbers of other libraries become plain ones.
     """
-    try:
-        hints = typing.get_type_hints(init)
-    except Exception:  # annotations may name what exists for type checkers alone
-        return
+    hints = _hints(init)
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     for name, value in bound.arguments.items():
         if name in hints and bound.signature.parameters[name].kind not in several:
             bound.arguments[name] = _checked(name, value, hints[name])
+
+
+def checked_fields(made: Any) -> dict[str, Any]:
+    """Give the fields of a dataclass by name, checked as `check_options` does."""
+    cls = type(made)
+    given = _signature(cls).bind(**{f.name: getattr(made, f.name) for f in dataclasses.fields(made)})
+    check_options(given, cls.__init__)
+    return given.arguments
+
+
+@functools.lru_cache(maxsize=256)  # reading them takes longer than all the rest of a layer that is small
+def _hints(init: Callable[..., None]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(init)
+    except Exception:  # annotations may name what exists for type checkers alone
+        return {}
+
+
+@functools.lru_cache(maxsize=256)
+def _signature(cls: type) -> inspect.Signature:
+    return inspect.signature(cls)
 
 
 def _checked(name: str, value: Any, hint: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 from collections import Counter
@@ -16,7 +15,7 @@ from torch import nn
 from ..architectures import accepted, build, resolve
 from ..errors import StateformError, nearest, require
 from ..layer import Convolved
-from ..layer.options import check_options
+from ..layer.options import checked_fields
 from ..text import parse_json
 from .pattern import expand
 
@@ -85,11 +84,10 @@ class ModelConfig:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        given = inspect.signature(type(self)).bind(**{f.name: getattr(self, f.name) for f in fields(self)})
-        check_options(given, type(self).__init__)
+        given = checked_fields(self)
         if self.tokenizer == "bytes" and self.vocab_size is None:
-            given.arguments["vocab_size"] = 256
-        for name, value in given.arguments.items():
+            given["vocab_size"] = 256
+        for name, value in given.items():
             object.__setattr__(self, name, value)
         for name in ("n_layers", "vocab_size", "d_input", "n_classes", "max_positions"):
             value = getattr(self, name)

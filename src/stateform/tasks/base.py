@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import StateformError, nearest, require
-from ..layer.options import check_options
+from ..layer.options import checked_fields
 from ..layer.spec import class_from_file, names_file, read_spec
 
 IGNORED = -100
@@ -197,9 +197,8 @@ class Task:
         return self.name + (f"({', '.join(f'{k}={v!r}' for k, v in own.items())})" if own else "")
 
     def __post_init__(self) -> None:
-        given = inspect.signature(type(self)).bind(**{f.name: getattr(self, f.name) for f in fields(self)})
-        check_options(given, type(self).__init__)
-        for name, value in given.arguments.items():
+        given = checked_fields(self)
+        for name, value in given.items():
             object.__setattr__(self, name, value)
         self.check()
         self.check_length(self.length)

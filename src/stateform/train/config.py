@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -14,7 +13,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from ..architectures import accepted, resolve
 from ..errors import StateformError, nearest, require
-from ..layer.options import check_options
+from ..layer.options import checked_fields
 from ..layer.spec import file_of, names_file, read_spec, run_file, was_run
 from ..models import Classifier, LanguageModel, ModelConfig
 from ..models.pattern import expand, named_in
@@ -83,10 +82,9 @@ class Training:
     def __post_init__(self) -> None:
         if isinstance(self.test_lengths, list):
             object.__setattr__(self, "test_lengths", tuple(self.test_lengths))
-        given = inspect.signature(type(self)).bind(**{f.name: getattr(self, f.name) for f in fields(self)})
-        check_options(given, type(self).__init__)
+        given = checked_fields(self)
         for f in fields(self):  # 1 and 1.0 are the same, and give the same key
-            value = given.arguments[f.name]
+            value = given[f.name]
             number = type(value) is int and str(f.type).startswith("float")
             object.__setattr__(self, f.name, float(value) if number else value)
         for name in ("steps", "batch_size", "accumulate", "eval_every", "eval_examples", "test_examples"):
