@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file
 from stateform.experiments import Experiment, Machine, evaluate, load_trained, train
 from stateform.experiments.results import results
-from stateform.tolerances import GRADIENT, tolerance
 from torch import Tensor
 from typer.testing import CliRunner
 
 import stateform as sf
 from stateform.cli import app
+from stateform.system.precision import GRADIENT, tolerance
 
 FIRST = Path(__file__).parent / "fixtures" / "first"
 WRITE = runpy.run_path(str(FIRST / "write.py"))

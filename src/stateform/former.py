@@ -1,4 +1,4 @@
-"""Import paths of the first version that stay valid: each gives the module that has its names now."""
+"""Import paths of the first version that stay valid: each gives the names of where they are now."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from types import ModuleType
 
 FORMER = {
     "stateform.bench": "stateform.timing",
+    "stateform.definition": "stateform.contract.definition",
     "stateform.experiments": "stateform.train",
     "stateform.experiments.claims": "stateform.sweep.claims",
     "stateform.experiments.plan": "stateform.sweep.plan",
@@ -18,10 +19,10 @@ FORMER = {
     "stateform.experiments.sweep": "stateform.sweep.run",
     "stateform.hub.adapters": "stateform.hub.families",
     "stateform.hub.adapters.attention": "stateform.hub.families.softmax",
-    "stateform.layers": "stateform.architectures",
+    "stateform.layers": "stateform.architectures stateform.layer",
     "stateform.questions": "stateform.studies.questions",
 }
-"""Where the names of each are today."""
+"""The module, or modules, that have the names of each today."""
 
 
 class Former(MetaPathFinder, Loader):
@@ -33,4 +34,9 @@ class Former(MetaPathFinder, Loader):
         return ModuleSpec(fullname, self) if fullname in FORMER else None
 
     def exec_module(self, module: ModuleType) -> None:
-        sys.modules[module.__name__] = importlib.import_module(FORMER[module.__name__])
+        homes = [importlib.import_module(name) for name in FORMER[module.__name__].split()]
+        if len(homes) == 1:
+            sys.modules[module.__name__] = homes[0]
+            return
+        for home in homes:
+            module.__dict__.update({name: getattr(home, name) for name in home.__all__})
