@@ -75,10 +75,10 @@ def check_options(bound: inspect.BoundArguments, init: Callable[..., None]) -> N
 
 def checked_fields(made: Any) -> dict[str, Any]:
     """Give the fields of a dataclass by name, checked as `check_options` does."""
-    cls = type(made)
-    given = _signature(cls).bind(**{f.name: getattr(made, f.name) for f in dataclasses.fields(made)})
-    check_options(given, cls.__init__)
-    return given.arguments
+    init = type(made).__init__
+    given = _signature(init).bind(made, **{f.name: getattr(made, f.name) for f in dataclasses.fields(made)})
+    check_options(given, init)
+    return {name: value for name, value in given.arguments.items() if value is not made}
 
 
 @functools.lru_cache(maxsize=256)  # reading them takes longer than all the rest of a layer that is small
@@ -90,8 +90,8 @@ def _hints(init: Callable[..., None]) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=256)
-def _signature(cls: type) -> inspect.Signature:
-    return inspect.signature(cls)
+def _signature(init: Callable[..., None]) -> inspect.Signature:
+    return inspect.signature(init)
 
 
 def _checked(name: str, value: Any, hint: Any) -> Any:
