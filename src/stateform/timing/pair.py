@@ -16,6 +16,7 @@ from ..architectures import build
 from ..contract.draws import redraw
 from ..errors import require
 from ..forms import run
+from ..hub.twin import heads_of
 from ..system import System
 from .rivals.party import Inputs, Party, Run, aged, floor, ours
 
@@ -125,14 +126,9 @@ def described(layer: nn.Module) -> str:
     return ", ".join(given)
 
 
-def like(spec: str, **sizes: Callable[[int], Any]) -> Callable[[int], Any]:
-    """From d_model to the layer `spec` with these options, each a function of d_model."""
-    return lambda d_model: build(spec, d_model=d_model, **{name: size(d_model) for name, size in sizes.items()})
-
-
-def heads_of(size: int, least: int = 2) -> Callable[[int], int]:
-    """From d_model to the number of heads of so many values each, or to `least` in a narrow layer."""
-    return lambda d_model: max(least, d_model // size)
+def like(spec: str) -> Callable[[int], Any]:
+    """Give the function from d_model to the layer `spec`."""
+    return lambda d_model: build(spec, d_model=d_model)
 
 
 # -- operations -----------------------------------------------------------------------------------------------------
@@ -167,7 +163,7 @@ class Operation:
 
     def setting(self, d_model: int, device: str, generator: torch.Generator) -> Setting:
         """As `Pair.setting`; there are no weights and no linear maps."""
-        H = heads_of(self.size)(d_model)
+        H = heads_of(d_model, self.size)
         require(d_model % H == 0, f"d_model is {d_model}; expected a multiple of the {H} heads of {self.name}")
 
         def inputs(rows: int, tokens: int, dtype: torch.dtype, generator: torch.Generator) -> Inputs:

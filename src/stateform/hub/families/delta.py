@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...architectures.delta import delta_rule
-from ...layer import Past
-from ...layer.parts import heads, precise, split_size, unit
+from ...architectures import build
+from ...architectures.delta import GatedDeltaNet, delta_rule
+from ...layer import Layer, Past, ShortConv
+from ...layer.parts import HeadNorm, heads, precise, split_size, unit
 from ...system import System
 from ..lifted import Lifted, adapts
 from ..parts import activation, gated_norm, short_conv
+from ..twin import Twin, heads_of, renamed, rows, rows_by_head
 
 
 @adapts(
@@ -155,3 +157,75 @@ class LiftedKimiDelta(LiftedOlmoHybrid):
     def gate(self, u: Tensor, past: Past | None) -> Tensor:
         m: Any = self.module
         return m.g_proj(u) if hasattr(m, "g_proj") else m.g_b_proj(m.g_a_proj(u))
+
+
+class WideGatedDeltaNet(GatedDeltaNet):
+    """Gated DeltaNet with as many values as keys in a head, whatever d_model is: the proportions of Qwen3-Next."""
+
+    def __init__(self, d_model: int, n_heads: int, *, d_state: int) -> None:
+        super().__init__(d_model, n_heads, d_state=d_state)
+        values = n_heads * d_state
+        self.v_proj, self.gate_proj = (nn.Linear(d_model, values, bias=False) for _ in range(2))
+        self.v_conv, self.norm = ShortConv(values, self.q_conv.width, "v_conv"), HeadNorm(d_state)
+        self.out_proj = nn.Linear(values, d_model, bias=False)
+
+
+class Qwen3NextTwin(Twin, pair="gated_deltanet", model="qwen3_next"):
+    """Qwen3NextGatedDeltaNet: chunks of 64 for a sequence, a fused step for a token."""
+
+    cache = "cache_params"
+
+    @staticmethod
+    def layer(d_model: int) -> Layer:
+        n_heads = heads_of(d_model, 64)  # inner width twice d_model
+        return WideGatedDeltaNet(d_model, n_heads, d_state=max(1, 2 * d_model // n_heads))
+
+    def settings(self, layer: Any) -> dict[str, Any]:
+        return {
+            "hidden_size": layer.d_model, "num_hidden_layers": 1, "layer_types": ["linear_attention"],
+            "linear_num_key_heads": layer.n_heads, "linear_num_value_heads": layer.n_heads,
+            "linear_key_head_dim": layer.d_state, "linear_value_head_dim": layer.v_proj.out_features // layer.n_heads,
+            "linear_conv_kernel_dim": layer.q_conv.width, "rms_norm_eps": layer.norm.eps,
+        }  # fmt: skip
+
+    def weights(self, layer: Any) -> dict[str, Tensor]:
+        wide = (layer.q_proj, layer.k_proj, layer.v_proj, layer.gate_proj)
+        return {
+            "in_proj_qkvz.weight": rows_by_head(wide, layer.n_heads),
+            "in_proj_ba.weight": rows_by_head((layer.beta_proj, layer.a_proj), layer.n_heads),
+            "conv1d.weight": rows(layer.q_conv, layer.k_conv, layer.v_conv), "A_log": layer.A_log,
+            "dt_bias": layer.dt_bias, "norm.weight": layer.norm.weight, "out_proj.weight": layer.out_proj.weight,
+        }  # fmt: skip
+
+
+class KimiTwin(Twin, pair="kda", model="kimi_linear"):
+    """KimiLinearDeltaAttention, the last map of whose gate has no bias."""
+
+    cache = "cache_params"
+
+    @staticmethod
+    def layer(d_model: int) -> Layer:
+        layer: Any = build("kda", d_model=d_model, n_heads=heads_of(d_model, 128))
+        down, up = layer.gate_proj
+        layer.gate_proj = nn.Sequential(down, nn.Linear(up.in_features, up.out_features, bias=False))
+        return layer
+
+    def settings(self, layer: Any) -> dict[str, Any]:
+        return {
+            "hidden_size": layer.d_model, "num_hidden_layers": 1, "layer_types": ["linear_attention"],
+            "linear_head_dim": layer.d_state, "linear_num_heads": layer.n_heads,
+            "linear_conv_kernel_dim": layer.q_conv.width, "rms_norm_eps": layer.norm.eps,
+        }  # fmt: skip
+
+    def weights(self, layer: Any) -> dict[str, Tensor]:
+        names = {
+            "beta_proj": "b_proj", "a_proj.0": "forget_gate.f_a_proj", "a_proj.1": "forget_gate.f_b_proj",
+            "gate_proj.0": "g_a_proj", "gate_proj.1": "g_b_proj", "norm": "o_norm", "out_proj": "o_proj",
+            "dt_bias": "forget_gate.dt_bias",
+        }  # fmt: skip
+        joined = tuple(f"{s}_conv.weight" for s in "qkv")
+        return {
+            **renamed(layer, names, (*joined, "gate_proj.1.bias", "A_log")),
+            "conv1d.weight": rows(layer.q_conv, layer.k_conv, layer.v_conv),
+            "forget_gate.A_log": layer.A_log.detach().view(1, 1, -1, 1),
+        }

@@ -7,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...architectures import build
 from ...errors import require
-from ...layer import Past
+from ...layer import Layer, Past
 from ...system import System
 from ..lifted import Lifted, adapts
+from ..twin import Twin, rows
 
 
 @adapts(lfm2="Lfm2ShortConv", lfm2_moe="Lfm2MoeShortConv", lfm3="Lfm3ShortConv")
@@ -48,3 +50,23 @@ class LiftedShortConv(Lifted):
         m: Any = self.module
         y = y.flatten(2) if m.conv.bias is None else y.flatten(2) + m.conv.bias
         return m.out_proj(m.in_proj(u).chunk(3, -1)[1] * y)
+
+
+class Lfm2Twin(Twin, pair="short_conv", model="lfm2"):
+    """Lfm2ShortConv."""
+
+    @staticmethod
+    def layer(d_model: int) -> Layer:
+        return build("short_conv", d_model=d_model)
+
+    def settings(self, layer: Any) -> dict[str, Any]:
+        return {
+            "hidden_size": layer.d_model, "conv_L_cache": layer.taps.shape[1], "conv_bias": False,
+            "num_hidden_layers": 1, "layer_types": ["conv"],
+        }  # fmt: skip
+
+    def weights(self, layer: Any) -> dict[str, Tensor]:
+        return {
+            "in_proj.weight": rows(layer.b_proj, layer.c_proj, layer.x_proj),
+            "conv.weight": layer.taps.detach().flip(1).unsqueeze(1), "out_proj.weight": layer.out_proj.weight,
+        }  # fmt: skip

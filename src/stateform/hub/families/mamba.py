@@ -7,11 +7,13 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...layer import Past
+from ...architectures import build
+from ...layer import Layer, Past
 from ...layer.parts import heads, precise
 from ...system import System
 from ..lifted import Lifted, adapts
 from ..parts import activation, part, short_conv
+from ..twin import Twin, Way, renamed, rows
 
 
 @adapts(mamba="MambaMixer", falcon_mamba="FalconMambaMixer", jamba="JambaMambaMixer")
@@ -77,3 +79,24 @@ class LiftedZamba(Lifted):
 
     def theirs(self, S: Tensor) -> Tensor:
         return S.squeeze(-1).unflatten(1, (self.n_heads, -1))
+
+
+class MambaTwin(Twin, pair="mamba", model="mamba"):
+    """MambaMixer: a loop over tokens, or mambapy's scan."""
+
+    cache = "cache_params"
+    ways = (Way(), Way(", mambapy's scan", "mambapy", {"use_mambapy": True}))
+
+    @staticmethod
+    def layer(d_model: int) -> Layer:
+        return build("mamba", d_model=d_model)
+
+    def settings(self, layer: Any) -> dict[str, Any]:
+        return {
+            "hidden_size": layer.d_model, "state_size": layer.d_state, "num_hidden_layers": 1,
+            "expand": layer.d_inner // layer.d_model, "conv_kernel": layer.conv.width, "time_step_rank": layer.dt_rank,
+        }  # fmt: skip
+
+    def weights(self, layer: Any) -> dict[str, Tensor]:
+        weights = renamed(layer, {"conv": "conv1d"}, ("gate_proj.weight",))
+        return {**weights, "in_proj.weight": rows(layer.in_proj, layer.gate_proj)}

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...architectures import build
 from ...errors import require
-from ...layer import Past
+from ...layer import Layer, Past
 from ...layer.parts import heads, precise, split_size
 from ...system import System
 from ..lifted import Lifted, adapts
 from ..parts import activation, part, short_conv
+from ..twin import Twin, Way, renamed, rows
 
 
 @adapts(
@@ -87,3 +89,26 @@ class LiftedFalconH1(LiftedMamba2):
     def gated(self, y: Tensor, gate: Tensor) -> Tensor:
         m: Any = self.module
         return m.norm(y, gate) if m.mamba_rms_norm else y * F.silu(gate)
+
+
+class Mamba2Twin(Twin, pair="mamba2", model="mamba2"):
+    """Mamba2Mixer with its own or another chunk size."""
+
+    cache = "cache_params"
+    ways = (Way(), Way(", chunk 64", settings={"chunk_size": 64}))
+
+    @staticmethod
+    def layer(d_model: int) -> Layer:
+        return build("mamba2", d_model=d_model, d_state=min(128, d_model), d_head=min(64, d_model // 2))
+
+    def settings(self, layer: Any) -> dict[str, Any]:
+        return {
+            "hidden_size": layer.d_model, "state_size": layer.d_state, "num_hidden_layers": 1,
+            "expand": layer.d_inner // layer.d_model, "conv_kernel": layer.conv.width, "num_heads": layer.n_heads,
+            "head_dim": layer.d_inner // layer.n_heads, "n_groups": layer.n_groups,
+            "layer_norm_epsilon": layer.norm.eps, "time_step_limit": (0.0, math.inf),
+        }  # fmt: skip
+
+    def weights(self, layer: Any) -> dict[str, Tensor]:
+        weights = renamed(layer, {"conv": "conv1d"}, ("gate_proj.weight", "dt_proj.weight"))
+        return {**weights, "in_proj.weight": rows(layer.gate_proj, layer.in_proj, layer.dt_proj)}

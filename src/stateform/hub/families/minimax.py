@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...layer import Past
+from ...architectures import build
+from ...layer import Layer, Past
 from ...layer.parts import heads
 from ...system import System
 from ...system.state import State, unchecked
 from ..lifted import Call, Lifted, adapts
 from ..parts import gated_norm
+from ..twin import Twin, heads_of, renamed, rows_by_head
 
 
 @adapts(minimax="MiniMaxLightningAttention")
@@ -61,3 +63,31 @@ class LiftedLightning(Lifted):
     def write(self, cache: Any, state: State) -> None:
         m: Any = self.module
         cache.set_linear_cache(self.index, state["S"].to(m.slope_rate.dtype))  # the dtype that the module keeps
+
+
+class MiniMaxTwin(Twin, pair="lightning", model="minimax"):
+    """MiniMaxLightningAttention, in blocks of 256; its slopes are those of a first layer."""
+
+    @staticmethod
+    def layer(d_model: int) -> Layer:
+        layer: Any = build("lightning", d_model=d_model, n_heads=heads_of(d_model, 64), slope_scale=1 + 1e-5)
+        layer.norm.eps = 1e-6
+        return layer
+
+    def settings(self, layer: Any) -> dict[str, Any]:
+        return {
+            "hidden_size": layer.d_model, "num_attention_heads": layer.n_heads, "num_key_value_heads": layer.n_heads,
+            "head_dim": layer.d_state, "num_hidden_layers": 2, "hidden_act": "silu",
+            "layer_types": ["linear_attention", "full_attention"],
+        }  # fmt: skip
+
+    def weights(self, layer: Any) -> dict[str, Tensor]:
+        weights = renamed(layer, {"gate_proj": "output_gate"}, tuple(f"{s}_proj.weight" for s in "qkv"))
+        joined = rows_by_head((layer.q_proj, layer.k_proj, layer.v_proj), layer.n_heads)
+        return {**weights, "qkv_proj.weight": joined}
+
+    def begin(self, x: Tensor) -> Any:
+        return self.code.MiniMaxCache()
+
+    def call(self, x: Tensor, cache: Any = None, start: int = 0) -> Tensor:
+        return self.module(x, position_embeddings=None, attention_mask=None, past_key_values=cache)[0]

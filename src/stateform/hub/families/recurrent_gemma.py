@@ -9,14 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...architectures import build
 from ...architectures.rnn import elementwise
 from ...errors import require
-from ...layer import Past
+from ...layer import Layer, Past
 from ...layer.parts import heads, precise
 from ...system import System
 from ...system.state import State, unchecked
 from ..lifted import Call, Lifted, adapts, named
 from ..parts import short_conv
+from ..twin import Twin, heads_of, renamed
 
 C = 8.0
 STEEPEST = 1e3
@@ -24,7 +26,7 @@ STEEPEST = 1e3
 
 
 @dataclass
-class _Kept:
+class Within:
     """The module; which of the rows begin in this call [B]: those with a position 0; whether they are packed."""
 
     module: Any
@@ -50,7 +52,7 @@ class LiftedRecurrentGemma(Lifted):
             zeros = (at == 0).any(0).nonzero().flatten()
             if mask is None and u.shape[0] == 1 and len(zeros) > 1 and int(zeros[0]) == 0:
                 ends = torch.cat([zeros, zeros.new_full((1,), u.shape[1])])
-        kept = _Kept(module, (at == 0).any(1), ends is not None) if used else None
+        kept = Within(module, (at == 0).any(1), ends is not None) if used else None
         return Call(u, kept, mask, ends, given)
 
     def takes(self, call: Call) -> bool:
@@ -118,3 +120,35 @@ def _present(mask: Any, u: Tensor) -> Tensor | None:
         mask = mask if mask.dtype == torch.bool else mask >= 0
     mask = mask.bool().expand(u.shape[0], -1)
     return None if bool(mask.all()) else mask
+
+
+class RecurrentGemmaTwin(Twin, pair="rg_lru", model="recurrent_gemma"):
+    """RecurrentGemmaRecurrentBlock."""
+
+    @staticmethod
+    def layer(d_model: int) -> Layer:
+        return build("rg_lru(reset_first=True)", d_model=d_model, n_heads=heads_of(d_model, 256))
+
+    def settings(self, layer: Any) -> dict[str, Any]:
+        return {
+            "hidden_size": layer.d_model, "lru_width": layer.x_proj.out_features,
+            "num_attention_heads": len(layer.r_gate.bias), "num_key_value_heads": 1, "conv1d_width": layer.conv.width,
+            "num_hidden_layers": 1, "hidden_activation": "gelu_pytorch_tanh",
+        }  # fmt: skip
+
+    def weights(self, layer: Any) -> dict[str, Tensor]:
+        names = {
+            "x_proj": "linear_x", "y_proj": "linear_y", "out_proj": "linear_out", "conv": "conv_1d",
+            "Lambda": "rg_lru.recurrent_param", "r_gate.weight": "rg_lru.recurrent_gate_weight",
+            "r_gate.bias": "rg_lru.recurrent_gate_bias", "i_gate.weight": "rg_lru.input_gate_weight",
+            "i_gate.bias": "rg_lru.input_gate_bias",
+        }  # fmt: skip
+        return renamed(layer, names)
+
+    def begin(self, x: Tensor) -> Any:
+        self.module._setup_cache(x.shape[0], x.device, x.dtype)
+        return self.module
+
+    def call(self, x: Tensor, cache: Any = None, start: int = 0) -> Tensor:
+        positions = torch.arange(start, start + x.shape[1], device=x.device)[None].expand(x.shape[0], -1)
+        return self.module(x, positions, None, use_cache=cache is not None)[0]

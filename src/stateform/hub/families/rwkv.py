@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...architectures import build
 from ...architectures.rwkv import mixed
-from ...layer import Past
+from ...layer import Layer, Past
 from ...layer.parts import precise
 from ...system import System
 from ...system.state import State, unchecked
 from ..lifted import Call, Lifted, adapts, named
+from ..twin import Twin, renamed
 
 
 class LiftedRWKV(Lifted):
@@ -92,3 +94,31 @@ class LiftedChannelMixing(LiftedRWKV):
 
     def write(self, cache: Any, state: State) -> None:
         cache[0][:, :, self.index] = state["S"].flatten(1)
+
+
+class RWKVTwin(Twin, pair="rwkv4", model="rwkv"):
+    """RwkvSelfAttention: a loop over tokens."""
+
+    @staticmethod
+    def layer(d_model: int) -> Layer:
+        return build("rwkv4", d_model=d_model)
+
+    def settings(self, layer: Any) -> dict[str, Any]:
+        return {"hidden_size": layer.d_model, "num_hidden_layers": 1}
+
+    def weights(self, layer: Any) -> dict[str, Tensor]:
+        names = {
+            "log_w": "time_decay", "bonus": "time_first", "r_proj": "receptance", "k_proj": "key", "v_proj": "value",
+            "out_proj": "output",
+        }  # fmt: skip
+        shares = zip(("receptance", "key", "value"), layer.mix.detach(), strict=True)
+        mixes = {f"time_mix_{name}": (1 - share).view(1, 1, -1) for name, share in shares}
+        return {**renamed(layer, names, ("mix",)), **mixes}
+
+    def begin(self, x: Tensor) -> Any:
+        state = [x.new_zeros(x.shape[0], x.shape[2], 1) for _ in range(5)]
+        state[4] -= 1e30
+        return state
+
+    def call(self, x: Tensor, cache: Any = None, start: int = 0) -> Tensor:
+        return self.module(x, state=cache, use_cache=cache is not None)[0]

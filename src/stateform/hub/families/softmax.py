@@ -14,17 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...architectures import build
 from ...errors import StateformError, require
 from ...forms import run
-from ...layer import Past
+from ...layer import Layer, Past
 from ...system import System
 from ...system.state import State
 from ..lifted import Lifted, adapts
+from ..twin import Twin, Way, heads_of, renamed, rows
 
 NAME = "stateform"
 """Of our attention function in transformers: `model.set_attn_implementation("stateform")` after `register`."""
 STEADY = 1e-3
 """Angles in a table of float32 or less that grow evenly up to this are those of rotary positions."""
+LONGEST = 1 << 17
+"""Positions for which rotary angles are made beforehand."""
 _seen: ContextVar[list[System] | None] = ContextVar("stateform_seen", default=None)
 _given: ContextVar[Tensor | None] = ContextVar("stateform_given", default=None)
 
@@ -196,3 +200,65 @@ def _window(mask: Tensor, T: int, past: int, causal: bool, window: int | None) -
             "or run padded batches with another attention function"
         )
     return window
+
+
+class AttentionTwin(Twin):
+    """Attention with torch's fused kernel."""
+
+    ways = (Way(", sdpa"),)
+
+    def fill(self, cache: Any, tokens: int) -> None:
+        layer = cache.layers[0]
+        at = torch.arange(tokens, device=layer.keys.device) % layer.keys.shape[2]
+        layer.keys, layer.values = layer.keys.index_select(2, at), layer.values.index_select(2, at)
+
+
+class LlamaTwin(AttentionTwin, pair="softmax", model="llama"):
+    """LlamaAttention; the angles are made beforehand, as a model makes them once."""
+
+    def __init__(self, layer: Layer, **settings: Any) -> None:
+        super().__init__(layer, **settings)
+        self.rotary = self.code.LlamaRotaryEmbedding(self.config).to(next(layer.parameters()).device)
+        self.turned: dict[torch.dtype, Any] = {}
+
+    @staticmethod
+    def layer(d_model: int) -> Layer:
+        return build("softmax", d_model=d_model, n_heads=heads_of(d_model, 64))
+
+    def settings(self, layer: Any) -> dict[str, Any]:
+        return {
+            "hidden_size": layer.d_model, "num_attention_heads": layer.n_heads,
+            "num_key_value_heads": layer.n_kv_heads, "head_dim": layer.d_state, "num_hidden_layers": 1,
+            "attention_bias": layer.q_proj.bias is not None, "attn_implementation": "sdpa",
+            "rope_parameters": {"rope_type": "default", "rope_theta": layer.rope_base},
+        }  # fmt: skip
+
+    def weights(self, layer: Any) -> dict[str, Tensor]:
+        return renamed(layer, {"out_proj": "o_proj"})
+
+    def call(self, x: Tensor, cache: Any = None, start: int = 0) -> Tensor:
+        if x.dtype not in self.turned:
+            self.turned[x.dtype] = self.rotary(x, torch.arange(LONGEST, device=x.device)[None])
+        angles = tuple(c[:, start : start + x.shape[1]] for c in self.turned[x.dtype])
+        return self.module(x, position_embeddings=angles, attention_mask=None, past_key_values=cache)[0]
+
+
+class GPT2Twin(AttentionTwin, pair="softmax/gpt2", model="gpt2"):
+    """GPT2Attention, whose maps keep their weights transposed."""
+
+    @staticmethod
+    def layer(d_model: int) -> Layer:
+        return build("softmax(positions='none', bias=True)", d_model=d_model, n_heads=heads_of(d_model, 64))
+
+    def settings(self, layer: Any) -> dict[str, Any]:
+        return {
+            "n_embd": layer.d_model, "n_head": layer.n_heads, "n_layer": 1, "attn_pdrop": 0.0, "resid_pdrop": 0.0,
+            "attn_implementation": "sdpa",
+        }  # fmt: skip
+
+    def weights(self, layer: Any) -> dict[str, Tensor]:
+        maps = (layer.q_proj, layer.k_proj, layer.v_proj)
+        return {
+            "c_attn.weight": rows(*maps).T.contiguous(), "c_attn.bias": torch.cat([f.bias.detach() for f in maps]),
+            "c_proj.weight": layer.out_proj.weight.detach().T.contiguous(), "c_proj.bias": layer.out_proj.bias,
+        }  # fmt: skip

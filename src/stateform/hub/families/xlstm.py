@@ -9,21 +9,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...architectures import build
 from ...errors import require
 from ...forms import run
-from ...layer import Past
+from ...layer import Layer, Past
 from ...layer.parts import heads, precise
 from ...system import System, stabilise
 from ...system.state import State, unchecked
 from ..lifted import Call, Lifted, adapts, named
 from ..parts import part
+from ..twin import Twin, heads_of, renamed
 
 MOST = 60.0
 """The largest cap of the gates with an eps: the state is kept as it is, not scaled down by e^m."""
 
 
 @dataclass
-class _Kept:
+class Memory:
     """C, n and m, which the module is given and gives back."""
 
     tensors: tuple[Tensor, Tensor, Tensor] | None
@@ -55,7 +57,7 @@ class LiftedXLSTM(Lifted):
     @staticmethod
     def arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
         given = named(module, args, kwargs)
-        return Call(given.pop("x"), _Kept(given.pop("state", None)), rest=given)
+        return Call(given.pop("x"), Memory(given.pop("state", None)), rest=given)
 
     def returns(self, y: Tensor, call: Call) -> Any:
         return y, call.cache.tensors
@@ -119,3 +121,34 @@ class LiftedXLSTM(Lifted):
             m = state["log_scale"]
             C, n = S[..., :-1], S[..., -1]
         cache.tensors = C, n, m.unsqueeze(-1)
+
+
+class XLSTMTwin(Twin, pair="mlstm", model="xlstm"):
+    """The layer of the matrix memory, in chunks of 64; eps = 0, as theirs is added beyond the paper's floor."""
+
+    @staticmethod
+    def layer(d_model: int) -> Layer:
+        return build("mlstm", d_model=d_model, n_heads=heads_of(d_model, 192))
+
+    def settings(self, layer: Any) -> dict[str, Any]:
+        return {
+            "hidden_size": layer.d_model, "num_heads": layer.n_heads, "v_dim_factor": 1.0,
+            "qk_dim_factor": layer.q_proj.out_features / layer.d_model, "gate_soft_cap": layer.gate_cap,
+            "norm_eps": 1e-6, "eps": 0.0, "mode": "inference",
+        }  # fmt: skip
+
+    def weights(self, layer: Any) -> dict[str, Tensor]:
+        names = {
+            "q_proj": "q", "k_proj": "k", "v_proj": "v", "i_proj": "igate_preact", "f_proj": "fgate_preact",
+            "gate_proj": "ogate_preact", "norm_weight": "multihead_norm.weight",
+        }  # fmt: skip
+        return renamed(layer, names)
+
+    def begin(self, x: Tensor) -> Any:
+        return Memory(None)
+
+    def call(self, x: Tensor, cache: Any = None, start: int = 0) -> Tensor:
+        if cache is None:
+            return self.module(x)[0]
+        y, cache.tensors = self.module(x, cache.tensors)
+        return y
