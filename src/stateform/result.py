@@ -13,8 +13,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from .files import write_json, write_page
-
 WIDE = 200
 """Columns where the output is no terminal: a table's row stays one line, to be searched."""
 Progress = Callable[[str, int, int], None]
@@ -30,6 +28,8 @@ class Result:
 
     def save_json(self, path: str | Path) -> None:
         """Write the numbers, whole or not at all."""
+        from .files import write_json  # torch is not needed until now
+
         write_json(Path(path), self.to_dict())
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
@@ -53,6 +53,8 @@ class Paged(Result):
 
     def save_html(self, path: str | Path, plotlyjs: str = "inline") -> None:
         """Write the page, whole or not at all; "directory" puts its plotting library into a file beside it."""
+        from .files import write_page
+
         write_page(Path(path), self.html, plotlyjs)
 
     def _repr_html_(self) -> str:
