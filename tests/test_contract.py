@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import stateform as sf
 from stateform.architectures import REGISTRY, accepted, resolve
+from stateform.contract.equivalence import share_weights
 from stateform.forms.form import FORMS
 from stateform.system.core import Core
 from stateform.system.precision import tolerance
@@ -321,6 +322,25 @@ def test_a_module_that_only_follows_the_protocol_is_checked() -> None:
     assert report.ok, str(report)
     assert set(report.not_offered) == {"step", "attention_mask", "cu_seqlens"}
     assert "init_state" not in inspect.signature(Running.forward).parameters
+
+
+class Keeps(Running):
+    """Keeps its last result, as modules do that show it."""
+
+    def forward(self, x: Tensor, initial_state: sf.State | None = None, return_state: bool = False) -> Any:
+        y, state = super().forward(x, initial_state, return_state=True)
+        self.seen = {"y": y, "state": [state["h"]]}
+        return (y, state) if return_state else y
+
+
+def test_a_module_that_keeps_results_of_earlier_calls_is_checked() -> None:
+    layer = Keeps(8)
+    y = layer(torch.randn(1, 3, 8))
+    report = sf.check(layer)
+    assert report.ok, str(report)
+    assert layer.seen["y"] is y and y.requires_grad
+    shared = share_weights(layer, layer)
+    assert sf.equivalent(shared.a, shared.b, torch.randn(1, 3, 8))
 
 
 def test_a_module_that_continues_wrongly_is_caught() -> None:

@@ -6,7 +6,6 @@ recurrence. A failure says which form and split, which position differs first, a
 
 from __future__ import annotations
 
-import copy
 import inspect
 import itertools
 import math
@@ -26,7 +25,7 @@ from ..system import System
 from ..system.precision import GRADIENT, HALF, PROJECTED, UNIT, relative_error, tolerance, wide
 from ..system.state import State
 from .definition import defined, defined_coefficients
-from .draws import REGIMES, drawn, in_regime, sensitivity
+from .draws import REGIMES, copied, drawn, in_regime, sensitivity
 from .foreign import check_model, is_language_model
 from .outcome import REMEMBERS_NOTHING
 from .outcome import Outcome as Outcome
@@ -75,7 +74,7 @@ def check(
         not isinstance(thing, SequenceModel),
         f"a {type(thing).__name__} has one answer for a text; check its layers, e.g. sf.check(model.blocks[0].mixer)",
     )
-    layer = copy.deepcopy(build(thing, **options)).double().eval()
+    layer = copied(build(thing, **options)).double().eval()
     require(
         hasattr(layer, "d_model"),
         f"{type(layer).__name__} has no d_model; expected a layer y = layer(x), x [B,T,d_model]",
@@ -214,7 +213,7 @@ def _equations(b: _Bench) -> None:
                 if exact is not None:
                     _is_defined(b, exact, f"{regime} decays, T = {T}")
             for dtype in (torch.float64, torch.float32):
-                large = copy.deepcopy(layer).to(dtype).system(10 * b.input(2, T, dtype))  # type: ignore[operator]
+                large = copied(layer).to(dtype).system(10 * b.input(2, T, dtype))  # type: ignore[operator]
                 _is_defined(b, large, f"inputs times 10, {_short(dtype)}, T = {T}")
 
 
@@ -354,7 +353,7 @@ def _splits(b: _Bench) -> None:
     """The layer over the whole sequence against the same in pieces, each piece in every form."""
     for T, dtype in _sizes(b):
         exact = b.drawn()
-        layer = copy.deepcopy(exact).to(dtype)
+        layer = copied(exact).to(dtype)
         x = b.input(2, T, dtype)
         allowed = tolerance(dtype, T, rounded=PROJECTED)
         with torch.no_grad():

@@ -5,16 +5,25 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ..forms import run
 from ..forms.ridge import problem, without_ridge
 from ..system import System
 from ..system.precision import relative_error
 from ..system.state import State
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def copied(module: M) -> M:
+    """Copy a module, with what it keeps of earlier calls; results of a computation are copied without their history."""
+    kept = (x for m in module.modules() for x in tree_leaves(vars(m)) if isinstance(x, Tensor) and not x.is_leaf)
+    return copy.deepcopy(module, {id(x): x.detach().clone() for x in kept})
 
 
 def redraw(layer: nn.Module, generator: torch.Generator, how: str) -> None:
@@ -55,7 +64,7 @@ def drawn(layer: nn.Module, x: Tensor, generator: torch.Generator) -> tuple[nn.M
     """A copy of the layer with parameters in which every part of its system changes y by over 1%."""
     best: tuple[nn.Module, dict[str, float]] | None = None
     for how in ("own", "own", "wide", "wide", "wide", "wide"):
-        candidate = copy.deepcopy(layer)
+        candidate = copied(layer)
         redraw(candidate, generator, how)
         with torch.no_grad():
             changes = parts_that_matter(candidate.system(x))  # type: ignore[operator]

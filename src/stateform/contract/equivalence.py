@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from ..errors import require, require_finite_weights
 from ..forms import run
 from ..system import System
 from ..system.precision import first_difference, is_constant, largest, relative_error, tolerance, why_no_proof, wide
+from .draws import copied
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def share_weights(a: nn.Module, b: nn.Module, randomise: Callable[[nn.Module], N
         b: the layer that takes them.
         randomise: applied to the copy of `a` first (weights as they were initialised can hide a part).
     """
-    a, b = copy.deepcopy(a), copy.deepcopy(b)
+    a, b = copied(a), copied(b)
     if randomise is not None:
         randomise(a)
     from_a, names = dict(a.named_parameters()), []

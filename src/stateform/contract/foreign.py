@@ -8,7 +8,6 @@ that a failure names the first module and the first position that differ.
 from __future__ import annotations
 
 import contextlib
-import copy
 import inspect
 import itertools
 import os
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from ..errors import StateformError, require, require_finite_weights
 from ..system.precision import largest, relative_error, tolerance, why_no_proof, wide
+from .draws import copied
 from .outcome import REMEMBERS_NOTHING, Report
 
 CACHES = ("past_key_values", "cache_params", "state")
@@ -274,7 +274,7 @@ class _Bench:
         self.words = [t for t in range(min(_vocabulary(self.given), 4096)) if t not in flat] or [0]
         pad = getattr(config, "pad_token_id", None)
         self.pad = pad if isinstance(pad, int) and 0 <= pad < _vocabulary(self.given) else 0
-        self.model = copy.deepcopy(self.given).to(self.dtype).eval()
+        self.model = copied(self.given).to(self.dtype).eval()
         if hasattr(self.model, "generation_config"):
             from transformers import GenerationConfig
 
