@@ -9,13 +9,27 @@ import torch
 from torch import Tensor, nn
 
 import stateform as sf
+from stateform.system.tolerances import GRADIENT, tolerance
 
 from .test_contract import quick_unless
 
 D = 8
 LAYERS = ["softmax", "linear", "gla", "mamba", "mamba2", "s4d", "mlstm", "gated_softmax"]
 LAYERS += ["deltanet", "gated_deltanet", "sliding_window"]
-FEW = {"softmax", "mamba", "deltanet", "sliding_window"}
+LAYERS += ["s4", "lssl", "short_conv", "block_diagonal", "sd_ssm", "urn", "mesa", "kalmanet"]
+FEW = {"softmax", "sliding_window", "s4"}
+FORMS = ["linear chunkwise", "gla chunkwise", "mamba2 chunkwise", "deltanet chunkwise", "gated_deltanet chunkwise"]
+FORMS += ["s4d convolution", "gla matrix", "lru scan", "block_diagonal recurrent"]
+
+
+def counting(graphs: list[Any]) -> Any:
+    """A backend that keeps the graphs it is given."""
+
+    def counted(graph: torch.fx.GraphModule, _: list[Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    return counted
 
 
 @pytest.mark.parametrize("name", quick_unless(set(LAYERS) - FEW, LAYERS))
@@ -25,16 +39,52 @@ def test_one_graph_for_every_length(name: str) -> None:
     torch.manual_seed(0)
     m = sf.build(name, d_model=D).eval()
     graphs: list[Any] = []
-
-    def counted(graph: torch.fx.GraphModule, _: list[Tensor]) -> Any:
-        graphs.append(graph)
-        return graph.forward
-
-    f = torch.compile(m, backend=counted, dynamic=True, fullgraph=True)
+    f = torch.compile(m, backend=counting(graphs), dynamic=True, fullgraph=True)
     for T in (5, 9, 70, 300):
         x = torch.randn(2, T, D)
         torch.testing.assert_close(f(x), m(x))
     assert len(graphs) == 1
+
+
+class In(nn.Module):
+    """A layer in a form."""
+
+    def __init__(self, name: str, form: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.form = sf.build(name, d_model=D).eval(), form
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x, form=self.form)
+        return y
+
+
+@pytest.mark.parametrize("given", quick_unless({*FORMS} - {"gated_deltanet chunkwise"}, FORMS))
+@torch.no_grad()
+def test_a_form_in_a_graph_for_every_length(given: str) -> None:
+    torch._dynamo.reset()
+    m, graphs = In(*given.split()), []
+    f = torch.compile(m, backend=counting(graphs), dynamic=True, fullgraph=True)
+    length = torch.export.Dim("T", min=8, max=4096)
+    program = torch.export.export(m, (torch.randn(2, 12, D),), dynamic_shapes=({1: length},)).module()
+    for T in (9, 150):
+        x = torch.randn(2, T, D)
+        torch.testing.assert_close(f(x), m(x))
+        torch.testing.assert_close(program(x), m(x))
+    assert len(graphs) == 1
+
+
+@pytest.mark.parametrize("name", quick_unless({"s4", "mesa"}, ["s4", "mesa", "lssl", "gated_deltanet"]))
+def test_gradients_of_a_graph_for_every_length(name: str) -> None:
+    torch._dynamo.reset()
+    m = In(name, "auto")
+    f = torch.compile(m, backend="aot_eager", dynamic=True, fullgraph=True)
+    for T in (5, 70):
+        x, allowed = torch.randn(2, T, D, requires_grad=True), GRADIENT * tolerance(torch.float32, T)
+        got, want = (torch.autograd.grad(g(x).square().sum(), [x, *m.parameters()]) for g in (f, m))
+        floor = 1e-3 * max(float(g.abs().max()) for g in want)
+        for a, b in zip(got, want, strict=True):
+            assert float((a - b).abs().max() / b.abs().max().clamp_min(floor)) < allowed
 
 
 @torch.no_grad()

@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..graph import any_length
 from ..system.core import Core, contract
 from .form import register_form
+from .opaque import opaque
 from .pairs import BASE, Stretch, cut, solve_unit_lower
 
 if TYPE_CHECKING:
@@ -54,6 +56,8 @@ class Chunkwise:
         return None
 
     def compute(self, core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
+        if any_length(core.length):
+            return opaque(self.name, core, S)
         T, c = core.length, min(self.chunk_size, core.length)
         while c > LEAST and self._numbers(core, c) > room(core.k.device):
             c //= 2

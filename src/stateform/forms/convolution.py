@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..graph import any_length
 from ..system.core import Core, contract
 from ..system.precision import cis, wrap
 from ..system.transition import Diagonal, Identity
 from .form import register_form
+from .opaque import opaque
 
 if TYPE_CHECKING:
     from ..system import System
@@ -48,6 +50,8 @@ class Convolution:
         return None
 
     def compute(self, core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
+        if any_length(core.length):
+            return opaque(self.name, core, S)
         T = core.length
         if core.k.shape[1] != 1:  # n = 1 and v = None: the key is the input
             core = replace(core, v=core.k * core.v, k=torch.ones_like(core.k[:1, :1]))

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..graph import any_length
 from ..system.core import Core, contract
 from ..system.shapes import spread_heads
 from .form import WEIGHTS, register_form
+from .opaque import opaque
 from .pairs import cut, solve_unit_lower
 from .ridge import as_linear
 
@@ -27,6 +29,8 @@ class Matrix:
         return None
 
     def compute(self, core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
+        if any_length(core.length):
+            return opaque(self.name, core, S)
         alpha, read, write, carry = _solve(core)
         S = S.unsqueeze(1)
         y = contract("bgroij,bjgrp->bigrop", alpha, core.v.expand(-1, core.length, -1, -1, -1))

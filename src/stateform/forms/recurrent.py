@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..graph import any_length
 from ..system.core import Core, contract
 from . import compiled as _compiled
 from .form import register_form
+from .opaque import opaque
 
 if TYPE_CHECKING:
     from ..system import System
@@ -31,6 +33,8 @@ class Recurrent:
     def compute(self, core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
         if _compiled.worthwhile(core) and _compiled.usable(core):
             return _compiled.compute(core, S)
+        if any_length(core.length):
+            return opaque(self.name, core, S)
         y = []
         for t in range(core.length):
             step = core.slice(t, t + 1)

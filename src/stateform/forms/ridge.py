@@ -16,7 +16,7 @@ R_t = r ||G_t||_F I, so that the condition number is at most 1 + 1/r, and Chebys
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,11 +24,13 @@ import torch
 from torch import Tensor
 
 from ..errors import StateformError, readable, require, values_checked
+from ..graph import any_length
 from ..system.core import Core, contract
 from ..system.precision import upcast
 from ..system.readout import Solver
 from ..system.shapes import split_heads
 from .form import FORMS
+from .opaque import pulled
 
 if TYPE_CHECKING:
     from ..system import System
@@ -93,8 +95,9 @@ class Run:
         core, S = self.core, self.start
         eye = torch.eye(core.n, dtype=core.dtype, device=core.k.device)[None, None, None, None]
         size = max(1, TILE // (4 * core.batch * math.prod(core.state_heads) * core.n * core.n))
-        for start in range(0, core.length, size):
-            stop = min(start + size, core.length)
+        T = core.length
+        once = any_length(T)  # how many stretches there are would follow from it
+        for start, stop in [(0, T)] if once else [(i, min(i + size, T)) for i in range(0, T, size)]:
             G, S = FORMS[self.form].compute(replace(core.slice(start, stop), q=eye), S)
             yield slice(start, stop), Written(G)
 
@@ -231,6 +234,15 @@ class _Plan:
         G, R = self.problem(*operands)
         return G.product(x) + R * x
 
+    def pull(self, x: Tensor, along: Tensor, *operands: Tensor) -> Sequence[Tensor]:
+        """The gradients of `product` by its operands."""
+        G, R = self.problem(*operands)
+        if any_length(G.core.length):  # an operator of torch is not traced through vjp
+            found = pulled(G.form, replace(G.core, q=x), G.start, along)
+            return found["S"], (along * x).sum_to_size(R.shape), *(found[name] for name in self.names)
+        pull: Callable[[Tensor], Sequence[Tensor]] = torch.func.vjp(lambda *ops: self.product(x, *ops), *operands)[1]
+        return pull(along)
+
 
 class _Solution(torch.autograd.Function):
     """x = A^{-1} q with A = G + R symmetric: dx = A^{-1} (dq - dA x), so that a gradient costs one more solve."""
@@ -246,8 +258,7 @@ class _Solution(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, *operands = ctx.saved_tensors
         z = _apply(ctx.plan, g, *operands)
-        pull = torch.func.vjp(lambda *ops: ctx.plan.product(x, *ops), *operands)[1]
-        return None, z, *pull(-z)
+        return None, z, *ctx.plan.pull(x, -z, *operands)
 
 
 class _Dual(_Solution):

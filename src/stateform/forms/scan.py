@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..graph import any_length
 from ..system.core import Core, contract
 from ..system.transition import Dense, Diagonal, Elements, Identity, Transition, associative_scan
 from .form import register_form
+from .opaque import opaque
 
 if TYPE_CHECKING:
     from ..system import System
@@ -53,6 +55,8 @@ class Scan:
         return None
 
     def compute(self, core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
+        if any_length(core.length):
+            return opaque(self.name, core, S)
         per_step = (
             core.batch * math.prod(core.state_heads) * core.n * (core.p + (core.n if core.matrix is not None else 1))
         )

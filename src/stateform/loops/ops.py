@@ -107,13 +107,13 @@ def whole(x: Tensor | None) -> Tensor | None:
 def differentiable(op: Any, backward: Callable[..., Any], reference: Callable[..., Any], inputs: int) -> None:
     """Register the gradient of an operator whose first `inputs` arguments are tensors (or None).
 
-    One with several results gives what it keeps for the gradient as the last of them, and has `keep` for its last
+    One with three results gives what it keeps for the gradient as the last of them, and has `keep` for its last
     argument. Where a gradient of the gradient is wanted it is taken through the reference.
     """
 
     def setup(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
         kept = ()
-        if isinstance(output, tuple):
+        if isinstance(output, tuple) and len(output) > 2:
             inputs = inputs[:-1]
             kept = output[2:]
             ctx.mark_non_differentiable(*kept)
