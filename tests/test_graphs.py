@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import stateform as sf
-from stateform.system.tolerances import GRADIENT, tolerance
+from stateform.system.precision import GRADIENT, tolerance
 
 from .test_contract import quick_unless
 
@@ -17,7 +17,9 @@ D = 8
 LAYERS = ["softmax", "linear", "gla", "mamba", "mamba2", "s4d", "mlstm", "gated_softmax"]
 LAYERS += ["deltanet", "gated_deltanet", "sliding_window"]
 LAYERS += ["s4", "lssl", "short_conv", "block_diagonal", "sd_ssm", "urn", "mesa", "kalmanet"]
-FEW = {"softmax", "sliding_window", "s4"}
+LAYERS += ["lstm", "gru", "slstm", "lem", "ltc"]
+FEW = {"softmax", "sliding_window", "s4", "lstm"}
+TRAINED = ["lssl", "s4", "mesa", "gated_deltanet", "slstm"]
 FORMS = ["linear chunkwise", "gla chunkwise", "mamba2 chunkwise", "deltanet chunkwise", "gated_deltanet chunkwise"]
 FORMS += ["s4d convolution", "gla matrix", "lru scan", "block_diagonal recurrent"]
 
@@ -74,7 +76,7 @@ def test_a_form_in_a_graph_for_every_length(given: str) -> None:
     assert len(graphs) == 1
 
 
-@pytest.mark.parametrize("name", quick_unless({"s4", "mesa"}, ["s4", "mesa", "lssl", "gated_deltanet"]))
+@pytest.mark.parametrize("name", quick_unless({*TRAINED} - {"lssl"}, TRAINED))
 def test_gradients_of_a_graph_for_every_length(name: str) -> None:
     torch._dynamo.reset()
     m = In(name, "auto")

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import StateformError, require
 from ..forms import compute
 from ..forms.newton import Newton, Trajectory, each, linearized, scanned, solve
+from ..graph import Tensors, any_length, over_time
 from ..loops.backend import current_backend, transformed
 from ..system import System
 from ..system.precision import without_autocast
@@ -168,10 +169,21 @@ class Cell(Layer):
     def _one_by_one(self, s: Tensor, x: Any) -> Tensor:
         """The states of every step, [B,T,H,n]."""
         first, states = x[0] if isinstance(x, tuple) else x, []
+        if any_length(first.shape[1]):
+            return self._in_a_graph(s, x)
         for t in range(first.shape[1]):
             s = self.cell(s, each(x, partial(Tensor.select, dim=1, index=t)))
             states.append(s)
         return torch.stack(states, 1) if states else s.unsqueeze(1)[:, :0]
+
+    def _in_a_graph(self, s: Tensor, x: Any) -> Tensor:
+        """The same in a graph for every length."""
+
+        def step(state: Tensors, now: Tensors) -> tuple[Tensors, Tensors]:
+            after = (self.cell(state[0], now if isinstance(x, tuple) else now[0]),)
+            return after, after
+
+        return over_time(step, (s,), x if isinstance(x, tuple) else (x,))[1][0]
 
     def _looped(self, u: Tensor, past: Past) -> tuple[Tensor, Tensor] | None:
         """`loop`, where it is for whole sequences and eager tensors on a CPU: cuDNN's loops multiply float32 in TF32,
