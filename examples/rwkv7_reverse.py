@@ -19,7 +19,7 @@ from torch import Tensor
 
 import stateform as sf
 from stateform import analysis
-from stateform.hub.plain import open_file
+from stateform.hub.formats import open_file
 
 ALPHABET = "0123456789,#"
 CLEAR = 0.15

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from stateform.hub import open_model
-from stateform.hub.plain import open_file
+from stateform.hub.formats import open_file
 from stateform.hub.replace import METHODS, softmax_to_state
 
 

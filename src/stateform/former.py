@@ -19,6 +19,7 @@ FORMER = {
     "stateform.experiments.sweep": "stateform.sweep.run",
     "stateform.hub.adapters": "stateform.hub.families",
     "stateform.hub.adapters.attention": "stateform.hub.families.softmax",
+    "stateform.hub.plain": "stateform.hub.formats",
     "stateform.layers": "stateform.architectures stateform.layer",
     "stateform.questions": "stateform.studies.questions",
 }

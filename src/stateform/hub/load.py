@@ -19,8 +19,8 @@ from ..models import SequenceModel, open_folder
 from ..models.pattern import MOST_LAYERS
 from ..models.pretrained import CONFIG, read_kind
 from ..text import parse_json, read_bytes
+from .formats import Words, open_file, read_words
 from .lifted import FAMILIES
-from .plain import Words, open_file, read_words
 from .supported import no_adapter, require_supported
 
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
@@ -80,7 +80,7 @@ def open_model(
 
     Args:
         name: a folder, the name of a repository ("state-spaces/mamba-130m-hf"), or a file of another program
-            (`stateform.hub.plain`).
+            (`stateform.hub.formats`).
         dtype: of the weights: "auto" (as saved), "float32", "bfloat16", "float64".
         tokenizer: "bytes", or the folder or name of another than the model's own; for a model of llama2.c the file of
             its words.

@@ -30,7 +30,7 @@ from ..result import Progress, Result, Steps
 from ..system import System
 from ..system.precision import tolerance
 from ..text import read_text
-from .runs import Runs, Score
+from .runs import Runs, TextScore
 
 
 @dataclass(frozen=True)
@@ -210,14 +210,14 @@ def _unit(found: ModelReduction) -> str:
 
 
 def _loss(found: ModelReduction, nats: float) -> str:
-    score = Score(torch.empty(0), nats)
+    score = TextScore(torch.empty(0), nats)
     return f"{score.bits:.4f} bits per byte" if found.bytes else f"perplexity {score.perplexity:.4g}"
 
 
 def _cost(found: ModelReduction, row: ReducedLayer) -> str:
     if row.alone is None:
         return _small(row.off)
-    score, base = (Score(torch.empty(0), x) for x in (row.alone, found.losses["before"]))
+    score, base = (TextScore(torch.empty(0), x) for x in (row.alone, found.losses["before"]))
     if found.bytes:
         assert score.bits is not None and base.bits is not None
         return f"{score.bits - base.bits:+.2g}"
@@ -359,7 +359,7 @@ class _Work:
             self._keep("together", self.runs(every), before)
         self.step.end()
 
-    def _keep(self, name: str, score: Score, before: Score) -> None:
+    def _keep(self, name: str, score: TextScore, before: TextScore) -> None:
         if score.nats is not None:
             self.losses[name] = score.nats
         if score is not before:

@@ -30,7 +30,7 @@ from ..forms.softmax import absorb
 from ..result import Progress, Result, Steps
 from ..system import System
 from ..system.shapes import spread_heads
-from .runs import Runs, Score
+from .runs import Runs, TextScore
 
 METHODS = ("fitted", "window", "lag", "random")
 BLOCK = 32
@@ -252,7 +252,7 @@ _WORDS = {
 
 
 def _perplexity(nats: float) -> float:
-    return Score(torch.empty(0), nats).perplexity or math.nan
+    return TextScore(torch.empty(0), nats).perplexity or math.nan
 
 
 def softmax_to_state(

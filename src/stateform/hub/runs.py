@@ -30,7 +30,7 @@ Changes = Mapping[str, "Change | nn.Module"]
 
 
 @dataclass(frozen=True)
-class Score:
+class TextScore:
     """What a model made of a text."""
 
     outputs: Tensor
@@ -40,16 +40,16 @@ class Score:
 
     @property
     def perplexity(self) -> float | None:
-        """exp of it."""
+        """Give exp of it."""
         return None if self.nats is None else math.exp(min(self.nats, 700.0))
 
     @property
     def bits(self) -> float | None:
-        """Bits a token: of a model of bytes, bits per byte."""
+        """Give bits a token: of a model of bytes, bits per byte."""
         return None if self.nats is None else self.nats / math.log(2)
 
-    def off(self, other: Score) -> float:
-        """||outputs - other's|| / ||other's||."""
+    def off(self, other: TextScore) -> float:
+        """Compute ||outputs - other's|| / ||other's||."""
         want = other.outputs.double()
         return float((self.outputs.double() - want).norm() / want.norm().clamp_min(1e-300))
 
@@ -73,7 +73,7 @@ class Runs:
         """Why there is no System of a mixer: known after `same`."""
         self._wrapped: dict[str, int] = {}  # the length of the tuple that a module gives
 
-    def __call__(self, changes: Changes | None = None) -> Score:
+    def __call__(self, changes: Changes | None = None) -> TextScore:
         if self.inputs is None:
             raise StateformError("there is no text to run on; give tokens")
         if changes and not self._wrapped:
@@ -89,7 +89,7 @@ class Runs:
         assert isinstance(out, Tensor)
         why = "" if changes else why_no_proof(out)
         require(not why, f"{type(self.model).__name__} on this text: {why}")
-        return Score(out, _nats(self.model, out, self.inputs))
+        return TextScore(out, _nats(self.model, out, self.inputs))
 
     def _record(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(_: nn.Module, __: Any, out: Any) -> None:
@@ -98,9 +98,10 @@ class Runs:
         return hook
 
     def same(self) -> dict[str, float]:
-        """How far each mixer, computed from its System, is from itself, over what rounding may do; NaN: not run.
+        """Compute the relative error of each mixer recomputed from its System, divided by the tolerance.
 
-        A mixer above 1 is not what its System says (a cell, whose System depends on its own trajectory, say).
+        At most 1: equal. Above: it is not what its System says (a cell, whose System depends on its own trajectory,
+        say). NaN: the mixer was not called.
         """
         found: dict[str, float] = dict.fromkeys(self.modules, math.nan)
         ours: dict[str, dict[str, Tensor]] = {}  # what our layers were handed, before they add to it
@@ -182,7 +183,7 @@ class Runs:
 
 
 def modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The mixers of a model by the names of its modules; a Layer alone is called "layer".
+    """Find the mixers of a model by the names of its modules; a Layer alone is called "layer".
 
     Raises:
         StateformError: neither a model of ours, a Layer, nor a supported model of transformers.
@@ -199,7 +200,7 @@ def modules(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def readable_inputs(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Token ids [B,T], or numbers [B,T,d] for what reads numbers; raise unless the model can read them."""
+    """Give token ids [B,T], or numbers [B,T,d] for what reads numbers; raise unless the model can read them."""
     require(isinstance(inputs, Tensor), f"the tokens are a {type(inputs).__name__}; expected a tensor")
     if isinstance(model, Layer):
         fits = inputs.is_floating_point() and inputs.ndim in (2, 3) and inputs.shape[-1] == model.d_model
@@ -225,8 +226,8 @@ def readable_inputs(model: nn.Module, inputs: Tensor) -> Tensor:
     return tokens
 
 
-def perplexity(model: nn.Module, tokens: Tensor) -> Score:
-    """A causal language model on a text: `.perplexity`, `.bits`, `.nats` a token.
+def perplexity(model: nn.Module, tokens: Tensor) -> TextScore:
+    """Run a causal language model on a text: `.perplexity`, `.bits`, `.nats` a token.
 
     Args:
         model: a LanguageModel, or a causal model of transformers of a supported type.
@@ -247,7 +248,7 @@ def _plain(system: System) -> Tensor:
 
 
 def _twin(module: nn.Module) -> nn.Module:
-    """The same module, with the forward of its class."""
+    """Copy a module, with the forward of its class."""
     twin = copy.copy(module)
     twin.__dict__.pop("forward", None)
     twin.__dict__["_forward_hooks"] = {}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from ...errors import StateformError, require
 from ...models import LanguageModel
-from . import llama2c, rwkv_cpp, rwkv_pth
+from .format import FORMATS, Reader
 
 _OTHERS = {
     b"GGUF": "a GGUF file of llama.cpp; its weights are mostly quantised: open the original model instead",
@@ -20,7 +19,7 @@ _OTHERS = {
 
 
 def open_file(path: str | os.PathLike[str]) -> LanguageModel:
-    """The model in a file, in float32, ready to run: see `stateform.hub.plain` for the kinds.
+    """Open the model in a file, in float32, ready to run: see `stateform.hub.formats` for the kinds.
 
     Nothing is unpickled but tensors (`torch.load(weights_only=True)`), and sizes are compared with that of the file
     before anything is allocated.
@@ -43,20 +42,21 @@ def open_file(path: str | os.PathLike[str]) -> LanguageModel:
         raise StateformError(f"cannot read {file}: {error.strerror or error}") from None
 
 
-def _reader(file: Path, head: bytes) -> Callable[[Path], LanguageModel]:
-    if head[:4] == rwkv_cpp.MAGIC:
-        return rwkv_cpp.read
-    if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
-        return rwkv_pth.read
+def _reader(file: Path, head: bytes) -> Reader:
+    for kind in FORMATS.values():
+        if kind.begins(head):
+            return kind.read
     for magic, what in _OTHERS.items():
         require(head[:4] != magic, f"{file} is {what}")
     require(
         head[8:9] != b"{",
         f"{file} seems to be a safetensors file, which holds no configuration; open the folder it came with",
     )
-    require(
-        llama2c.plausible(file),
-        f"{file} is of no kind that is known here: it begins with {head[:8].hex(' ')}; expected a llama2.c, rwkv.cpp "
-        "or RWKV-7 .pth file",
-    )
-    return llama2c.read
+    found = next((kind for kind in FORMATS.values() if kind.fits(file)), None)
+    *names, last = FORMATS
+    if found is None:
+        raise StateformError(
+            f"{file} is of no kind that is known here: it begins with {head[:8].hex(' ')}; expected a "
+            f"{', '.join(names)} or {last} file"
+        )
+    return found.read

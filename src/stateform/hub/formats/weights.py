@@ -17,7 +17,7 @@ from ...errors import StateformError, require
 M = TypeVar("M", bound=nn.Module)
 
 
-class Weights(dict[str, Tensor]):
+class FileWeights(dict[str, Tensor]):
     """Tensors by name; a name that is missing is told with the file's."""
 
     def __init__(self, file: Path, given: Mapping[str, Tensor], prefix: str = "") -> None:
@@ -29,13 +29,15 @@ class Weights(dict[str, Tensor]):
             f"{self.file} has no weight {self.prefix + name!r}; it is part of a model, or of another kind"
         )
 
-    def under(self, prefix: str) -> Weights:
-        """Those whose names begin so, without it."""
-        return Weights(self.file, {k.removeprefix(prefix): x for k, x in self.items() if k.startswith(prefix)}, prefix)
+    def under(self, prefix: str) -> FileWeights:
+        """Select those whose names begin so, without it."""
+        return FileWeights(
+            self.file, {k.removeprefix(prefix): x for k, x in self.items() if k.startswith(prefix)}, prefix
+        )
 
 
 def filled(model: M, weights: Mapping[str, Tensor], file: Path) -> M:
-    """A model made on the device meta, with these weights as its own."""
+    """Give a model made on the device meta these weights as its own."""
     wanted = model.state_dict()
     for name, x in wanted.items():
         require(name in weights, f"{file} has no weights for {name}; it is part of a model, or of another kind")
@@ -50,7 +52,7 @@ def filled(model: M, weights: Mapping[str, Tensor], file: Path) -> M:
 
 @contextmanager
 def mapped(file: Path) -> Iterator[memoryview]:
-    """The bytes of a file that is not empty, read as they are looked at."""
+    """Map the bytes of a file that is not empty, read as they are looked at."""
     with (
         file.open("rb") as stream,
         mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data,
@@ -60,7 +62,7 @@ def mapped(file: Path) -> Iterator[memoryview]:
 
 
 def numbers(data: memoryview, at: int, shape: tuple[int, ...], kind: str = "<f4") -> Tensor:
-    """A copy of the numbers at a place of a file, in float32."""
+    """Copy the numbers at a place of a file, in float32."""
     count = int(np.prod(shape, dtype=np.int64))
     values = np.frombuffer(data, kind, count, at).astype(np.float32)
     return torch.from_numpy(values.reshape(shape))

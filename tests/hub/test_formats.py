@@ -22,7 +22,8 @@ from torch.nn import functional as F
 
 import stateform as sf
 from stateform import analysis
-from stateform.hub.plain import RWKV, open_file, read_words
+from stateform.hub.formats import RWKV, open_file, read_words
+from stateform.hub.formats.format import FORMATS, reads
 from tests.independent.helpers import assert_close, recorded
 
 CLOSE = 2e-6
@@ -544,3 +545,28 @@ def silero(path: Path, windows: Tensor, features: Tensor, gates: dict[str, Tenso
         h.append(torch.from_numpy(state[0, 0].copy()))
         found.append(float(p.squeeze()))
     return torch.stack(h), torch.tensor(found)
+
+
+# -- the formats --------------------------------------------------------------------------------------------------
+
+
+def test_a_format_is_found_by_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What begins as it says is given to it before anything else is asked; what no format takes names them all."""
+    assert list(FORMATS) == ["llama2.c", "rwkv.cpp", "RWKV-7 .pth"]
+    (tmp_path / "new").write_bytes(b"NEW!" + bytes(40))
+    with pytest.raises(sf.StateformError, match=r"expected a llama2\.c, rwkv\.cpp or RWKV-7 \.pth file"):
+        open_file(tmp_path / "new")
+    monkeypatch.setitem(FORMATS, "new", FORMATS["llama2.c"])  # and so it is gone afterwards
+    model = sf.LanguageModel("linear", d_model=8, vocab_size=16)
+    reads("new", begins=lambda head: head[:4] == b"NEW!")(lambda file: model)
+    assert open_file(tmp_path / "new") is model
+
+
+def test_the_names_of_the_first_version() -> None:
+    from stateform.hub.plain import open_file as former
+
+    assert former is open_file is sf.hub.plain.open_file
+    assert sf.hub.adapters.attention is importlib.import_module("stateform.hub.families.softmax")
+    assert sf.hub.Score is sf.hub.TextScore
+    with pytest.raises(AttributeError, match="has no attribute 'plane'"):
+        _ = sf.hub.plane

@@ -9,8 +9,9 @@ from pathlib import Path
 from torch import Tensor
 
 from ...errors import StateformError, require
+from .format import reads
 from .rwkv import RWKV, model_of, version
-from .weights import Weights, mapped, numbers
+from .weights import FileWeights, mapped, numbers
 
 MAGIC = struct.pack("<I", 0x67676D66)
 _HEADER, _PART = struct.Struct("<4s5i"), struct.Struct("<3i")
@@ -19,8 +20,9 @@ _QUANTISED = {2: "Q4_0", 3: "Q4_1", 4: "Q4_1_O", 5: "Q4_2", 6: "Q4_3", 7: "Q5_0"
 _MOST_AXES, _LONGEST_NAME = 4, 512
 
 
+@reads("rwkv.cpp", begins=lambda head: head[:4] == MAGIC)
 def read(file: Path) -> RWKV:
-    """The model of a file.
+    """Read the model of a file.
 
     Raises:
         StateformError: another version, quantised weights, a file that is cut short or whose parts do not fit.
@@ -35,7 +37,7 @@ def read(file: Path) -> RWKV:
             min(vocabulary, width, layers) > 0,
             f"the header of {file} says vocabulary {vocabulary}, width {width}, {layers} layers; it is damaged",
         )
-        w = Weights(file, _parts(file, view, size))
+        w = FileWeights(file, _parts(file, view, size))
     found = w["emb.weight"].shape
     require(
         tuple(found) == (vocabulary, width) and f"blocks.{layers - 1}.ln1.weight" in w
@@ -43,7 +45,7 @@ def read(file: Path) -> RWKV:
         f"the header of {file} says vocabulary {vocabulary}, width {width}, {layers} layers; its weights are of "
         f"another model, with an embedding of {list(found)}",
     )  # fmt: skip
-    return model_of(Weights(file, _original(w)), norm_eps=1e-5 if version(w)[0] == "5" else None)
+    return model_of(FileWeights(file, _original(w)), norm_eps=1e-5 if version(w)[0] == "5" else None)
 
 
 def _float(file: Path, what: str, kind: int) -> str:
@@ -56,7 +58,7 @@ def _float(file: Path, what: str, kind: int) -> str:
 
 
 def _parts(file: Path, view: memoryview, size: int) -> dict[str, Tensor]:
-    """The named arrays, each of which must lie within the file."""
+    """Read the named arrays, each of which must lie within the file."""
     weights: dict[str, Tensor] = {}
     at = _HEADER.size
     while at < size:
@@ -87,7 +89,7 @@ def _parts(file: Path, view: memoryview, size: int) -> dict[str, Tensor]:
 
 
 def _original(w: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights as the original files have them: what the converter computed beforehand is undone."""
+    """Undo what the converter computed beforehand: the weights as the original files have them."""
     made: dict[str, Tensor] = {}
     kind = version(w)
     for name, x in w.items():

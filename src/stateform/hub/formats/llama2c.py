@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from ...errors import StateformError, require
 from ...models import LanguageModel, ModelConfig
+from .format import reads
 from .weights import filled, mapped, numbers
 
 _HEADER = struct.Struct("<7i")
@@ -42,7 +43,7 @@ class Sizes:
     """The head is the embedding."""
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The arrays in the file's order."""
+        """List the shapes of the arrays in the file's order."""
         d, h, n = self.width, self.hidden, self.layers
         kv, turns = d * self.kv_heads // self.heads, self.positions * (d // self.heads // 2)
         shapes: dict[str, tuple[int, ...]] = {
@@ -54,12 +55,12 @@ class Sizes:
 
     @property
     def nbytes(self) -> int:
-        """Of the whole file."""
+        """Bytes of the whole file."""
         return _HEADER.size + 4 * sum(math.prod(shape) for shape in self.shapes().values())
 
 
 def _sizes(file: Path) -> Sizes | None:
-    """The header of a file, if it can be one."""
+    """Read the header of a file, if it can be one."""
     with file.open("rb") as stream:
         head = stream.read(_HEADER.size)
     if len(head) < _HEADER.size:
@@ -71,12 +72,13 @@ def _sizes(file: Path) -> Sizes | None:
 
 
 def plausible(file: Path) -> bool:
-    """Whether a file begins as a checkpoint does."""
+    """True if a file begins as a checkpoint does."""
     return _sizes(file) is not None
 
 
+@reads("llama2.c", fits=plausible)
 def read(file: Path) -> LanguageModel:
-    """The model of a checkpoint.
+    """Read the model of a checkpoint.
 
     Raises:
         StateformError: a file of another size than its header says.
@@ -121,7 +123,7 @@ def read(file: Path) -> LanguageModel:
 
 
 def _halves(weight: Tensor, heads: int) -> Tensor:
-    """Rows of each head whose rotary pairs are neighbours, put so that a pair is i and i + n/2."""
+    """Reorder the rows of each head: rotary pairs that are neighbours become i and i + n/2."""
     per_head = weight.unflatten(0, (heads, -1))
     return torch.cat([per_head[:, 0::2], per_head[:, 1::2]], 1).flatten(0, 1)
 
@@ -137,8 +139,10 @@ class Words:
     scores: tuple[float, ...]
 
     def encode(self, text: str, *, begin: bool = True) -> Tensor:
-        """Token ids [1,T]: the pieces of the characters, the neighbours with the best score joined as long as any can
-        be.
+        """Turn a text into token ids [1,T].
+
+        It begins with the pieces of its characters. Then the two neighbours with the best score are joined, as long as
+        any can be.
         """
         known = {piece: i for i, piece in reversed(list(enumerate(self.pieces)))}
         ids: list[int] = []
@@ -154,7 +158,7 @@ class Words:
         return torch.tensor([[1] * begin + ids])
 
     def decode(self, ids: Tensor | list[int]) -> str:
-        """The text of token ids [T], without the space before its first word."""
+        """Turn token ids [T] into text, without the space before its first word."""
         values = ids.flatten().tolist() if isinstance(ids, Tensor) else ids
         raw = b"".join(_text(self.pieces[i]) for i in values if i not in (1, 2))
         return raw.removeprefix(b" ").decode("utf-8", "replace")
@@ -166,7 +170,7 @@ def _text(piece: bytes) -> bytes:
 
 
 def read_words(path: str | os.PathLike[str]) -> Words:
-    """A tokenizer file of llama2.c: an integer (the longest piece), then a score, a length and the bytes of each.
+    """Read a tokenizer file of llama2.c: an integer (the longest piece), then a score, a length and bytes for each.
 
     Raises:
         StateformError: no such file, one of another kind, or cut short.

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from ...errors import StateformError, require
+from .format import reads
 from .rwkv import RWKV, model_of, version
-from .weights import Weights
+from .weights import FileWeights
 
 
+@reads("RWKV-7 .pth", begins=lambda head: head[:4] == b"PK\x03\x04" or head[:1] == b"\x80")
 def read(file: Path) -> RWKV:
-    """The model of a file.
+    """Read the model of a file.
 
     Raises:
         StateformError: a pickle with more than weights (nothing of it is run); a file that is cut short; weights of
@@ -35,7 +37,7 @@ def read(file: Path) -> RWKV:
     return model_of(weights)
 
 
-def _weights(file: Path) -> Weights:
+def _weights(file: Path) -> FileWeights:
     size = file.stat().st_size
     with file.open("rb") as stream:
         zipped = stream.read(2) == b"PK"
@@ -65,7 +67,7 @@ def _weights(file: Path) -> Weights:
     )
     need = sum(x.numel() * x.element_size() for x in held.values())
     require(need <= size, f"the weights of {file} say that they have {need:,} bytes, the file has {size:,}")
-    return Weights(file, {name: x.float() for name, x in held.items()})
+    return FileWeights(file, {name: x.float() for name, x in held.items()})
 
 
 def _what(held: Any) -> str:
@@ -77,8 +79,8 @@ def _first(error: BaseException) -> str:
     return str(error).strip().split("\n")[0][:200]
 
 
-def _renamed(w: Weights) -> Weights:
-    """The names of the published models, for the blocks numbered from 1 with a branch that must be off."""
+def _renamed(w: FileWeights) -> FileWeights:
+    """Give the names of the published models to weights with blocks numbered from 1 with a branch that must be off."""
     parts = {"rwkv": "att", "ffn": "ffn"}
     tops = {"e": "emb", "lno": "ln_out", "o": "head"}
     made: dict[str, Tensor] = {}
@@ -95,4 +97,4 @@ def _renamed(w: Weights) -> Weights:
             require(not bool(x.any()), f"{w.file} has a branch {top} that is on; it is no System, and is not read here")
         elif stem == "rosa" and rest == "o.bias":  # all that is left of a branch that is off
             made[f"blocks.{int(digits) - 1}.att.output.bias"] = x
-    return Weights(w.file, made)
+    return FileWeights(w.file, made)

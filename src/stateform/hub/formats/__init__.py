@@ -1,4 +1,4 @@
-"""Models in single files that other programs write: weights alone, no code of a file is run.
+"""Models in single files that other programs write, a format a file: weights alone, no code of a file is run.
 
 | file | is told by | opened as |
 | --- | --- | --- |
@@ -7,8 +7,14 @@
 | rwkv.cpp (`.bin`), 4, 5 and 7, not quantised | its magic number | `RWKV` |
 """
 
+import importlib
+import pkgutil
+
 from .llama2c import Words, read_words
 from .open import open_file
 from .rwkv import RWKV
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
 
 __all__ = ["RWKV", "Words", "open_file", "read_words"]

@@ -18,7 +18,7 @@ from ...layer.parts import precise
 from ...models import LanguageModel, ModelConfig
 from ...system import System
 from ...system.state import State, unchecked
-from .weights import Weights, filled
+from .weights import FileWeights, filled
 
 NORM_EPS = 1e-5
 
@@ -69,7 +69,7 @@ class RWKVBlock(nn.Module):
         return x + y, self.joined(after, then) if return_state else None
 
     def joined(self, mixer: State, mlp: State) -> State:
-        """The states of both as one."""
+        """Join the states of both."""
         return State({**mixer.tensors, **{f"mlp.{name}": x for name, x in mlp.tensors.items()}}, mixer.fingerprint)
 
     def _split(self, state: State) -> tuple[State, State]:
@@ -134,7 +134,7 @@ _LORAS = {"decay": "w", "rate": "a", "residual": "v", "gate": "g"}
 
 
 def version(names: Mapping[str, Any]) -> str:
-    """4, 5.1, 5.2, 6 or 7, from the names in a file."""
+    """Tell 4, 5.1, 5.2, 6 or 7 by the names in a file."""
     att = "blocks.0.att."
     if f"{att}r_k" in names:
         return "7"
@@ -145,8 +145,8 @@ def version(names: Mapping[str, Any]) -> str:
     return "4"
 
 
-def model_of(w: Weights, *, norm_eps: float | None = None) -> RWKV:
-    """The model with weights under the names, and in the coordinates, of the original PyTorch files.
+def model_of(w: FileWeights, *, norm_eps: float | None = None) -> RWKV:
+    """Make the model with weights under the names, and in the coordinates, of the original PyTorch files.
 
     Besides those, `blocks.N.att.output.bias` and `head.bias` may be there.
 
@@ -173,7 +173,7 @@ def model_of(w: Weights, *, norm_eps: float | None = None) -> RWKV:
         raise StateformError(f"the weights of {w.file} do not fit together: {error}") from error
 
 
-def _model_of(w: Weights, kind: str, count: int, norm_eps: float | None) -> RWKV:
+def _model_of(w: FileWeights, kind: str, count: int, norm_eps: float | None) -> RWKV:
     embedding = w["emb.weight"]
     require(embedding.ndim == 2, f"emb.weight of {w.file} is {list(embedding.shape)}; expected [vocabulary,width]")
     vocabulary, d = embedding.shape
@@ -227,23 +227,23 @@ def _model_of(w: Weights, kind: str, count: int, norm_eps: float | None) -> RWKV
     return filled(model, made, w.file)
 
 
-def _stacked(w: Weights, names: str) -> Tensor:
-    """The shares of the token before, of which the files hold 1 minus that."""
+def _stacked(w: FileWeights, names: str) -> Tensor:
+    """Stack the shares of the token before, of which the files hold 1 minus that."""
     return torch.stack([1 - w[f"time_mix_{x}"].flatten() for x in names])
 
 
-def _version4(w: Weights) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _version4(w: FileWeights) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return {}, {"mix": _stacked(w, "rkv"), "log_w": w["time_decay"], "bonus": w["time_first"]}
 
 
-def _version5(w: Weights) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _version5(w: FileWeights) -> tuple[dict[str, Any], dict[str, Tensor]]:
     gate, per_channel = "time_mix_g" in w, "time_faaaa" in w
     options = {"n_heads": len(w["time_decay"]), "decay": "channel" if per_channel else "head", "gate": gate}
     bonus = w["time_faaaa" if per_channel else "time_first"]
     return options, {"mix": _stacked(w, "rkvg" if gate else "rkv"), "w": w["time_decay"], "bonus": bonus}
 
 
-def _version7(w: Weights) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _version7(w: FileWeights) -> tuple[dict[str, Any], dict[str, Tensor]]:
     d = w["w0"].numel()
     given = {
         name: (w[f"{key}1"].T, w[f"{key}2"].T) for name, key in _LORAS.items() if f"{key}1" in w or name != "residual"
