@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import stateform as sf
-from stateform.architectures.features import taylor_features
+from stateform.architectures.attention.taylor import taylor_features
 
 from .helpers import (
     Double,

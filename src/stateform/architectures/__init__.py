@@ -1,4 +1,4 @@
-"""The architectures: u -> System, one file a family. A new file in this folder is enough."""
+"""The architectures: u -> System, one file each, in a folder for each family. A new file in one of them is enough."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import importlib
 import pkgutil
 
 from ..layer.spec import run_file
-from .registry import REGISTRY, Entry, accepted, build, names, register, resolve
+from .families import family_of, place
+from .registry import REGISTRY, Entry, accepted, build, described, names, register, resolve
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+for _module in pkgutil.walk_packages(__path__, f"{__name__}."):
+    importlib.import_module(_module.name)
 
-__all__ = ["REGISTRY", "Entry", "accepted", "build", "names", "register", "resolve", "run_file"]
+__all__ = [
+    "REGISTRY", "Entry", "accepted", "build", "described", "family_of", "names", "place", "register", "resolve",
+    "run_file",
+]  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -27,6 +28,8 @@ class Entry:
 
 
 REGISTRY: dict[str, Entry] = {}
+PAPER = re.compile(r"(.+)  ((?:arXiv|doi) \S+)")
+"""The first line of a file that is an architecture: what it is, two spaces, where it comes from."""
 
 
 def register(name: str, *, paper: str = "") -> Callable[[L], L]:
@@ -34,7 +37,7 @@ def register(name: str, *, paper: str = "") -> Callable[[L], L]:
 
     Args:
         name: lower case, unique (registering the same class again, as a reloaded notebook cell does, replaces it).
-        paper: where the architecture comes from.
+        paper: where the architecture comes from (default: what the first line of its file's docstring ends with).
 
     Raises:
         StateformError: if another class has that name, or what is named is no class of layers.
@@ -49,10 +52,26 @@ def register(name: str, *, paper: str = "") -> Callable[[L], L]:
         )
         same = known is None or known.cls.__qualname__ == cls.__qualname__
         require(same, f"the name {name!r} is taken by {known.cls.__qualname__ if known else ''}; choose another")
-        REGISTRY[name] = Entry(name, cls, paper, (inspect.getdoc(cls) or "").split("\n")[0])
+        summary, written, _ = described(cls)
+        REGISTRY[name] = Entry(name, cls, paper or written, summary)
         return cls
 
     return add
+
+
+def described(cls: type[nn.Module]) -> tuple[str, str, str]:
+    """Find what a layer says it is: a line, the paper, and the rest, which is its equations.
+
+    The words are those of the file if its docstring begins as `GLA: ...  arXiv 2312.06635` does, else those of the
+    class before its `Args`. A class without a docstring has those of its base.
+    """
+    owner = next(c for c in cls.__mro__ if c.__doc__)
+    file = inspect.cleandoc(getattr(sys.modules.get(owner.__module__), "__doc__", None) or "")
+    line, _, body = file.partition("\n")
+    if found := PAPER.fullmatch(line):
+        return found[1], found[2], body.strip("\n")
+    line, _, body = inspect.cleandoc(owner.__doc__ or "").partition("\nArgs:\n")[0].partition("\n")
+    return line, "", body.strip("\n")
 
 
 def names() -> list[str]:

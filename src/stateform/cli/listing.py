@@ -33,10 +33,10 @@ def constant(file: str, name: str) -> Any:
 
 
 def _registered(folder: str, decorator: str) -> dict[str, str]:
-    """The classes under a decorator in the files of a folder: their names there, and the first lines of their texts."""
+    """List the classes under a decorator, in a folder and those below: their names there and first lines."""
     return {
         str(call.args[0].value): (ast.get_docstring(node) or "").split("\n")[0]
-        for file in sorted((_PACKAGE / folder).glob("*.py"))
+        for file in sorted((_PACKAGE / folder).rglob("*.py"))
         for node in _parsed(file)
         if isinstance(node, ast.ClassDef)
         for call in node.decorator_list

@@ -14,7 +14,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..architectures.features import positive_features, random_directions, taylor_features
+from ..architectures.attention.performer import positive_features, random_directions
+from ..architectures.attention.taylor import taylor_features
 from ..errors import StateformError, require, require_seed
 from ..forms.softmax import absorb
 from ..system import System

@@ -17,7 +17,7 @@ from rich.text import Text
 from torch import nn
 
 from ..analysis import equations, realisation
-from ..architectures import REGISTRY, accepted, resolve
+from ..architectures import REGISTRY, accepted, described, resolve
 from ..errors import require, require_seed
 from ..result import Result
 from ..system import System
@@ -182,11 +182,9 @@ def show(spec: str | type[nn.Module], *, d_model: int = 64, seed: int = 0, **opt
 
 
 def documented(cls: type[nn.Module]) -> tuple[str, dict[str, str]]:
-    """A layer's docstring: what stands between the summary and the arguments, and the meaning of each argument."""
-    text = inspect.getdoc(cls) or ""
-    text, _, rest = text.partition("\nArgs:\n")
-    found = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", rest, re.M)
-    paragraphs = [p.strip("\n") for p in text.partition("\n")[2].split("\n\n")]
+    """Find what a layer says of itself after its first line, and the meaning of each of its arguments."""
+    found = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", (inspect.getdoc(cls) or "").partition("\nArgs:\n")[2], re.M)
+    paragraphs = [p.strip("\n") for p in described(cls)[2].split("\n\n")]
     body = "\n\n".join(p if re.search("^ ", p, re.M) else " ".join(p.split("\n")) for p in paragraphs if p)
     return body, {name: " ".join(meaning.split()) for name, meaning in found}
 

@@ -6,7 +6,6 @@ import codecs
 import copy
 import math
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import nn
 
 from ..analysis import Expressivity, contraction, describe, describe_read, expressivity
 from ..analysis.structure import TRANSITION
-from ..architectures import REGISTRY, accepted, build, resolve
+from ..architectures import REGISTRY, accepted, build, described, family_of, place, resolve
 from ..contract.draws import redraw
 from ..errors import nearest, require, require_seed, validate
 from ..files import write_atomically
@@ -28,27 +27,6 @@ from ..forms import blank_state
 from ..result import Result
 from ..system import System
 from ..text import decoded, read_bytes
-
-FAMILIES = {
-    "attention": ("attention", "Attention and its approximations"),
-    "features": ("attention", ""),
-    "hopfield": ("attention", ""),
-    "gated": ("gated", "Linear attention that forgets"),
-    "decaying": ("gated", ""),
-    "rwkv": ("rwkv", "RWKV"),
-    "delta": ("delta", "The delta rule"),
-    "ttt": ("learning", "States that learn: test-time training and regression"),
-    "ridge": ("learning", ""),
-    "ssm": ("ssm", "State-space models"),
-    "lti": ("ssm", ""),
-    "dense": ("dense", "Dense transitions from the input"),
-    "rnn": ("rnn", "Recurrent networks whose gates see the input alone"),
-    "minimal": ("rnn", ""),
-}
-"""The family of each module of layers, and the family's title; a module that is not here is a family by itself."""
-
-OURS = build.__module__.rpartition(".")[0]
-"""The package of our architectures."""
 
 MARKS = "<!-- zoo -->", "<!-- /zoo -->"
 """Between these two lines of a Markdown file stands the table."""
@@ -219,7 +197,7 @@ def zoo(
         StateformError: an unknown name or family (with the nearest), or sizes that do not fit.
     """
     require_seed(seed)
-    wanted = sorted(REGISTRY if names is None else names, key=lambda spec: _place(_class(spec)))
+    wanted = sorted(REGISTRY if names is None else names, key=lambda spec: place(_class(spec)))
     known = [family_of(_class(spec))[0] for spec in wanted]
     if family is not None:
         require(family in known, f"there is no family {family!r} here: {nearest(family, set(known))}")
@@ -228,27 +206,8 @@ def zoo(
     return Zoo([row(spec, sizes, seed) for spec in wanted], d_model)
 
 
-def _place(cls: type[nn.Module]) -> int:
-    """Where the module of a layer stands in the table of families; ones that are not there come last."""
-    package, _, module = cls.__module__.rpartition(".")
-    ours = package == OURS
-    return list(FAMILIES).index(module) if ours and module in FAMILIES else len(FAMILIES) + (not ours)
-
-
 def _class(spec: str | type[nn.Module]) -> type[nn.Module]:
     return resolve(spec)[0] if isinstance(spec, str) else spec
-
-
-def family_of(cls: type[nn.Module]) -> tuple[str, str]:
-    """The family of a layer in a word, and its title: those of its module."""
-    module = cls.__module__.rpartition(".")[2]
-    if not cls.__module__.startswith(f"{OURS}."):
-        return "yours", "Yours"
-    word, title = FAMILIES.get(module, (module, ""))
-    title = title or next((t for w, t in FAMILIES.values() if w == word and t), "")
-    if not title:
-        title = (sys.modules[cls.__module__].__doc__ or module).split("\n")[0].partition(":")[0].rstrip(".")
-    return word, title
 
 
 def made(spec: str | type[nn.Module], options: dict[str, Any], seed: int) -> nn.Module:
@@ -292,7 +251,7 @@ def row(spec: str | type[nn.Module], sizes: dict[str, Any], seed: int = 0) -> Ro
         return Row(
             name=spec if isinstance(spec, str) else entry.name if entry else cls.__name__,
             family=family, title=title,
-            summary=(cls.__doc__ or cls.__name__).strip().split("\n")[0], paper=entry.paper if entry else "",
+            summary=described(cls)[0] if cls.__doc__ else cls.__name__, paper=entry.paper if entry else "",
             transition=words, read=describe_read(system), state=_state(system),
             state_size=0 if grows else size, state_growth=system.state_size if grows else 0,
             forms=_forms(layer, system, x[:1]), contractive=contractive, contractive_why=why,

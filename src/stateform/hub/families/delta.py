@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...architectures import build
-from ...architectures.delta import GatedDeltaNet, delta_rule
+from ...architectures.delta.gated_deltanet import GatedDeltaNet
+from ...architectures.delta.rule import delta_rule
 from ...layer import Layer, Past, ShortConv
 from ...layer.parts import HeadNorm, heads, precise, split_size, unit
 from ...system import System

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...architectures import build
-from ...architectures.rnn import elementwise
+from ...architectures.rnn.elementwise import elementwise
 from ...errors import require
 from ...layer import Layer, Past
 from ...layer.parts import heads, precise

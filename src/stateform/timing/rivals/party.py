@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...architectures.rnn import BlockLinear
+from ...architectures.rnn.rg_lru import BlockLinear
 from ...layer import Layer
 from ...system.state import State, grows
 

@@ -1,25 +1,28 @@
-"""Modern Hopfield networks: softmax attention whose reads are repeated, each result being the next query."""
+"""Modern Hopfield network: a query falls towards the stored keys before it reads their values.  arXiv 2008.02217
+
+    xi <- sum_{j<=t} softmax_j(beta xi^T k_j) k_j, from xi = W_Q u_t, updates - 1 times     (eq. 3)
+    y_t = sum_{j<=t} softmax_j(beta xi^T k_j) v_j, the last update, read in the values      (eq. 10)
+
+One update is softmax attention without positions. The System is the last read; its state, the cache of keys, serves
+all of them.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..errors import require
-from ..forms import compute
-from ..layer import Layer, Past
-from ..layer.parts import above_zero, heads, split_size
-from ..system import System
-from ..system.state import State
-from .registry import register
+from ...errors import require
+from ...forms import compute
+from ...layer import Layer, Past
+from ...layer.parts import above_zero, heads, split_size
+from ...system import System
+from ...system.state import State
+from ..registry import register
 
 
-@register("hopfield", paper="arXiv 2008.02217")
+@register("hopfield")
 class Hopfield(Layer):
-    """Modern Hopfield network: a query falls towards the stored keys before it reads their values.
-
-    xi <- sum_j softmax_j(beta xi^T k_j) k_j over the keys so far (eq. 3), from xi = W_Q u_t, `updates` - 1 times; then
-    y_t = sum_j softmax_j(beta xi^T k_j) v_j is the last update, read in the values (eq. 10). One update is softmax
-    attention without positions. The System is the last read; its state, the cache of keys, serves all of them.
+    """Heads of softmax attention whose reads are repeated.
 
     Args:
         d_model: width.
@@ -51,7 +54,7 @@ class Hopfield(Layer):
         return xi
 
     def system(self, u: Tensor, past: Past | None = None) -> System:
-        xi, k, v = (heads(f(u), self.n_heads) for f in (self.q_proj, self.k_proj, self.v_proj))
+        xi, k, v = (heads(f(u), self.n_heads) for f in (self.q_proj, self.k_proj, self.v_proj))  # [B,T,H,n or p]
         for _ in range(self.updates - 1):
             xi = self.retrieve(xi, k, (past or Past()).state)
         return System(self.beta * xi, k, v, readout="exp", eta="sum")

@@ -1,4 +1,10 @@
-"""Recurrent networks whose gates see the input alone: elementwise linear systems, one head per channel."""
+"""Hawk and Griffin's block: a real-gated linear recurrent unit behind a short convolution.  arXiv 2402.19427
+
+    h_t = a_t h_{t-1} + sqrt(1 - a_t^2) i_t x_t     r, i = sigmoid(W x_t)     (eq. 1 to 4)
+    log a_t = -c softplus(Lambda) r_t
+
+x is a linear map of u behind the convolution; gelu(W_y u_t) gates the output.
+"""
 
 from __future__ import annotations
 
@@ -6,47 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layer import Layer, Past, ShortConv
-from ..layer.parts import above_zero, precise, split_size
-from ..system import System
-from .registry import register
-
-
-def elementwise(x: Tensor, *, log_decay: Tensor, b: Tensor) -> System:
-    """h_t = exp(log_decay_t) h_{t-1} + b_t x_t per channel, y_t = h_t; all [B,T,channels]."""
-    one = torch.ones(1, 1, dtype=x.dtype, device=x.device)
-    return System(one, one, x.unsqueeze(-1), log_decay=log_decay, b=b)
-
-
-@register("qlstm", paper="arXiv 2405.15731")
-class QLSTM(Layer):
-    """The quasi-LSTM: an LSTM whose gates do not see the state.
-
-    h_t = f_t h_{t-1} + i_t W_u u_t,  y_t = o_t h_t,  f, i, o = sigmoid(W u_t) (eq. 20). Reversed, the paper's finding:
-    f_t = sigmoid(-W_f u_t)^a with a learned (eq. 23, S6's own gate for A = a I).
-
-    Args:
-        d_model: width.
-        expand: channels over d_model.
-        reversed: the reversed sigmoid.
-    """
-
-    contractive = True
-
-    def __init__(self, d_model: int, *, expand: int = 1, reversed: bool = False) -> None:
-        super().__init__(d_model)
-        inner = expand * d_model
-        self.u_proj, self.f_proj, self.i_proj, self.o_proj = (nn.Linear(d_model, inner) for _ in range(4))
-        self.log_a = nn.Parameter(torch.zeros(inner)) if reversed else None
-        self.out_proj = nn.Linear(inner, d_model, bias=False)
-
-    def system(self, u: Tensor, past: Past | None = None) -> System:
-        f = precise(self.f_proj(u))
-        g = F.logsigmoid(f) if self.log_a is None else precise(self.log_a).exp() * F.logsigmoid(-f)
-        return elementwise(self.u_proj(u), log_decay=g, b=torch.sigmoid(self.i_proj(u)))
-
-    def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
-        return self.out_proj(y.flatten(2) * torch.sigmoid(self.o_proj(u)))
+from ...layer import Layer, Past, ShortConv
+from ...layer.parts import above_zero, precise, split_size
+from ...system import System
+from ..registry import register
+from .elementwise import elementwise
 
 
 class BlockLinear(nn.Module):
@@ -63,12 +33,9 @@ class BlockLinear(nn.Module):
         return (torch.einsum("bthi,hij->bthj", x, self.weight) + self.bias).flatten(2)
 
 
-@register("rg_lru", paper="arXiv 2402.19427")
+@register("rg_lru")
 class RGLRU(Layer):
-    """The recurrent block of Hawk and Griffin: a real-gated linear recurrent unit behind a short convolution.
-
-    h_t = a_t h_{t-1} + sqrt(1 - a_t^2) i_t x_t,  log a_t = -c softplus(Lambda) r_t,  r, i = sigmoid(W x_t)
-    (eq. 1 to 4).
+    """A short convolution, channels of the recurrent unit, a gate.
 
     Args:
         d_model: width.
@@ -102,8 +69,8 @@ class RGLRU(Layer):
         self.out_proj = nn.Linear(inner, d_model)
 
     def system(self, u: Tensor, past: Past | None = None) -> System:
-        x = self.conv(self.x_proj(u), past)
-        g = -self.c * F.softplus(precise(self.Lambda)) * torch.sigmoid(precise(self.r_gate(x)))
+        x = self.conv(self.x_proj(u), past)  # [B,T,channels]
+        g = -self.c * F.softplus(precise(self.Lambda)) * torch.sigmoid(precise(self.r_gate(x)))  # [B,T,channels]
         # 1 - a^2 without cancellation; kept off zero, where the root has no derivative.
         scale = torch.sqrt((-torch.expm1(2 * g)).clamp_min(torch.finfo(g.dtype).tiny))
         if self.reset_first:
@@ -114,4 +81,4 @@ class RGLRU(Layer):
         return elementwise(x, log_decay=g, b=scale * torch.sigmoid(precise(self.i_gate(x))))
 
     def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
-        return self.out_proj(y.flatten(2) * F.gelu(self.y_proj(u), approximate="tanh"))
+        return self.out_proj(y.flatten(2) * F.gelu(self.y_proj(u), approximate="tanh"))  # [B,T,d_model]

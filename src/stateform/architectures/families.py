@@ -1,0 +1,46 @@
+"""The families of architectures: a folder each, whose docstring begins with the family's title."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+
+from torch import nn
+
+from .registry import REGISTRY
+
+ORDER = ("attention", "gated", "rwkv", "delta", "learning", "ssm", "dense", "rnn", "nonlinear")
+"""The families as they are listed; one that is not here comes after them."""
+LOOSE = {
+    "rwkv": ("rwkv", "RWKV"),
+    "ttt": ("learning", "States that learn: test-time training and regression"),
+    "ridge": ("learning", "States that learn: test-time training and regression"),
+    "ssm": ("ssm", "State-space models"),
+    "lti": ("ssm", "State-space models"),
+    "dense": ("dense", "Dense transitions from the input"),
+    "nonlinear": ("nonlinear", "Nonlinear recurrent networks"),
+}
+"""Files that hold several."""
+YOURS = "yours", "Yours"
+"""The family of layers that are not in a folder here."""
+
+
+def family_of(cls: type[nn.Module]) -> tuple[str, str]:
+    """Find the family of a layer, in a word, and its title."""
+    package, _, file = cls.__module__.rpartition(".")
+    if package == __package__ and file in LOOSE:
+        return LOOSE[file]
+    above, _, word = package.rpartition(".")
+    if above != __package__:
+        return YOURS
+    return word, inspect.cleandoc(sys.modules[package].__doc__ or word).split("\n")[0].rstrip(".")
+
+
+def place(cls: type[nn.Module]) -> tuple[int, str, str]:
+    """Say where a layer is listed: by family, then by the date that the number of its paper holds (others first)."""
+    family = family_of(cls)
+    if family == YOURS:
+        return len(ORDER) + 1, "", ""
+    entry = next((entry for entry in REGISTRY.values() if entry.cls is cls), None)
+    number = entry.paper.removeprefix("arXiv ") if entry and entry.paper.startswith("arXiv ") else ""
+    return (ORDER.index(family[0]) if family[0] in ORDER else len(ORDER)), family[0], number

@@ -1,0 +1,1 @@
+"""Recurrent networks whose gates see the input alone."""
