@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stateform.hub import open_model
 from stateform.hub.formats import open_file
-from stateform.hub.replace import METHODS, softmax_to_state
+from stateform.hub.replacement import METHODS, softmax_to_state
 
 
 def texts(rows: int, length: int, model: str | None, text: str | None) -> tuple[torch.nn.Module, Tensor]:

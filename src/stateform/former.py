@@ -20,6 +20,7 @@ FORMER = {
     "stateform.hub.adapters": "stateform.hub.families",
     "stateform.hub.adapters.attention": "stateform.hub.families.softmax",
     "stateform.hub.plain": "stateform.hub.formats",
+    "stateform.hub.replace": "stateform.hub.replacement",
     "stateform.layers": "stateform.architectures stateform.layer",
     "stateform.questions": "stateform.studies.questions",
 }

@@ -75,7 +75,7 @@ def reduce_command(
     """Reduce a model to as little state as an error allows, and measure on a text what that costs."""
     from ..errors import require
     from ..hub import open_model, reduce
-    from ..hub.reduce import check_settings
+    from ..hub.reduction import check_settings
     from ..models import SequenceModel
     from ..text import read_text
 

@@ -13,8 +13,8 @@ from .accelerate import Acceleration, accelerate, undo
 from .lift import Certificate, Lift, lift
 from .lifted import FAMILIES, Lifted, adapts
 from .load import Opened, open_model
-from .reduce import ModelReduction, reduce
-from .replace import Replacement, softmax_to_state
+from .reduction import ModelReduction, reduce
+from .replacement import Replacement, softmax_to_state
 from .runs import TextScore, perplexity
 
 __all__ = [

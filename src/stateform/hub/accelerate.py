@@ -50,7 +50,7 @@ class _Accelerated:
 
 
 def _layer(module: Any) -> Lifted:
-    """The Lifted of a module; of a shallow copy of one (a replica of DataParallel) a copy with the weights it has."""
+    """Find a module's Lifted; of a shallow copy of one (a replica of DataParallel) a copy with the weights it has."""
     layer: Lifted = module.__dict__[_KEY]
     if layer.module is module:
         return layer
@@ -60,13 +60,13 @@ def _layer(module: Any) -> Lifted:
 
 
 def _blank(cls: type[nn.Module]) -> nn.Module:
-    """An accelerated module before its attributes: a class made here has no name that pickle could find."""
+    """Make an accelerated module before its attributes: a class made here has no name that pickle could find."""
     made = _accelerated(cls)
     return made.__new__(made)
 
 
 def _as_given() -> AbstractContextManager[Any]:
-    """Values are not looked at: a model may compute what is not finite, as the original would."""
+    """Look at no values: a model may compute what is not finite, as the original would."""
     return nullcontext() if torch.compiler.is_compiling() else validate(False)
 
 

@@ -45,7 +45,7 @@ class Certificate:
         return not self.refused and self.error <= self.allowed
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings."""
+        """Give plain numbers and strings."""
         return {**vars(self), "ok": bool(self)}
 
     def __str__(self) -> str:
@@ -88,15 +88,15 @@ class Lift(Mapping[str, System], Result):
             return layer.system(u, Past())
 
     def layer(self, name: str) -> Lifted:
-        """The module as a Layer, a copy in the dtype asked for."""
+        """Give the module as a Layer, a copy in the dtype asked for."""
         return self._open(name)[0]
 
     def input(self, name: str) -> Tensor:
-        """What the layer read, [1,T,d_model]."""
+        """Give what the layer read, [1,T,d_model]."""
         return self._site(name).u
 
     def module(self, name: str) -> nn.Module:
-        """The module itself."""
+        """Give the module itself."""
         return self._site(name).module
 
     def certificate(self, name: str, system: System | None = None, *, layer: Lifted | None = None) -> Certificate:
@@ -130,7 +130,7 @@ class Lift(Mapping[str, System], Result):
         return Certificate(name, kind, largest(relative_error(wide(got), want)), allowed, dtype, note=note)
 
     def certificates(self, on_progress: Progress | None = None) -> list[Certificate]:
-        """The certificate of every layer."""
+        """Make the certificate of every layer."""
         found = []
         step = Steps(on_progress, len(self))
         for name in self:
@@ -163,7 +163,7 @@ class Lift(Mapping[str, System], Result):
 
 
 def _arguments(site: _Site, dtype: torch.dtype) -> dict[str, Any]:
-    """What a module was called with besides its input, floating tensors in a dtype."""
+    """Give what a module was called with besides its input, floating tensors in a dtype."""
 
     def one(x: Any) -> Any:
         if isinstance(x, Tensor):
@@ -180,7 +180,7 @@ def lift(
     dtype: str | torch.dtype | None = None,
     layers: Sequence[str] | str | None = None,
 ) -> Lift:
-    """Every mixer of a model of transformers as a System on these tokens.
+    """Open every mixer of a model of transformers as a System on these tokens.
 
     The model runs once, as it is; each mixer's input is kept, and its System is made when it is asked for.
 
@@ -211,8 +211,16 @@ def lift(
         missing = [name for name in layers if name not in found]
         require(not missing, f"there is no layer {missing[:1]}; there are {', '.join(found)}")
         found = {name: found[name] for name in layers}
+    sites = _recorded(model, found, tokens)
+    for label, site in sites.items():
+        why = why_no_proof(site.u)
+        require(not why, f"what {label} ({type(site.module).__name__}) reads on these tokens: {why}")
+    return Lift(sites, wanted)
+
+
+def _recorded(model: nn.Module, found: Mapping[str, nn.Module], tokens: Tensor) -> dict[str, _Site]:
+    """Run a model once, and keep what each of these mixers is called with, at each of its uses."""
     sites: dict[str, _Site] = {}
-    hooks = []
     uses: dict[str, int] = {}
 
     def recorder(name: str) -> Callable[..., None]:
@@ -225,23 +233,19 @@ def lift(
 
         return record
 
-    for name, module in found.items():
-        hooks.append(module.register_forward_pre_hook(recorder(name), with_kwargs=True))
+    hooks = [m.register_forward_pre_hook(recorder(name), with_kwargs=True) for name, m in found.items()]
     try:
         with torch.no_grad(), evaluating(model):
             model(tokens)
     finally:
         for hook in hooks:
             hook.remove()
-    for label, site in sites.items():
-        why = why_no_proof(site.u)
-        require(not why, f"what {label} ({type(site.module).__name__}) reads on these tokens: {why}")
-    return Lift(sites, wanted)
+    return sites
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """A model in eval mode; afterwards each of its modules is in the mode that it was in."""
+    """Put a model in eval mode; afterwards each of its modules is in the mode that it was in."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -252,7 +256,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def check_tokens(model: Any, tokens: Tensor) -> Tensor:
-    """The tokens as [B,T]; raise unless the model can read them."""
+    """Give the tokens as [B,T]; raise unless the model can read them."""
     whole = isinstance(tokens, Tensor) and not (tokens.is_floating_point() or tokens.dtype == torch.bool)
     require(
         whole and tokens.ndim in (1, 2) and tokens.numel() > 0,

@@ -40,7 +40,7 @@ class Opened:
     """Of transformers; the Words of a llama2.c file; "bytes" for the bytes of a text; None if there is none."""
 
     def tokens(self, text: bytes | str, most: int | None = None) -> Tensor:
-        """The first tokens of a text, [1,T].
+        """Read the first tokens of a text, [1,T].
 
         Raises:
             StateformError: there is no tokenizer; the text gives no token.
@@ -64,7 +64,7 @@ class Opened:
         return torch.tensor([ids])
 
     def decode(self, ids: Tensor) -> list[str]:
-        """Each token as text."""
+        """Give each token as text."""
         if self.tokenizer is None or self.tokenizer == "bytes":
             return [chr(i) if self.tokenizer and 32 <= i < 127 else str(i) for i in ids.flatten().tolist()]
         if isinstance(self.tokenizer, Words):
@@ -76,7 +76,7 @@ def open_model(
     name: str | os.PathLike[str], *, dtype: str = "auto", tokenizer: str | None = None, revision: str | None = None,
     trust_remote_code: bool = False, memory_limit_gb: float | None = None,
 ) -> Opened:  # fmt: skip
-    """A pretrained model, from a folder, a file or the Hugging Face hub, with its tokenizer.
+    """Open a pretrained model, from a folder, a file or the Hugging Face hub, with its tokenizer.
 
     Args:
         name: a folder, the name of a repository ("state-spaces/mamba-130m-hf"), or a file of another program
@@ -120,11 +120,14 @@ def open_model(
     maker = _class(hf, config)
     _check_model(maker, config, dtype, memory_limit_gb, trust_remote_code)
     words = _tokenizer(hf, where, tokenizer, options)
+    return Opened(where, _loaded(hf, maker, where, config=config, dtype=dtype, **options), words)
+
+
+def _loaded(hf: Any, maker: Any, where: str, **options: Any) -> nn.Module:
+    """Load the weights of a model, all of which must be there."""
     try:
         with _quiet(hf):
-            model, info = maker.from_pretrained(
-                where, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
-            )
+            model, info = maker.from_pretrained(where, use_safetensors=True, output_loading_info=True, **options)
     except Exception as error:  # whatever another library makes of files that it did not expect
         raise StateformError(f"cannot load {where}: {_told(error)}") from error
     missing = sorted(info.get("missing_keys") or [])
@@ -133,11 +136,11 @@ def open_model(
         f"the weights of {where} lack {', '.join(missing[:3])}{' and more' if len(missing) > 3 else ''}: they are "
         "those of another model, or were saved in part",
     )
-    return Opened(where, model.eval(), words)
+    return model.eval()
 
 
 def _of_ours(path: Path, tokenizer: str | None) -> Opened | None:
-    """A model of Stateform's own: a folder that `save_pretrained` wrote, or a file of another program."""
+    """Open a model of Stateform's own: a folder that `save_pretrained` wrote, or a file of another program."""
     if path.is_file():
         model: SequenceModel = open_file(path)
     elif path.is_dir() and (path / CONFIG).is_file() and read_kind(path) in ("LanguageModel", "Classifier"):
@@ -149,7 +152,7 @@ def _of_ours(path: Path, tokenizer: str | None) -> Opened | None:
 
 
 def transformers() -> Any:
-    """The package transformers, or an error that names the extra."""
+    """Import the package transformers, or raise an error that names the extra."""
     try:
         return importlib.import_module("transformers")
     except ImportError:
@@ -188,7 +191,7 @@ def _check_config(path: Path) -> None:
 
 
 def _class(hf: Any, config: Any) -> Any:
-    """The class that a model is loaded by: with a head over the vocabulary where there is one."""
+    """Choose the class that a model is loaded by: with a head over the vocabulary where there is one."""
     made = (getattr(config, "architectures", None) or [""])[0]
     if made.endswith("ForMaskedLM"):
         return hf.AutoModelForMaskedLM
@@ -248,7 +251,7 @@ def check_weights(folder: Path) -> None:
 
 
 def _parts(index: Path) -> list[str]:
-    """The files that an index names."""
+    """List the files that an index names."""
     values = parse_json(read_bytes(index), index)
     table = values.get("weight_map") if isinstance(values, dict) else None
     named = isinstance(table, dict) and table and all(isinstance(file, str) for file in table.values())
@@ -283,7 +286,7 @@ def _tokenizer(hf: Any, where: str, given: str | None, options: dict[str, Any]) 
 
 @contextmanager
 def _quiet(hf: Any) -> Iterator[None]:
-    """Without the messages of transformers, which the caller's errors say better."""
+    """Silence the messages of transformers, which the caller's errors say better."""
     before = hf.logging.get_verbosity()
     hf.logging.set_verbosity_error()
     try:
@@ -297,12 +300,12 @@ def _config(model: Any) -> Any:
 
 
 def _told(error: BaseException) -> str:
-    """An error in a line, with its kind where its text alone says little."""
+    """Put an error in a line, with its kind where its text alone says little."""
     plain = isinstance(error, OSError | ValueError | RuntimeError | ImportError)
     return _first(error) if plain and str(error) else f"{type(error).__name__}: {_first(error)}"
 
 
 def _first(error: BaseException) -> str:
-    """The first lines of an error, in one."""
+    """Put the first lines of an error into one."""
     text = " ".join(str(error).split())
     return text[:300] + (" ..." if len(text) > 300 else "")

@@ -118,7 +118,7 @@ class Runs:
                 want = out[0] if isinstance(out, tuple) else out
                 try:
                     given = {**kwargs, "shared": ours[name]} if "shared" in kwargs else kwargs
-                    got = self._compute(_plain, theirs, _twin(module), args, given)
+                    got = self._compute(as_it_is, theirs, _twin(module), args, given)
                 except StateformError as why:
                     self.refused[name] = str(why)
                     return
@@ -241,7 +241,8 @@ def perplexity(model: nn.Module, tokens: Tensor) -> TextScore:
     return score
 
 
-def _plain(system: System) -> Tensor:
+def as_it_is(system: System) -> Tensor:
+    """Read a System as it is, [B,T,H,p]."""
     y = run(system, "auto" if system.causal else "matrix")
     assert isinstance(y, Tensor)
     return y

@@ -31,7 +31,7 @@ def _wide(x: Any) -> Any:
 
 @contextmanager
 def widened(dtype: torch.dtype) -> Iterator[None]:
-    """`Widened`, and new tensors in float64, if `dtype` is float64; else nothing."""
+    """Enter `Widened`, with new tensors in float64, if `dtype` is float64; else do nothing."""
     if dtype != torch.float64:
         yield
         return

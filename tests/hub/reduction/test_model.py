@@ -15,7 +15,7 @@ import torch
 import stateform as sf
 from stateform import StateformError
 from stateform.convert.smaller import smaller
-from stateform.hub.reduce import reduce
+from stateform.hub.reduction import reduce
 from stateform.hub.runs import Runs, perplexity
 
 WRITTEN = ["s4d", "dss", "s4", "lssl", "lru", "s5"]
@@ -235,7 +235,7 @@ def test_layers_that_vary_are_reduced_on_the_text() -> None:
 
 def test_a_wrong_system_is_above_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken on purpose: the reduced system writes one and a half times what it should."""
-    module = importlib.import_module("stateform.hub.reduce")
+    module = importlib.import_module("stateform.hub.reduction.on_text")
     right = module.reduce_varying
 
     def wrong(system: sf.System, *args: Any, **options: Any) -> Any:

@@ -11,7 +11,7 @@ import torch
 
 import stateform as sf
 from stateform import StateformError
-from stateform.hub.replace import fit, softmax_to_state
+from stateform.hub.replacement import fit, softmax_to_state
 from stateform.hub.runs import perplexity
 
 

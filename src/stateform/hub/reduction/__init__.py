@@ -1,0 +1,6 @@
+"""A model with as little state as an error allows, and what that costs on a text."""
+
+from .model import check_settings, reduce
+from .result import ModelReduction, ReducedLayer
+
+__all__ = ["ModelReduction", "ReducedLayer", "check_settings", "reduce"]
