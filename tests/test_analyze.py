@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,6 +35,7 @@ from stateform.studies.compare import embed
 from stateform.studies.questions import QUESTIONS, Finding, Question, findings
 from stateform.studies.questions.question import Site, layers_of
 from stateform.studies.subject import _layers
+from tests.program import program
 
 TEXT = b"A system is what it remembers; a layer is what it does with that.\n" * 3
 T = 160
@@ -485,12 +484,9 @@ def test_a_name_of_a_layer_is_no_folder(tmp_path: Path, text: Path, monkeypatch:
 
 def test_the_command_writes_sentences_page_and_numbers(text: Path, tmp_path: Path) -> None:
     html, numbers = tmp_path / "report.html", tmp_path / "report.json"
-    line = [sys.executable, "-m", "stateform", "analyze", "mlstm(n_heads=2)", "--d-model", "16", "--text", text,
-            "--max-length", "64", "--only", "memory,spectrum", "--only", "state",
-            "--html", html, "--json", numbers]  # fmt: skip
-    done = subprocess.run(
-        list(map(str, line)), capture_output=True, text=True, timeout=120, env={**os.environ, "COLUMNS": "80"}
-    )
+    words = ["analyze", "mlstm(n_heads=2)", "--d-model", 16, "--text", text, "--max-length", 64]
+    done = program(*words, "--only", "memory,spectrum", "--only", "state", "--html", html, "--json", numbers,
+                   COLUMNS="80")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "keeps" in done.stdout
     assert html.stat().st_size > 1_000_000

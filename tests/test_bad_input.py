@@ -7,11 +7,9 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from io import StringIO
+from contextlib import contextmanager
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -23,10 +21,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import stateform as sf
-from stateform import cli
 from stateform.architectures import REGISTRY, accepted
 from stateform.forms.form import FORMS
 from stateform.train.config import read_toml, read_value
+from tests.program import program
 
 B, T, H, N, P, D = 2, 7, 4, 6, 3, 16
 NAN, INF = math.nan, math.inf
@@ -811,15 +809,8 @@ def test_systems_of_nothing(name: str, shape: tuple[int, int]) -> None:
 
 def command(*words: str) -> tuple[int, str, str]:
     """Run the command in this process: exit code, stdout, stderr."""
-    out, err = StringIO(), StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr(sys, "argv", ["stateform", *words])
-        try:
-            cli.main()
-            code: Any = 0
-        except SystemExit as left:
-            code = left.code
-    return code or 0, out.getvalue(), err.getvalue()
+    done = program(*words)
+    return done.returncode, done.stdout, done.stderr
 
 
 COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -907,21 +898,11 @@ def test_a_layer_that_raises_fails_its_check() -> None:
     assert "Traceback" not in out
 
 
-def run_until_interrupted(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    def default() -> None:  # a process started in the background may ignore SIGINT
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    return subprocess.run(
-        [sys.executable, "-m", "stateform", *words], cwd=folder, capture_output=True, text=True, timeout=100,
-        preexec_fn=default,
-    )  # fmt: skip
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_an_interrupted_comparison_gives_what_was_finished(folder: Path) -> None:
     """The second layer sends SIGINT while the first one is finished."""
     words = "compare linear interrupts.py --max-length 64 --text text.txt --json found.json --html found.html"
-    done = run_until_interrupted(folder, *words.split())
+    done = program(*words.split(), cwd=folder)
     assert done.returncode == 130, done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert "nterrupted" in done.stderr
@@ -933,7 +914,7 @@ def test_an_interrupted_comparison_gives_what_was_finished(folder: Path) -> None
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_an_interrupted_check_gives_what_was_finished(folder: Path) -> None:
-    done = run_until_interrupted(folder, "check", "linear", "interrupts.py", "--d-model", "8")
+    done = program("check", "linear", "interrupts.py", "--d-model", "8", cwd=folder)
     assert done.returncode == 130, done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert "linear: the contract holds" in done.stdout

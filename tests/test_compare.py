@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,10 @@ from torch import Tensor, nn
 
 import stateform as sf
 from stateform import cli
+from stateform.architectures import REGISTRY
 from stateform.studies.compare import embed, lengths_up_to
 from stateform.text import read_text
+from tests.program import program
 
 TEXT = b"A system is what it remembers; a layer is what it does with that.\n" * 8
 NAMES = ["softmax", "linear", "mamba2", "lru", "gated_deltanet"]
@@ -280,30 +280,10 @@ def test_layers_that_cannot_be_compared_are_refused_before_any_work(mine: Path, 
 # -- the command line ---------------------------------------------------------------------------------------------
 
 
-def command(*args: object, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "stateform", *map(str, args)]
-    return subprocess.run(
-        line, capture_output=True, text=True, timeout=120, env={**os.environ, "COLUMNS": "80"}, **kwargs
-    )
-
-
 def test_the_command_writes_tables_page_and_numbers(text: Path, tmp_path: Path) -> None:
     html, numbers = tmp_path / "report.html", tmp_path / "report.json"
-    done = command(
-        "compare",
-        "linear",
-        "qlstm(reversed=True)",
-        "--text",
-        text,
-        "--d-model",
-        16,
-        "--max-length",
-        64,
-        "--html",
-        html,
-        "--json",
-        numbers,
-    )
+    words = ["compare", "linear", "qlstm(reversed=True)", "--text", text, "--d-model", 16, "--max-length", 64]
+    done = program(*words, "--html", html, "--json", numbers, COLUMNS="80")
     assert done.returncode == 0, done.stderr
     assert "qlstm(reversed=True)" in done.stdout
     assert str(html) in done.stdout
@@ -313,11 +293,12 @@ def test_the_command_writes_tables_page_and_numbers(text: Path, tmp_path: Path) 
 
 
 def test_check_and_names_as_commands() -> None:
-    done = command("check", "linear", "--d-model", 8)
+    done = program("check", "linear", "--d-model", 8)
     assert done.returncode == 0, done.stderr
     assert "the contract holds" in done.stdout
-    assert command("names").stdout.split() == sf.names()
-    assert command("--version").stdout.startswith("stateform 0.")
+    known = [name for name in sf.names() if REGISTRY[name].cls.__module__.startswith("stateform.")]
+    assert program("names").stdout.split() == known
+    assert program("--version").stdout.startswith("stateform 0.")
 
 
 def test_an_interrupted_comparison_keeps_what_was_finished(

@@ -24,6 +24,7 @@ from stateform.architectures import REGISTRY, accepted
 from stateform.layer import Convolved
 from stateform.models import continue_text, decode, encode, expand
 from stateform.models.generation import Sampler
+from tests.program import program
 
 ROOT = Path(__file__).parent.parent
 V, D = 29, 16
@@ -1048,26 +1049,21 @@ def test_transformers_is_asked_for_by_name_alone(tmp_path: Path) -> None:
 # -- the command and the example ----------------------------------------------------------------------------------
 
 
-def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    program = [sys.executable, "-c", "from stateform.cli import main; main()", *arguments]
-    return subprocess.run(program, cwd=cwd, capture_output=True, encoding="utf-8", timeout=120)
-
-
 @pytest.mark.slow
 def test_a_text_is_learned_by_one_command_and_continued_by_another(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 100)
     task, model = "text(path='text.txt', length=24)", ["--model", "lru softmax", "--d-model", "32"]
     settings = ["--steps", "120", "--lr", "1e-2", "--batch-size", "8", "--set", "train.eval_examples=8"]
-    result = command("train", task, *model, *settings, "--out", "lm", cwd=tmp_path)
+    result = program("train", task, *model, *settings, "--out", "lm", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     bits = json.loads((tmp_path / "lm" / "outcome.json").read_text())["metrics"]["valid"]
     assert bits < 2.0, result.stdout  # 8 for bytes at random, 3.1 for their frequencies
 
-    first = command("generate", "lm", "--prompt", "the cat ", "--greedy", "--max-new-tokens", "16", cwd=tmp_path)
+    first = program("generate", "lm", "--prompt", "the cat ", "--greedy", "--max-new-tokens", "16", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     assert first.stdout.rstrip("\n") == "sat on the mat. "
     (tmp_path / "prompt").write_text("the cat ")
-    slow = command("generate", "lm", "--prompt-file", "prompt", "--greedy", "--max-new-tokens", "16", "--no-cache",
+    slow = program("generate", "lm", "--prompt-file", "prompt", "--greedy", "--max-new-tokens", "16", "--no-cache",
                    cwd=tmp_path)  # fmt: skip
     assert slow.stdout == first.stdout
 

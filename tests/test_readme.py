@@ -14,10 +14,13 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.program import Ended, program
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCK = re.compile(r"^(?:<!-- *(?P<note>[^\n]*?) *-->\n+)?```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S)
@@ -91,24 +94,28 @@ def test_python_block(
 
 
 @pytest.mark.parametrize("commands", COMMANDS, ids=[lines[0] for lines in COMMANDS])
-def test_commands(commands: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["here", pytest.param("in processes", marks=pytest.mark.slow)])
+def test_commands(where: str, commands: list[str], tmp_path: Path) -> None:
     """The commands of a block, one after the other in one folder."""
     shutil.copy(README, tmp_path)
     for name, code in FILES.items():
         (tmp_path / name).write_text(code, encoding="utf-8")
     for command in commands:
         arguments = shlex.split(command, comments=True)[1:]
-        run = [sys.executable, "-c", "from stateform.cli import main; main()", *arguments]
-        result = subprocess.run(
-            run,
-            cwd=tmp_path,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            timeout=300,
-        )
-        assert result.returncode == 0, f"{command}\n{result.stdout}"
+        if where == "here":  # without workers: each would import torch
+            done = program(*("0" if before == "--workers" else word for before, word in pairwise(["", *arguments])),
+                           cwd=tmp_path)  # fmt: skip
+        else:
+            done = as_a_process(arguments, tmp_path)
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+
+def as_a_process(arguments: list[str], folder: Path) -> Ended:
+    done = subprocess.run(
+        [sys.executable, "-c", "from stateform.cli import main; main()", *arguments], cwd=folder,
+        stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", timeout=300, check=False,
+    )  # fmt: skip
+    return Ended(done.returncode, done.stdout, done.stderr)
 
 
 def test_the_readme_has_code_to_run() -> None:

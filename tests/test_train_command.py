@@ -169,7 +169,7 @@ def test_interrupted_before_a_checkpoint(tmp_path: Path, monkeypatch: pytest.Mon
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("stateform.train.loop", interrupted)
+    monkeypatch.setattr("stateform.train.train", interrupted)
     found = CliRunner().invoke(app, [*BASE, "--out", str(tmp_path / "run")])
     assert found.exit_code == 130 and "Interrupted; there was no checkpoint yet." in found.output
 
@@ -255,7 +255,7 @@ def test_other_loggers_come_besides_csv(tmp_path: Path, monkeypatch: pytest.Monk
         seen.append(machine)
         raise StateformError("enough")
 
-    monkeypatch.setattr("stateform.train.loop", stop)
+    monkeypatch.setattr("stateform.train.train", stop)
     for given in ([], ["tensorboard"], ["csv", "wandb"]):
         CliRunner().invoke(
             app, [*BASE, "--out", str(tmp_path / "x"), *(x for name in given for x in ("--logger", name))]
