@@ -19,10 +19,10 @@ from torch import nn
 from ..analysis import equations, realisation
 from ..architectures import REGISTRY, accepted, described, resolve
 from ..errors import require, require_seed
+from ..layer import has_state, system_of
 from ..result import Result
 from ..system import System
 from ..system.shapes import layout
-from ..system.state import State
 from .zoo import Row, made, row
 
 SIZES = ("d_model", "n_heads", "d_state")
@@ -158,10 +158,11 @@ def show(spec: str | type[nn.Module], *, d_model: int = 64, seed: int = 0, **opt
     this = row(spec, sizes, seed)
     layer = made(spec, sizes, seed).float()
     with torch.no_grad():
-        system: System = layer.system(torch.zeros(2, 8, d_model))  # type: ignore[operator]
+        system = system_of(layer, torch.zeros(2, 8, d_model))
         probe = torch.randn(1, 3, d_model, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        exact: System = made(spec, sizes, seed).system(probe)  # type: ignore[operator]
-    start: State = layer.init_state(1)  # type: ignore[operator]
+        exact = system_of(made(spec, sizes, seed), probe)
+    assert has_state(layer)
+    start = layer.init_state(1)
     parts = [
         Part(name, layout(name, x), tuple(x.shape), system.is_constant(name), str(x.dtype).removeprefix("torch."))
         for name, x in system.tensors().items()

@@ -19,11 +19,12 @@ from ..contract.equivalence import equivalent, share_weights
 from ..convert import special_case
 from ..errors import StateformError, require, require_finite_weights, require_seed, validate
 from ..forms import exists, run
+from ..layer import system_of
 from ..models import open_folder
 from ..result import Paged, Progress, Record, Steps, header, until_interrupted
 from ..system.precision import largest, relative_error, tolerance, why_no_proof, wide
 from ..text import read_text
-from ..timing.measure import blank_cost, measure, system_of
+from ..timing.measure import blank_cost, measure
 from .questions import SHOWN, effective_attention, rounded
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}

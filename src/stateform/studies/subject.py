@@ -18,11 +18,10 @@ from ..errors import StateformError, require, require_finite, require_finite_wei
 from ..files import read_json
 from ..hub import Opened, lift
 from ..hub.supported import kind_of
-from ..layer import Past
+from ..layer import Past, system_of
 from ..models import SequenceModel, open_folder
 from ..system import System
 from ..text import read_text
-from ..timing.measure import system_of
 from ..train import Experiment
 from ..train.parent import EXPERIMENT
 from .compare import DTYPES, embed, printable

@@ -24,6 +24,7 @@ from ..contract.draws import redraw
 from ..errors import nearest, require, require_seed, validate
 from ..files import write_atomically
 from ..forms import blank_state
+from ..layer import has_system, system_of
 from ..result import Result
 from ..system import System
 from ..text import decoded, read_bytes
@@ -217,7 +218,7 @@ def made(spec: str | type[nn.Module], options: dict[str, Any], seed: int) -> nn.
         torch.manual_seed(seed)
         layer = build(spec, **{k: v for k, v in options.items() if v is not None and k in known})
     named = spec if isinstance(spec, str) else spec.__name__
-    require(hasattr(layer, "system"), f"{named} has no method system(u): the zoo needs layers that give a System")
+    require(has_system(layer), f"{named} has no method system(u): the zoo needs layers that give a System")
     return layer.double().eval()
 
 
@@ -236,7 +237,7 @@ def row(spec: str | type[nn.Module], sizes: dict[str, Any], seed: int = 0) -> Ro
     width = int(getattr(layer, "d_model", sizes["d_model"]))
     x = torch.randn(2, TOKENS, width, generator=generator, dtype=torch.float64)
     with validate(False):
-        system: System = layer.system(x[:1])  # type: ignore[operator]
+        system = system_of(layer, x[:1])
         through_state = depends_on_state(layer, x)
         nonlinear = bool(through_state)
         words = describe(system)
@@ -263,9 +264,10 @@ def row(spec: str | type[nn.Module], sizes: dict[str, Any], seed: int = 0) -> Ro
 def _forms(layer: nn.Module, system: System, x: torch.Tensor) -> dict[str, str | None]:
     """Every form of a layer, with None where it exists and else the reason why not."""
     forms = system.forms()
-    if not hasattr(layer, "forms"):
+    own = getattr(layer, "forms", None)
+    if own is None:
         return forms
-    exists: list[str] = layer.forms(x)  # type: ignore[operator]
+    exists: list[str] = own(x)
     return {name: None if name in exists else forms.get(name) or "" for name in dict.fromkeys([*forms, *exists])}
 
 
@@ -291,7 +293,7 @@ def depends_on_state(layer: nn.Module, x: torch.Tensor) -> set[str]:
     length = x.shape[1]
     x = x.repeat(1, math.ceil((far + 8) / length), 1)
     other = torch.cat([x[1:, :1], x[:1, 1:]], 1)
-    a, b = (layer.system(u)[far:] for u in (x[:1], other))  # type: ignore[operator]
+    a, b = (system_of(layer, u)[far:] for u in (x[:1], other))
     if a.readout == "exp":
         return set()
     parts = b.tensors()
@@ -309,4 +311,4 @@ def _draws(layer: nn.Module, x: torch.Tensor, generator: torch.Generator) -> Ite
         if how:
             redraw(drawn, generator, how)
         for scale in (1.0, 8.0, 64.0):
-            yield drawn.system(scale * x)  # type: ignore[operator]
+            yield system_of(drawn, scale * x)

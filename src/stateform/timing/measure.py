@@ -14,13 +14,8 @@ from torch import Tensor, nn
 from ..analysis import cost, peak_bytes
 from ..architectures import build
 from ..forms import choose, exists
+from ..layer import system_of
 from ..system import System
-
-
-def system_of(layer: nn.Module, x: Tensor) -> System:
-    """The System of a layer on an input."""
-    system: System = layer.system(x)  # type: ignore[operator]
-    return system
 
 
 def blank_cost() -> dict[str, Any]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...errors import require
+from ...layer import has_system, system_of
 from ...system import System
 from ...system.state import State
 from .._plots import lines
@@ -134,9 +135,9 @@ def lyapunov(
     assert isinstance(u, Tensor)
     if is_model(thing):
         return _of_model(thing, u, k or 1, burn_in)
-    require(hasattr(thing, "system"), f"a {type(thing).__name__} does not say what its System is; expected a System, a "
+    require(has_system(thing), f"a {type(thing).__name__} does not say what its System is; expected a System, a "
             "Layer or a model")  # fmt: skip
-    return _of_system(thing.system(u), k, burn_in, method)  # type: ignore[operator]
+    return _of_system(system_of(thing, u), k, burn_in, method)
 
 
 def _of_system(system: System, k: int | None, burn_in: int | None, method: str) -> Lyapunov:
