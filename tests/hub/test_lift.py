@@ -222,6 +222,13 @@ def test_an_adapter_is_a_layer() -> None:
     torch.testing.assert_close(state["S"], end["S"], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["mamba", "llama"])
+def test_a_layer_is_the_same_on_every_text(kind: str) -> None:
+    """What it is called with besides its input tells no states apart, and is not written out to compare them."""
+    one, two = (lift(model(kind), text) for text in (TEXT, TEXT[:9]))
+    assert one.layer(next(iter(one))).fingerprint == two.layer(next(iter(two))).fingerprint
+
+
 def test_a_model_keeps_its_modes_and_its_forwards() -> None:
     from stateform.hub import reduce
     from stateform.hub.runs import perplexity

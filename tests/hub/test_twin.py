@@ -59,7 +59,7 @@ def test_the_layer_the_module_and_its_adapter_are_one_function(pair: str) -> Non
     want, calls = layer(x), []
     with listening(twin, calls.append):
         assert_close(twin.call(x), want, "module", EXACT)
-    lifted = ADAPTERS[twin.kind()](twin.module, calls[0].rest)
+    lifted = ADAPTERS[twin.kind()].called(twin.module, calls[0].rest)
     assert_close(lifted(calls[0].u), want, "adapter", EXACT)
     cache = twin.begin(x)
     assert_close(twin.call(x[:, :CUT], cache), want[:, :CUT], "module, into a cache", EXACT)

@@ -155,7 +155,7 @@ class Lift(Mapping[str, System], Result):
         cls = ADAPTERS[type(module).__name__]
         if self._dtype == torch.float64:
             cls.exact(module)
-        return cls(module, _arguments(site, u.dtype)), u, site
+        return cls.called(module, _arguments(site, u.dtype)), u, site
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         for certificate in self.certificates():

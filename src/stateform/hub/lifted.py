@@ -10,7 +10,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +71,6 @@ class Lifted(Layer):
 
     Args:
         module: the mixer; its weights stay its own, and are used as they are at each call.
-        given: what it is called with besides its input (positions, masks), for an adapter that needs it.
     """
 
     finite: ClassVar[bool] = True
@@ -87,11 +86,19 @@ class Lifted(Layer):
     positions: ClassVar[tuple[str, ...]] = ()
     """Names of the tables in which models with such mixers keep the positions that they learned."""
 
-    def __init__(self, module: nn.Module, given: dict[str, Any] | None = None) -> None:
+    def __init__(self, module: nn.Module) -> None:
         super().__init__(self.width(module))
-        self.module, self.given = module, given or {}
+        self.module = module
+        self.given: dict[str, Any] = {}
         self.index: int = getattr(module, "layer_idx", 0)
         self.check(module)
+
+    @classmethod
+    def called(cls, module: nn.Module, given: dict[str, Any]) -> Self:
+        """Make the Layer of a module that is called with these besides its input: positions, masks."""
+        layer = cls(module)
+        layer.given = given
+        return layer
 
     @staticmethod
     def width(module: Any) -> int:

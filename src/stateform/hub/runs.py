@@ -176,7 +176,7 @@ class Runs:
             cls = ADAPTERS[type(module).__name__]
             call = cls.arguments(module, args, kwargs)
             given = {k: v for k, v in call.rest.items() if k not in (*CACHES, "use_cache", "output_attentions")}
-            layer, u, handed = cls(module, given), call.u, shared
+            layer, u, handed = cls.called(module, given), call.u, shared
         past = Past(None, handed)
         system = layer.system(u, past)
         return layer.output(change(system), u, system, past)
