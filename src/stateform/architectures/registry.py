@@ -33,7 +33,7 @@ PAPER = re.compile(r"(.+)  ((?:arXiv|doi) \S+)")
 
 
 def register(name: str, *, paper: str = "") -> Callable[[L], L]:
-    """Class decorator: make a layer known to `sf.build`, `sf.names`, the checks and the command line.
+    """Make the class below known to `sf.build`, `sf.names`, the checks and the command line.
 
     Args:
         name: lower case, unique (registering the same class again, as a reloaded notebook cell does, replaces it).
@@ -75,12 +75,12 @@ def described(cls: type[nn.Module]) -> tuple[str, str, str]:
 
 
 def names() -> list[str]:
-    """The names of all registered layers."""
+    """List the names of all registered layers."""
     return sorted(REGISTRY)
 
 
 def resolve(spec: str) -> tuple[type[nn.Module], dict[str, Any]]:
-    """The class and the options that a specification names: `name`, `name(option=value, ...)`, `path/file.py:Class`.
+    """Find the class and the options of `name`, `name(option=value, ...)` or `path/file.py:Class`.
 
     Raises:
         StateformError: unknown name (with the nearest), unreadable file, or no such class in it. A file is run: name
@@ -98,7 +98,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def accepted(cls: type[nn.Module]) -> dict[str, inspect.Parameter]:
-    """The arguments that a layer takes."""
+    """List the arguments that a layer takes."""
     return {k: p for k, p in inspect.signature(cls.__init__).parameters.items() if k != "self"}
 
 

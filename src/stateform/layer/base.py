@@ -52,13 +52,13 @@ class Layer(nn.Module):
     # -- what an architecture says -------------------------------------------------------------------------------
 
     def system(self, u: Tensor, past: Past | None = None) -> System:
-        """The System of the input u [B,T,d_model]; `past` is for short convolutions (None: from the start)."""
+        """Give the System of the input u [B,T,d_model]; `past` is for short convolutions (None: from the start)."""
         raise NotImplementedError(
             f"{type(self).__name__} does not say what its system is: define system(self, u, past=None)"
         )
 
     def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
-        """From the reads y [B,T,H,p] to the layer's output [B,T,d_model]; `past` as it was given to `system`."""
+        """Make of the reads y [B,T,H,p] the layer's output [B,T,d_model]; `past` as it was given to `system`."""
         y = y.flatten(2)
         out_proj = getattr(self, "out_proj", None)
         return y if out_proj is None else out_proj(y)
@@ -113,7 +113,7 @@ class Layer(nn.Module):
     def step(
         self, x_t: Tensor, state: State, *, inplace: bool = False, shared: Shared | None = None
     ) -> tuple[Tensor, State]:
-        """One token: x_t [B,d_model] and the state before it give y_t [B,d_model] and the state after it.
+        """Take one token: x_t [B,d_model] and the state before it give y_t [B,d_model] and the state after it.
 
         Args:
             inplace: write the new state into the tensors of `state` (a cache that grows is still replaced).
@@ -128,7 +128,7 @@ class Layer(nn.Module):
         return y.squeeze(1), new
 
     def init_state(self, batch: int = 1) -> State:
-        """The state before anything was seen, `batch` rows."""
+        """Make the state before anything was seen, `batch` rows."""
         require(isinstance(batch, int) and batch >= 0, f"batch is {batch!r}; expected a number of rows, 0 or more")
         weight = self._weight()
         weight = torch.empty(0) if weight is None else weight
@@ -141,8 +141,8 @@ class Layer(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """What tells states of this layer from those of another: its class, options and the shapes of its weights (as
-        they are when it is first asked for).
+        """Tell states of this layer from those of another: by class, options and shapes of weights, as they are when
+        this is first asked for.
         """
         known = self.__dict__.get("_fingerprint")
         if known is None:
@@ -153,11 +153,11 @@ class Layer(nn.Module):
         return known
 
     def forms(self, x: Tensor) -> list[str]:
-        """The names of the forms in which this layer can be computed on x [B,T,d_model]."""
+        """List the forms in which this layer can be computed on x [B,T,d_model]."""
         return exists(self.system(x))
 
     def _piece(self, x: Tensor, state: State | None, form: str, shared: Shared | None) -> tuple[Tensor, State]:
-        """`_run`, stretch by stretch where that is the same: y, x and the state are then all that is as long as T."""
+        """Run the layer, stretch by stretch where that is the same: then only y and x are as long as T."""
         length = stretch_length(x, form)
         if length < x.shape[1] and self._divisible(x, state, shared):
             y, state = by_stretches(self._run, length, x, state, form, shared)
@@ -180,7 +180,7 @@ class Layer(nn.Module):
         return system.causal and (system.readout != "exp" or system.window is not None)
 
     def _run(self, x: Tensor, state: State | None, form: str, shared: Shared | None = None) -> tuple[Tensor, State]:
-        """One stretch, at least of one token, in one piece."""
+        """Run one stretch in one piece."""
         if x.shape[0] == 0 or x.shape[1] == 0:
             y = x.new_zeros(x.shape) + nothing_of((x, *self.parameters()))
             return y, self.init_state(x.shape[0]) if state is None else state
@@ -206,7 +206,7 @@ class Layer(nn.Module):
         return y, new.tensors
 
     def _weight(self) -> Tensor | None:
-        """A weight whose dtype and device the input must have; as next(self.parameters(), None), but found at once."""
+        """Find a weight whose dtype and device the input must have, if there is one."""
         return first_parameter(self)
 
     def _checked_state(self, state: State | None, x: Tensor, rows: int) -> State | None:
@@ -227,7 +227,7 @@ def _check_signature(cls: type[Layer], method: str, expected: str) -> None:
 
 
 def _sequences(x: Tensor, attention_mask: Tensor | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The places in x of the tokens of all sequences, one behind the other, and where each begins and ends."""
+    """Find the places in x of the tokens of all sequences, one behind the other, and where each begins and ends."""
     require(attention_mask is None or cu_seqlens is None, "give attention_mask or cu_seqlens, not both")
     if attention_mask is not None:
         check_mask(attention_mask, x)

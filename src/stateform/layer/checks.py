@@ -55,7 +55,7 @@ def check_mask(mask: Tensor, x: Tensor) -> None:
 
 
 def check_state(state: State | None, fingerprint: str, x: Tensor, rows: int) -> State | None:
-    """The state, or an error unless it is that of the layer with this fingerprint, of so many rows and where x is."""
+    """Raise unless the state is that of the layer with this fingerprint, of so many rows, and where x is; give it."""
     if state is None:
         return None
     if not isinstance(state, State):
@@ -74,7 +74,7 @@ def check_state(state: State | None, fingerprint: str, x: Tensor, rows: int) -> 
 
 
 def check_output(y: Tensor, x: Tensor, layer: nn.Module) -> Tensor:
-    """The y of a layer, or an error unless it has the shape of x."""
+    """Raise unless the y of a layer has the shape of x; give it."""
     if y.shape != x.shape:
         raise StateformError(
             f"{type(layer).__name__} gave y of shape {list(y.shape)} for x of shape {list(x.shape)}; expected the "

@@ -18,17 +18,17 @@ class HasSystem(Protocol):
     """A module that says what its System is."""
 
     def system(self, u: Tensor, past: Past | None = None) -> System:
-        """The System of the input u [B,T,d_model]."""
+        """Give the System of the input u [B,T,d_model]."""
 
 
 class HasState(HasSystem, Protocol):
     """A module with a System that goes on from a state, as `Layer` does."""
 
     def init_state(self, batch: int = 1) -> State:
-        """The state before anything was seen."""
+        """Make the state before anything was seen."""
 
     def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
-        """One token."""
+        """Take one token."""
 
 
 def has_system(module: object) -> TypeIs[HasSystem]:

@@ -27,8 +27,8 @@ LARGEST = 2**53
 
 
 def recorded(init: Callable[..., None]) -> Callable[..., None]:
-    """The __init__ of a layer that checks its arguments and keeps them in `config`; that of a base class, called from
-    it, leaves them as they are.
+    """Make an __init__ of a layer check its arguments and keep them in `config`; that of a base class, called from it,
+    leaves them as they are.
     """
     signature = inspect.signature(init)
 

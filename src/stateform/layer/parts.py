@@ -16,12 +16,12 @@ from ..system.precision import HALF, without_autocast
 
 
 def heads(x: Tensor, n_heads: int) -> Tensor:
-    """[B,T,H*n] to [B,T,H,n]."""
+    """Split [B,T,H*n] into heads [B,T,H,n]."""
     return x.view(*x.shape[:-1], n_heads, x.shape[-1] // n_heads)
 
 
 def unit(x: Tensor, length: float = 1.0) -> Tensor:
-    """`length` x / ||x|| along the last axis; 1e-6 is added under the root, as in the published implementations."""
+    """Scale x to `length` along the last axis; 1e-6 is added under the root, as in the published implementations."""
     found = normed(x, x.shape[-1], scale=length, eps=1e-6)
     if found is not None:
         return found
@@ -30,18 +30,18 @@ def unit(x: Tensor, length: float = 1.0) -> Tensor:
 
 
 def sum_of_squares(x: Tensor) -> Tensor:
-    """Along the last axis, which stays with size 1. A product is one pass over x, also for the gradient."""
+    """Sum x^2 along the last axis, which stays with size 1. A product is one pass over x, also for the gradient."""
     with without_autocast(x.device):
         return torch.linalg.vecdot(x, x).unsqueeze(-1)
 
 
 def precise(x: Tensor) -> Tensor:
-    """Gates and decays are computed in float32 at least."""
+    """Give x in float32 at least, as gates and decays are computed."""
     return x if x.dtype == torch.float64 else x.float()
 
 
 def precise_linear(f: nn.Module, x: Tensor) -> Tensor:
-    """f(x) in float32 at least, also under autocast: for what goes into a state that never forgets its roundings."""
+    """Compute f(x) in float32 at least, also under autocast: for a state that never forgets its roundings."""
     with without_autocast(x.device):
         if isinstance(f, nn.Linear) and plain(f, nn.Linear):
             return F.linear(precise(x), precise(f.weight), None if f.bias is None else precise(f.bias))
@@ -50,7 +50,7 @@ def precise_linear(f: nn.Module, x: Tensor) -> Tensor:
 
 
 def widened(module: nn.Module) -> Any:
-    """The module with float32 in place of half precision: a view for one call, its gradients go to the module's own."""
+    """Give the module float32 in place of half precision: a view for one call, its gradients go to the module's own."""
     first = next(module.parameters(), None)
     return _wide_copy(module) if first is not None and first.dtype in HALF else module
 
@@ -98,44 +98,44 @@ def first_parameter(module: nn.Module) -> Tensor | None:
 
 
 def split_size(total: int, parts: int, what: str = "d_model", by: str = "n_heads") -> int:
-    """total / parts, or an error."""
+    """Divide total by parts, or raise."""
     require(isinstance(parts, int) and parts >= 1, f"{by} is {parts!r}; expected a whole number, 1 or more")
     require(total % parts == 0, f"{what} = {total} is not divisible by {by} = {parts}; choose another {by}")
     return total // parts
 
 
 def more_than_a_sign(size: int, what: str, given: str) -> int:
-    """`size`, or an error: of one number alone a norm leaves its sign, which jumps where the number passes 0."""
+    """Raise if size is 1: of one number alone a norm leaves its sign, which jumps where the number passes 0."""
     require(size > 1, f"{given}, one {what} a head: expected 2 or more, since they are normalised per head")
     return size
 
 
 def normalised_size(d_model: int, n_heads: int, d_state: int | None) -> tuple[int, int]:
-    """Values d_model / n_heads and keys (default as many) of heads whose values and keys are normalised."""
+    """Count values, d_model / n_heads, and keys (default as many) of heads that normalise both."""
     p = more_than_a_sign(split_size(d_model, n_heads), "value", f"n_heads is {n_heads}")
     return p, more_than_a_sign(d_state or p, "key", f"d_state is {d_state}")
 
 
 def above_zero(name: str, value: float) -> float:
-    """`value`, or an error."""
+    """Give the value, or raise unless it is a number above 0."""
     if not 0 < value < math.inf:  # a message is not made where it is not needed: a graph may hold a symbol here
         raise StateformError(f"{name} is {value}; expected a number above 0")
     return value
 
 
 def inverse_softplus(x: Tensor) -> Tensor:
-    """The z with softplus(z) = x."""
+    """Find z with softplus(z) = x."""
     return x + torch.log(-torch.expm1(-x))
 
 
 def log_uniform(size: int, low: float, high: float) -> Tensor:
-    """`size` steps whose logarithms are uniform between those of low and high."""
+    """Draw `size` steps whose logarithms are uniform between those of low and high."""
     require(0 < low <= high < math.inf, f"dt_min and dt_max are {low} and {high}; expected 0 < dt_min <= dt_max")
     return torch.exp(torch.rand(size) * (math.log(high) - math.log(low)) + math.log(low))
 
 
 def rope_angles(n: int, base: float, device: torch.device | None = None) -> Tensor:
-    """Rotary positions: the angles per token base^(-2i/n), i = 0 .. n/2 - 1, as phases [1,n/2] (arXiv 2104.09864).
+    """Make rotary positions: angles per token base^(-2i/n), i = 0 .. n/2 - 1, as phases [1,n/2] (arXiv 2104.09864).
 
     Made on the device: a copy to an accelerator would wait for it.
     """
@@ -144,7 +144,7 @@ def rope_angles(n: int, base: float, device: torch.device | None = None) -> Tens
 
 
 def pair_up(x: Tensor, *, conjugate: bool = False) -> Tensor:
-    """[..., n] real to [..., n/2] complex: the first half real, the second imaginary parts."""
+    """Pair [..., n] up to [..., n/2] complex: the first half are the real parts, the second the imaginary ones."""
     a, b = (x if x.dtype == torch.float64 else x.float()).chunk(2, -1)
     return torch.complex(a, -b if conjugate else b)
 
@@ -163,7 +163,7 @@ class HeadNorm(nn.Module):
     def forward(
         self, y: Tensor, gate: Tensor | None = None, activation: Gate = "silu", *, first: bool = False
     ) -> Tensor:
-        """The normalised y; with a gate [B,T,H*p] that times its activation, [B,T,H*p], or the gate acts `first`."""
+        """Normalise y; with a gate [B,T,H*p] also multiply with its activation, after or `first`: [B,T,H*p]."""
         p = y.shape[-1] // self.groups
         x = normed(
             y, p, share=1 / p, eps=self.eps, weight=self.weight, gate=gate, activation=activation, first=first
@@ -182,7 +182,7 @@ class HeadNorm(nn.Module):
 
 
 def gated(y: Tensor, gate: Tensor, activation: Gate = "silu") -> Tensor:
-    """y [B,T,...] times the activation of gate [B,T,c], side by side: [B,T,c]."""
+    """Multiply y [B,T,...], heads side by side, with the activation of the gate [B,T,c]: [B,T,c]."""
     x = normed(y, gate=gate, activation=activation)
     if x is None:
         x = y.flatten(2) * (F.silu(gate) if activation == "silu" else torch.sigmoid(gate))

@@ -27,11 +27,11 @@ class Past:
 
     @property
     def position(self) -> Tensor | None:
-        """Tokens seen before, per row [B]; None at the start of every row."""
+        """Count the tokens seen before, per row [B]; None at the start of every row."""
         return None if self.state is None else self.state["position"]
 
     def window(self, name: str, x: Tensor, width: int) -> Tensor:
-        """The `width` steps that came before x [B,T,c] (zeros at the start), [B,width,c]."""
+        """Give the `width` steps that came before x [B,T,c] (zeros at the start), [B,width,c]."""
         if self.state is None:
             window = x.new_zeros(x.shape[0], width, x.shape[2])
         else:
@@ -44,5 +44,5 @@ class Past:
         return window
 
     def extend(self, name: str, x: Tensor, width: int) -> Tensor:
-        """x [B,T,c] behind the `width` steps that came before it (zeros at the start): [B,width+T,c]."""
+        """Put x [B,T,c] behind the `width` steps that came before it (zeros at the start): [B,width+T,c]."""
         return torch.cat([self.window(name, x, width), x], 1)

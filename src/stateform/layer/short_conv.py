@@ -44,7 +44,7 @@ class ShortConv(nn.Module):
 def convolve(
     x: Tensor, past: Past | None, name: str, weight: Tensor, bias: Tensor | None = None, activate: bool = False
 ) -> Tensor:
-    """x [B,T,c] convolved with the taps [c,1,width], and the activation silu; `name` is that of the window."""
+    """Convolve x [B,T,c] with the taps [c,1,width], then apply silu if asked; `name` is that of the window."""
     past, width = past or Past(), weight.shape[-1]
     same = x.dtype == weight.dtype == (x if bias is None else bias).dtype  # under autocast weights are wider than x
     fits = same and width <= MOST_TAPS and compiled_for(x)

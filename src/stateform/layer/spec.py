@@ -14,7 +14,7 @@ from ..errors import StateformError, nearest, require
 
 
 def read_spec(spec: str) -> tuple[str, dict[str, Any]]:
-    """The name and the options of `name` or `name(option=value, ...)`; the values are Python literals.
+    """Read the name and the options of `name` or `name(option=value, ...)`; the values are Python literals.
 
     Raises:
         StateformError: brackets that hold anything else.
@@ -53,7 +53,7 @@ def was_run(spec: str) -> bool:
 
 
 def class_from_file(spec: str, base: type, what: str, derived: str) -> type:
-    """The class that `path/file.py:Class` names, or the only one of its kind in `path/file.py`.
+    """Find the class that `path/file.py:Class` names, or the only one of its kind in `path/file.py`.
 
     The file is run, again only when it has changed: name only files that you trust.
 
@@ -84,12 +84,12 @@ def class_from_file(spec: str, base: type, what: str, derived: str) -> type:
 
 
 def file_of(spec: str) -> str:
-    """The file of `path/file.py:Class`."""
+    """Find the file of `path/file.py:Class`."""
     return spec.rpartition(":")[0] if ".py:" in spec else spec
 
 
 def run_file(file: str | Path) -> ModuleType:
-    """The module that a file of the user's own code is: run, unless that was done since it was changed.
+    """Run a file of the user's own code, unless that was done since it was changed, and give the module.
 
     Its classes may then be named as `path/file.py:Class`, also by what is read from a folder.
 

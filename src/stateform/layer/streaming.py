@@ -34,7 +34,7 @@ LEAST = 128
 
 
 def stretch_length(x: Tensor, form: str) -> int:
-    """Tokens of x [B,T,d] to compute at a time, T for all of them. The stretches are of about one size: a short rest
+    """Say how many tokens of x [B,T,d] to compute at a time, T for all. Stretches are of about one size: a short rest
     would be a poor product.
     """
     T = x.shape[1]
@@ -106,7 +106,7 @@ def by_rows(
 
 
 def owning(state: State) -> State:
-    """The state without what its tensors are views of: the last of T steps would keep all of them."""
+    """Copy tensors of the state that are views of much larger ones: the last of T steps would keep all of them."""
 
     def own(x: Tensor) -> Tensor:
         return x.clone() if x.untyped_storage().nbytes() > 2 * x.numel() * x.element_size() else x

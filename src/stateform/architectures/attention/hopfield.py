@@ -47,7 +47,7 @@ class Hopfield(Layer):
         self.out_proj = nn.Linear(d_model, d_model, bias=False)
 
     def retrieve(self, xi: Tensor, k: Tensor, state: State | None) -> Tensor:
-        """One update of the queries xi [B,T,H,n] over the keys of the past and k [B,T,H,n] up to each token."""
+        """Update the queries xi [B,T,H,n] once, over the keys of the past and k [B,T,H,n] up to each token."""
         if state is not None:
             state = State({"keys": state["keys"], "values": state["keys"], "position": state["position"]})
         xi, _ = compute(System(self.beta * xi, k, k, readout="exp", eta="sum"), "auto", state)

@@ -21,8 +21,8 @@ from ..registry import register
 
 
 def elu_features(x: Tensor) -> Tensor:
-    """elu(x) + 1 with all its digits where x is far below 0; what the dtype cannot hold counts as the least it can, so
-    that no sum of weights is 0.
+    """Compute elu(x) + 1 with all its digits where x is far below 0. What the dtype cannot hold counts as the least it
+    can, so that no sum of weights is 0.
     """
     limits = torch.finfo(x.dtype)
     least = 4 * limits.tiny * (limits.eps if x.dtype == torch.float16 else 1.0)

@@ -22,13 +22,13 @@ from .features import FeatureAttention
 
 
 def random_directions(m: int, n: int, generator: torch.Generator | None = None) -> Tensor:
-    """m directions [m,n] for `positive_features`: normal, and orthogonal in blocks of n, which lessens the variance."""
+    """Draw m directions [m,n] for `positive_features`: normal, and orthogonal in blocks of n for a smaller variance."""
     blocks = [_rotation(n, generator) for _ in range(-(-m // n))]
     return torch.cat(blocks)[:m] * _normal(m, n, generator).norm(dim=-1, keepdim=True)
 
 
 def _rotation(n: int, generator: torch.Generator | None) -> Tensor:
-    """A random orthogonal matrix, every one equally likely (a QR decomposition alone prefers some signs)."""
+    """Draw an orthogonal matrix, every one equally likely (a QR decomposition alone prefers some signs)."""
     Q, R = torch.linalg.qr(_normal(n, n, generator))
     return Q * R.diagonal().sign()
 
@@ -38,7 +38,9 @@ def _normal(m: int, n: int, generator: torch.Generator | None) -> Tensor:
 
 
 def positive_features(x: Tensor, directions: Tensor) -> Tensor:
-    """phi(x) = exp(w_r^T x - |x|^2 / 2) / sqrt(m), r = 1 .. m: phi(q)^T phi(k) is exp(q^T k) on average over the w."""
+    """Map x to phi(x) = exp(w_r^T x - |x|^2 / 2) / sqrt(m), r = 1 .. m: phi(q)^T phi(k) is exp(q^T k) on average over
+    the directions w.
+    """
     return torch.exp(_exponents(x, directions)) / math.sqrt(len(directions))
 
 
@@ -68,7 +70,7 @@ class Performer(FeatureAttention):
         return positive_features(x, self.directions)
 
     def system(self, u: Tensor, past: Past | None = None) -> System:
-        """The exponents reach far below what a number can hold: the largest of each key goes into log_b, and that of
+        """Put the largest exponent of each key into log_b, since it may be far below what a number can hold; that of
         each query cancels in y.
         """
         q, k, v = (heads(f(u), self.n_heads) for f in (self.q_proj, self.k_proj, self.v_proj))  # [B,T,H,n or p]

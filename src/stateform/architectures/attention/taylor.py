@@ -17,7 +17,7 @@ from .features import FeatureAttention
 
 
 def taylor_features(x: Tensor, degree: int) -> Tensor:
-    """phi(x) [..., C(n+P,P)] with phi(q)^T phi(k) = sum_{p<=P} (q^T k)^p / p! (arXiv 2405.15731, appendix C).
+    """Map x to phi(x) [..., C(n+P,P)], phi(q)^T phi(k) = sum_{p<=P} (q^T k)^p / p! (arXiv 2405.15731, appendix C).
 
     The monomial x^{n_1..n_m} of degree p has the factor sqrt(1 / (n_1! ... n_m!)): each is built from the one before it
     by a variable of no smaller index, so that every monomial occurs once.

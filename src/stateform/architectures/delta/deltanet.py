@@ -48,7 +48,7 @@ class DeltaNet(Layer):
         self.out_proj = nn.Linear(d_model, d_model, bias=False)
 
     def writes(self, u: Tensor, past: Past | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """q, k of length 1 (q over sqrt(n)), v and beta."""
+        """Give q and k of length 1 (q over sqrt(n)), v and beta."""
         q = heads(self.q_conv(self.q_proj(u), past), self.n_heads)  # [B,T,H,n]
         k = heads(self.k_conv(self.k_proj(u), past), self.n_heads)  # [B,T,H,n]
         v = heads(self.v_conv(self.v_proj(u), past), self.n_heads)  # [B,T,H,p]

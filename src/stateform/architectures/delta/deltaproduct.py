@@ -57,7 +57,7 @@ class DeltaProduct(Layer):
         self.out_proj = nn.Linear(d_model, d_model, bias=False)
 
     def _steps(self, x: Tensor) -> Tensor:
-        """[B,T,n_h*H*c] to [B,T*n_h,H,c]."""
+        """Split [B,T,n_h*H*c] into the steps [B,T*n_h,H,c]."""
         return x.unflatten(-1, (self.n_h, self.n_heads, -1)).flatten(1, 2)
 
     def system(self, u: Tensor, past: Past | None = None) -> System:

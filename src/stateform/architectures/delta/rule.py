@@ -13,7 +13,7 @@ from ...system import System
 
 
 def delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor | None = None) -> System:
-    """S_t = (I - beta_t k_t k_t^T) diag(exp(g_t)) S_{t-1} + beta_t k_t v_t^T, read by q.
+    """Write S_t = (I - beta_t k_t k_t^T) diag(exp(g_t)) S_{t-1} + beta_t k_t v_t^T, read by q, as a System.
 
     Args:
         q: [B,T,H,n], or shared by groups of the H heads, as k may be.
@@ -32,7 +32,7 @@ def delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, g: Tensor | None =
 
 
 def spread(c: Tensor, k: Tensor) -> Tensor:
-    """c [B,T,H] times k [B,T,H',n], of which H/H' heads in a row share one."""
+    """Multiply c [B,T,H] with k [B,T,H',n], of which H/H' heads in a row share one."""
     if c.shape[2] == k.shape[2]:
         return c.unsqueeze(-1) * k
     return (c.unflatten(2, (k.shape[2], -1)).unsqueeze(-1) * k.unsqueeze(3)).flatten(2, 3)
