@@ -370,6 +370,8 @@ def made(recipe: Recipe) -> tuple[sf.System, sf.State | Tensor | None, Tensor | 
     }  # fmt: skip
     if recipe.eta == "sum":
         parts["eta"] = "sum"
+    if recipe.readout == "exp" and "log_decay" in parts:
+        parts["forget"] = parts.pop("log_decay")
     q, k, v = (parts.pop(name, None) for name in ("q", "k", "v"))
     same = parts.get("f") is k
     system = sf.System(q, k, v, **parts, **options).to(DTYPES[recipe.dtype])

@@ -76,7 +76,7 @@ class Forgetting(sf.Layer):
     def system(self, u: Tensor, past: Any = None) -> sf.System:
         q, k = (f(u).unflatten(-1, (2, -1)) for f in (self.q_proj, self.k_proj))
         return sf.System(
-            q, k, k, log_decay=-self.g_proj(u).exp(), phase=torch.tensor([[0.3]]), readout="exp", eta="sum", window=12
+            q, k, k, forget=-self.g_proj(u).exp(), phase=torch.tensor([[0.3]]), readout="exp", eta="sum", window=12
         )
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import stateform as sf
 from stateform.analysis import cost, has_weights, horizon, influence, peak_bytes, spectrum
+from stateform.system.core import fold
 
 from .systems import CASES, N, T, decay, feedback, softmax, u
 
@@ -80,7 +81,7 @@ def test_spectrum_and_norm_are_those_of_dense_matrices(kind: str, make: object) 
     torch.manual_seed(0)
     system = make(kind)  # type: ignore[operator]
     found = spectrum(system, tokens=[0, 7, T - 1])
-    dense = system.core().transition().dense(N)
+    dense = fold(system).transition().dense(N)
     dense = dense.expand(system.B, T, *dense.shape[2:])[:, [0, 7, T - 1]]
     assert found.norm == pytest.approx(float(torch.linalg.svdvals(dense).max()), rel=1e-9)
     assert found.radius == pytest.approx(float(torch.linalg.eigvals(dense).abs().max()), rel=1e-9)

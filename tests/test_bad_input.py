@@ -58,7 +58,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for form in FORMS.values():
         monkeypatch.setattr(form, "compute", worked)
-    monkeypatch.setattr("stateform.forms.attend", worked)
+    monkeypatch.setattr("stateform.forms.softmax.attend", worked)
 
 
 # -- a System -----------------------------------------------------------------------------------------------------
@@ -242,7 +242,7 @@ RUNS: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     "softmax, no values": (from_state(cache(values=None), exp()), ("expected keys, values, position",)),
     "softmax, no position": (from_state(cache(position=None), exp()), ("expected keys, values, position",)),
     "softmax, no angle": (from_state(cache(), exp(phase=u(H, N))), ("expected keys, values, position, angle",)),
-    "softmax, no weights": (from_state(cache(), exp(log_decay=u(H))), ("position, log_weight",)),
+    "softmax, no weights": (from_state(cache(), exp(forget=u(H))), ("position, log_weight",)),
     "softmax, double": (from_state(cache(keys=r(B, 5, H, N).double()), exp()), ("torch.float64", "state.to(dtype)")),
     # packs
     "ends in a list": (with_ends([0, 3, 7]), ("cu_seqlens is a list", "integer tensor [N+1]")),
@@ -799,8 +799,8 @@ def test_systems_of_nothing(name: str, shape: tuple[int, int]) -> None:
             y, state = sf.run(s, form, return_state=True)
             assert y.shape == whole.shape and state.rows == shape[0]  # type: ignore[union-attr]
     assert s.contributions().shape[:1] == shape[:1]
-    assert s.spectrum(normalised=True).shape[-2:] == (s.H, s.n) or s.readout == "exp"
-    if s.readout == "linear" and s.log_b is None:
+    assert s.spectrum(normalised=True).shape[-2:] == (s.H, s.n) or s.readout.cached
+    if s.readout.linear and s.log_b is None:
         assert s.matrices(normalised=True).Lambda.shape[:2] == shape
 
 

@@ -15,6 +15,7 @@ import stateform as sf
 from stateform import cli
 from stateform.architectures import REGISTRY
 from stateform.studies.compare import embed, lengths_up_to
+from stateform.system.core import fold
 from stateform.text import read_text
 from tests.program import program
 
@@ -79,10 +80,10 @@ def test_the_eigenvalues_are_those_of_the_transitions(found: sf.Comparison) -> N
     for name, row in rows(found).items():
         _, system = system_of(name, 256)
         shown = torch.complex(*(torch.tensor(row["dynamics"]["eigenvalues"][k]) for k in ("re", "im")))
-        if system.readout == "exp":
+        if system.readout.cached:
             all_values = system.spectrum(normalised=True)
         else:
-            dense = system.core().transition().dense(system.n)
+            dense = fold(system).transition().dense(system.n)
             all_values = torch.linalg.eigvals(dense)
         distance = (shown[:50, None] - all_values.flatten()[None].to(shown.dtype)).abs().amin(1)
         assert float(distance.max()) < 2e-3, name

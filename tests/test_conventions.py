@@ -218,7 +218,7 @@ def test_transforms_of_a_run(name: str) -> None:
     g = grad(lambda t: read(t).sum())(v)
     again = v.clone().requires_grad_()
     torch.testing.assert_close(g, torch.autograd.grad(read(again).sum(), again)[0])
-    if s.readout == "linear":  # a linear map: the derivative along v is the map itself
+    if s.readout.linear:  # a linear map: the derivative along v is the map itself
         y, along = jvp(read, (v,), (v,))
         torch.testing.assert_close(along, y, rtol=1e-6, atol=1e-9) if s.eta != "sum" else None
 

@@ -19,6 +19,7 @@ from stateform.contract.equivalence import share_weights
 from stateform.convert import RELATIONS, Relation, special_case
 from stateform.convert.certificate import certify
 from stateform.report import content
+from stateform.system.core import fold
 
 from .systems import CASES, B, N, P, T, c, decay, feedback, phases, r, softmax, u
 
@@ -426,8 +427,8 @@ SOFT: dict[str, Callable[[], sf.System]] = {
     "plain": small_softmax,
     "grouped": lambda: small_softmax(kv_heads=2),
     "rotary": lambda: phases(phase=3 * r(B, T, 4, 3)).map(lambda name, z: 0.4 * z if name in "qk" else z),
-    "distance penalty": lambda: small_softmax(log_decay=-u(4)),
-    "forgetting": lambda: small_softmax(log_decay=-u(B, T, 4)),
+    "distance penalty": lambda: small_softmax(forget=-u(4)),
+    "forgetting": lambda: small_softmax(forget=-u(B, T, 4)),
     "b, direct": lambda: small_softmax(b=u(B, T, 4), d=u(B, T, 4)),
     "not normalised": lambda: small_softmax(eta=None),
     "floor": lambda: small_softmax(eta_floor=3.0),
@@ -459,7 +460,7 @@ def polynomial(system: sf.System, degree: int) -> np.ndarray:
 def test_taylor_is_attention_with_a_polynomial(make: Callable[[], sf.System]) -> None:
     system = make()
     found = sf.convert.taylor(system, 3, rtol=0.5)
-    assert not found.exact and found.system.readout == "linear"
+    assert not found.exact and found.system.readout.linear
     want = polynomial(system, 3)
     close(sf.run(found.system), want)
     close(sf.run(system), polynomial(system, 40))
@@ -489,7 +490,7 @@ def test_an_approximation_that_is_too_coarse_says_so() -> None:
 
 
 def test_random_features_converge_and_are_reproducible() -> None:
-    system = small_softmax(log_decay=-0.1 * u(4)).map(lambda name, z: 0.6 * z if name in "qk" else z)
+    system = small_softmax(forget=-0.1 * u(4)).map(lambda name, z: 0.6 * z if name in "qk" else z)
     want = sf.run(system)
     assert isinstance(want, Tensor)
 
@@ -689,7 +690,7 @@ def test_the_decay_of_ssd_is_the_reversed_sigmoid_to_the_power_a() -> None:
     gates[True].log_a.copy_(ssd.A_log)
 
     def decays(layer: sf.Layer) -> torch.Tensor:
-        return layer.system(u).core().decay_log().exp().flatten(2)
+        return fold(layer.system(u)).decay_log().exp().flatten(2)
 
     z = ssd.dt_proj(u) + ssd.dt_bias
     torch.testing.assert_close(decays(ssd), torch.sigmoid(-z) ** ssd.A_log.exp())

@@ -36,7 +36,7 @@ def rounding(m: Any, u: Tensor) -> float:
     """What two computations in the dtype of u may differ by."""
     allowed = tolerance(u.dtype, T, rounded=PROJECTED)
     system = copy.deepcopy(m).double().system(u.double())
-    if system.readout == "ridge":  # solving its equations costs the digits of their condition number
+    if system.readout.gram:  # solving its equations costs the digits of their condition number
         lost = 4 * sensitivity(system, None, torch.Generator().manual_seed(2))
         allowed += lost * UNIT[torch.float32 if u.dtype in HALF else u.dtype]
     return allowed

@@ -60,7 +60,8 @@ def test_a_system_has_zero_gradients(readout: Any) -> None:
     q, k, v = (torch.randn(0, 3, 2, 4).requires_grad_() for _ in range(3))
     g = torch.zeros(2, requires_grad=True)
     more = {"ridge": torch.ones(2)} if readout == "ridge" else {}
-    y = sf.run(sf.System(q, k, v, log_decay=g, readout=readout, **more))
+    decay: dict[str, Any] = {"forget" if readout == "exp" else "log_decay": g}
+    y = sf.run(sf.System(q, k, v, readout=readout, **decay, **more))
     assert isinstance(y, Tensor)
     y.sum().backward()
     assert g.grad is not None and not g.grad.any()

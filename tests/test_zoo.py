@@ -141,7 +141,7 @@ def by_its_equations(system: sf.System, head: int) -> np.ndarray:
     S = next(x for x in texts if x.startswith(("S", "h")))
     order = [x for x in texts if x[0] in "ab"] + [S]
     state = np.zeros((system.n, system.p), dtype=complex)
-    total = np.zeros((system.n, system.n if system.readout == "ridge" else 1), dtype=complex)
+    total = np.zeros((system.n, system.n if system.readout.gram else 1), dtype=complex)
     r, letter, out = system.micro, S[0], []
     for t in range(system.T):
         before, sum_before = state, total
@@ -151,7 +151,7 @@ def by_its_equations(system: sf.System, head: int) -> np.ndarray:
                 env[letter + index] = state
             for name in order:
                 env[name] = value(texts[name], env)
-            if system.eta == "sum" or system.readout == "ridge":
+            if system.eta == "sum" or system.readout.gram:
                 env["v_t"], keep = np.ones((1, 1)) if system.eta == "sum" else env["k_t"], env["v_t"]
                 env[letter + "_{t-1}"] = total
                 total = value(texts[S], env)
@@ -175,7 +175,7 @@ def test_the_equations_give_the_outputs(name: str) -> None:
     layer = sf.build(name, d_model=D).double()
     with torch.no_grad():
         system = layer.system(torch.randn(1, 5, D, dtype=torch.float64))
-        if system.readout == "exp":
+        if system.readout.cached:
             return
         want = sf.run(system)
     heads = range(0, system.H, max(1, system.H // 3))
@@ -226,7 +226,7 @@ def test_the_equations_of_attention(window: int | None) -> None:
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, 6, 2, 3, dtype=torch.float64) for _ in range(3))
     g = -torch.rand(2, dtype=torch.float64)
-    system = sf.System(q, k, v, log_decay=g, readout="exp", eta="sum", window=window)
+    system = sf.System(q, k, v, forget=g, readout="exp", eta="sum", window=window)
     texts = equations(system)
     seen = "j <= t" if window is None else "t - 3 < j <= t"
     assert texts[:2] == [f"y_t = sum_{{{seen}}} alpha_tj v_j", "alpha_tj = a^{t-j} exp(q_t^T k_j) / eta_t"]

@@ -14,6 +14,7 @@ from .forms import backend as backend
 from .forms import run as run
 from .forms.newton import Newton as Newton
 from .forms.newton import Trajectory as Trajectory
+from .forms.stabilise import stabilise as stabilise
 from .hub import Lift as Lift
 from .hub import ModelReduction as ModelReduction
 from .hub import accelerate as accelerate
@@ -37,7 +38,9 @@ from .studies.compare import compare as compare
 from .studies.zoo import Zoo as Zoo
 from .studies.zoo import zoo as zoo
 from .system import System as System
-from .system import stabilise as stabilise
+from .system.readout import LinearRead as LinearRead
+from .system.readout import RidgeRead as RidgeRead
+from .system.readout import SoftmaxRead as SoftmaxRead
 from .system.readout import Solver as Solver
 from .system.state import State as State
 from .timing import Bench as Bench

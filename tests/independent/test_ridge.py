@@ -17,7 +17,7 @@ from stateform.analysis import condition, cost, horizon, influence, peak_bytes
 from stateform.forms import ridge
 from stateform.forms.form import FORMS
 from stateform.forms.ridge import problem, steps_for
-from stateform.system.core import Core
+from stateform.system.core import Core, fold
 
 from .helpers import (
     EXACT,
@@ -122,11 +122,11 @@ def regression(T: int = 40, n: int = 6, dtype: torch.dtype = torch.float64, **mo
 def test_no_steps_are_linear_attention_with_scaled_queries() -> None:
     system = regression(solver=sf.Solver("cg", steps=0))
     k, b = system.k, system.b
-    assert b is not None and system.q is not None and system.ridge is not None
+    assert b is not None and system.q is not None
     # diag G_t is linear attention from one key to the values k * k
     ones = torch.ones(2, 40, 2, 1, dtype=torch.float64)
     diagonal = sf.run(sf.System(ones, ones, k * k, b=b, log_decay=system.log_decay))
-    q = system.q / (diagonal + system.ridge)
+    q = system.q / (diagonal + system.tensors()["ridge"])
     want = sf.run(sf.System(q, k, system.v, b=b, log_decay=system.log_decay))
     for form in ("recurrent", "chunkwise", "matrix"):
         assert_close(sf.run(system, form), want, form)
@@ -140,7 +140,7 @@ def test_written_out_a_few_tokens_at_a_time(form: str, monkeypatch: pytest.Monke
     system = regression()
     want = sf.run(system, form)
     monkeypatch.setattr(ridge, "TILE", 4 * 2 * 2 * 6 * 6 * 7)  # seven tokens
-    assert len(list(problem(system, system.core(), system.core().zero_state(), form)[0].written())) == 6
+    assert len(list(problem(system, fold(system), fold(system).zero_state(), FORMS[form])[0].written())) == 6
     assert_close(sf.run(system, form), want, "in stretches of seven tokens")
 
 
@@ -211,7 +211,7 @@ def test_steps_follow_from_the_condition_number() -> None:
 def test_gradients_by_finite_differences(form: str, solver: sf.Solver, relative: bool) -> None:
     s = regression(T=3, n=2, mix=torch.rand(2, 3, 2).double(), relative=relative)
     s = s.gather(lambda x, _: x[:1]).select_heads([0])
-    whole = [s.q, s.k, s.v, s.b, s.log_decay, s.ridge, s.mix, state_of(s)]
+    whole = [s.q, s.k, s.v, s.b, s.log_decay, s.parts["ridge"], s.parts["mix"], state_of(s)]
     leaves = [x.detach().clone().requires_grad_() for x in whole]  # type: ignore[union-attr]
 
     def compute(q: Tensor, k: Tensor, v: Tensor, b: Tensor, g: Tensor, R: Tensor, mix: Tensor, S: Tensor) -> Any:
@@ -318,7 +318,7 @@ def test_bad_values_and_solvers() -> None:
     with pytest.raises(sf.StateformError, match="the exact solver has no steps"):
         sf.Solver(steps=3)
     with pytest.raises(sf.StateformError, match='for readout "ridge"'):
-        dataclasses.replace(regression(), readout="linear")
+        dataclasses.replace(regression(), readout="linear", ridge=torch.ones(2).double())  # type: ignore[call-arg]
     tiny = regression(dtype=torch.float32, ridge=torch.full((2,), 1e-12).double())
     with pytest.raises(sf.StateformError, match=r"not positive definite in float32.*expected a larger ridge"):
         sf.run(dataclasses.replace(tiny, k=tiny.k[:, :, :, :1].expand(-1, -1, -1, 6).contiguous()))

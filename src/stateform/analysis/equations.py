@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from ..system import System
+from ..system.core import fold
+from ..system.readout import RidgeRead
 from ..system.shapes import PER_TOKEN
 
 
@@ -80,7 +82,7 @@ class _Letters:
         system = self.system
         if system.f is None or system.is_complex or system.transition is not None:
             return {}
-        core = system.core()
+        core = fold(system)
 
         def full(x: Tensor) -> Tensor:
             return x.expand(*x.shape[:2], *core.heads, *x.shape[4:]).flatten(2, 3)
@@ -113,7 +115,7 @@ def equations(system: System) -> list[str]:
     How f and w follow from k, b and the decay is found by comparing their values.
     """
     s = _Letters(system)
-    if system.readout == "exp":
+    if system.readout.cached:
         return _attention(system, s)
     S, r = "S" if system.v is not None else "h", system.micro
     now, before = (f"{S}_{{t,j}}", f"{S}_{{t,j-1}}") if r > 1 else (f"{S}_t", f"{S}_{{t-1}}")
@@ -127,7 +129,7 @@ def equations(system: System) -> list[str]:
 
 
 def _read(system: System, s: _Letters, S: str) -> list[str]:
-    if system.readout == "ridge":
+    if system.readout.gram:
         return [f"y_t^T = x_t^T {S}", *_solved(system, s), f"G_t as S_t, with {s('k')} in place of {s('v')}"]
     if system.q is None:
         read = S if system.w_out is None else f"w_out {S}"
@@ -154,13 +156,14 @@ def _read(system: System, s: _Letters, S: str) -> list[str]:
 
 def _solved(system: System, s: _Letters) -> list[str]:
     """The query of a ridge readout."""
-    q, ridge = s("q"), s("ridge")
+    q, ridge, read = s("q"), s("ridge"), system.readout
+    assert isinstance(read, RidgeRead)
     if s.parts["ridge"].shape[-1] == system.n and s.parts["ridge"].ndim in (2, 4):
         ridge = f"diag({ridge})"
     else:
-        ridge += " |G_t|_F I" if system.relative else " I"
+        ridge += " |G_t|_F I" if read.relative else " I"
     solved = f"(G_t + R_t)^{{-1}} {q}"
-    if system.mix is None:
+    if read.mix is None:
         return [f"x_t = {solved}", f"R_t = {ridge}"]
     return [f"x_t = {q} + {s('mix')} (z_t - {q})", f"z_t = {solved}", f"R_t = {ridge}"]
 
@@ -181,8 +184,8 @@ def _attention(system: System, s: _Letters) -> list[str]:
         score = f"Re(q_t^T {'R^{t-j}' if constant else 'R_t .. R_{j+1}'} k_j)"
         lines.append(f"R{'' if constant else '_t'} = diag(exp(i {s('phase', 'theta')})), rotations of pairs of keys")
     weight = f"exp({score})"
-    if system.log_decay is not None:
-        weight = f"{'a^{t-j}' if system.is_constant('log_decay') else 'a_t .. a_{j+1}'} {weight}"
+    if "forget" in system.parts:
+        weight = f"{'a^{t-j}' if system.is_constant('forget') else 'a_t .. a_{j+1}'} {weight}"
     if system.b is not None or system.log_b is not None:
         weight = f"b_j {weight}"
     eta = {"sum": f"sum_{{{seen}}} {weight}"}.get(system.eta) if isinstance(system.eta, str) else None
@@ -201,7 +204,7 @@ def realisation(system: System) -> list[str]:
     Source: arXiv 2405.15731, eq. 11 and 15, with h = vec(S), key-major; the division by eta is in C and D. Written
     out in numbers by `System.matrices`.
     """
-    if system.readout == "exp":
+    if system.readout.cached:
         if system.window is not None:
             return [f"no recurrent h_t: the state is a ring of the last {system.window} keys and values"]
         rotated = " of the rotated keys and queries" if system.phase is not None else ""
@@ -224,7 +227,7 @@ def realisation(system: System) -> list[str]:
         steps.append(f"A_{{t,j}} = {A}")
         A, B = f"A_{{t,{r}}} .. A_{{t,1}}", f"[ A_{{t,{r}}} .. A_{{t,j+1}} {B} ], j = 1 .. {r},"
     C = ("I" if system.w_out is None else "w_out") if system.q is None else f"{s('q')}^T"
-    C = "x_t^T" if system.readout == "ridge" else C
+    C = "x_t^T" if system.readout.gram else C
     eta = "" if system.eta is None else " / eta_t"
     read = "C_t h_{t-1}" if system.exclusive else "C_t h_t"
     read = f"Re({read})" if system.is_complex and (system.q is not None or system.w_out is not None) else read

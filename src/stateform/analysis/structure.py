@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..system import System
+from ..system.core import fold
 from .linear.spectrum import Spectrum, spectrum
 
 DECAY = ("log_decay", "rate", "phase", "sign", "transition")
@@ -21,9 +22,9 @@ def constant_transition(system: System) -> bool:
 def describe(system: System) -> str:
     """The transition in words."""
     parts = system.tensors()
-    if system.readout == "exp":
+    if system.readout.cached:
         kept = "every token is kept" if system.window is None else f"the last {system.window} tokens are kept"
-        fading = ", weights fade with distance" if "log_decay" in parts else ""
+        fading = ", weights fade with distance" if "forget" in parts else ""
         return f"none: {kept}" + (" (keys rotated by position)" if "phase" in parts else "") + fading
     feedback = system.f is not None
     where = "constant" if constant_transition(system) else "from the input"
@@ -43,10 +44,10 @@ def describe(system: System) -> str:
 
 def describe_read(system: System) -> str:
     """The readout in words."""
-    if system.readout == "exp":
+    if system.readout.cached:
         return "softmax" if system.eta == "sum" else "exponential"
-    if system.readout != "linear":
-        return "ridge regression" if system.readout == "ridge" else str(system.readout)
+    if not system.readout.linear:
+        return "ridge regression" if system.readout.gram else str(system.readout)
     if system.q is None:
         words = "whole state" if system.w_out is None else "dense map of the state"
     else:
@@ -71,7 +72,7 @@ def contraction(
         found: the spectrum of the system, if it is known already.
         where: what the system is that of.
     """
-    if system.readout == "exp":
+    if system.readout.cached:
         if system.eta != "sum":
             return "no", "unnormalised weights can grow without bound"
         return "by construction", "weights are positive and sum to one: outputs stay within the values"
@@ -87,7 +88,7 @@ def contraction(
 
 def token_steps(system: System) -> Tensor:
     """A_t of single micro-steps, written out: [B|1, steps|1, H|1, n, n]."""
-    return system.core().transition().dense(system.n).flatten(2, 3)
+    return fold(system).transition().dense(system.n).flatten(2, 3)
 
 
 def token_transitions(system: System) -> Tensor:

@@ -219,7 +219,7 @@ def _equations(b: _Bench) -> None:
 
 def _is_defined(b: _Bench, system: System, where: str) -> None:
     """Compare the recurrence in torch of one system, from some state, with its definition."""
-    start = None if system.readout == "exp" else _some_state(system, b)
+    start = None if system.readout.cached else _some_state(system, b)
     with backend("torch"):
         y, end = run(system, "recurrent", initial_state=start, return_state=True)
     want, S = defined(system, initial_state=start)
@@ -267,7 +267,7 @@ def _forms(b: _Bench) -> None:
                     for form in exists(given):
                         got, state = run(given, form, initial_state=low, return_state=True)
                         where = f"form {form}, {regime} decays, {_short(dtype)}, T = {T}"
-                        rounded = 4 if given.readout == "exp" else 1  # fused attention rounds q, k, the weights and y
+                        rounded = 4 if given.readout.cached else 1  # fused attention rounds q, k, the weights and y
                         allowed = tolerance(dtype, T, rounded=rounded) + lost * unit
                         b.report.compare(b.part, where, got, want, allowed, heads=True)
                         kept = torch.float32 if dtype in HALF and "S" in end else dtype
@@ -326,7 +326,7 @@ def _gradients(b: _Bench) -> None:
     # A directional derivative of the recurrence by central differences: error about h^2 plus rounding over h.
     h = 1e-5
     for name, x in system.tensors().items():
-        if name in ("w_in", "sign") or (name == "log_decay" and bool(torch.isinf(x).any())):
+        if name in ("w_in", "sign") or (name in ("log_decay", "forget") and bool(torch.isinf(x).any())):
             continue
         direction = torch.randn(x.shape, generator=b.generator, dtype=torch.float64).to(x)
         with torch.no_grad():
@@ -357,7 +357,7 @@ def _splits(b: _Bench) -> None:
         x = b.input(2, T, dtype)
         allowed = tolerance(dtype, T, rounded=PROJECTED)
         with torch.no_grad():
-            if b.ours and (own := exact.system(wide(x)).to(torch.float64)).readout == "ridge":  # type: ignore[operator]
+            if b.ours and (own := exact.system(wide(x)).to(torch.float64)).readout.gram:  # type: ignore[operator]
                 # solving its equations costs the digits of their condition number
                 lost = 4 * sensitivity(own, _some_state(own, b), b.generator)
                 allowed += lost * UNIT[torch.float32 if dtype in HALF else dtype]
@@ -561,7 +561,7 @@ def _in_pieces(b: _Bench, layer: nn.Module, x: Tensor, cuts: list[int], form: st
 
 def _some_state(system: System, b: _Bench) -> State | None:
     """A state as it stands after a few tokens like those of the system."""
-    if system.readout == "exp" and system.T < 2:
+    if system.readout.cached and system.T < 2:
         return None
     _, state = run(system[: max(1, system.T // 4)], "recurrent", return_state=True)
     return state.detach()
@@ -571,7 +571,7 @@ def _cast(system: System, dtype: torch.dtype) -> System:
     """To a precision; decays and complex parts of a half precision system stay at float32."""
     if dtype not in HALF:
         return system.to(dtype)
-    gates = ("log_decay", "rate", "phase", "log_b", "eta", "eta_floor")
+    gates = ("log_decay", "forget", "rate", "phase", "log_b", "eta", "eta_floor")
     return system.map(
         lambda name, x: x.to(torch.complex64) if x.is_complex() else x.to(torch.float32 if name in gates else dtype)
     )

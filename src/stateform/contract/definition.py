@@ -24,7 +24,7 @@ from ..system.state import State
 
 Array = np.ndarray[Any, Any]
 Parts = dict[str, Array]
-_PER_TOKEN = ("q", "d", "eta", "eta_floor", "ridge", "mix")
+_PER_TOKEN = ("q", "d", "eta", "eta_floor", "forget", "ridge", "mix")
 """The parts with one entry a token; the others have `micro`."""
 _VECTORS = ("q", "k", "v", "f", "w", "transition")
 
@@ -116,7 +116,7 @@ def _given(system: System, state: State | Tensor | None) -> Array | None:
     """The true S of an initial state, [N,H,n,columns]."""
     if state is None:
         return None
-    require(system.readout != "exp", "the definition of an exp readout starts from an empty cache")
+    require(not system.readout.cached, "the definition of an exp readout starts from an empty cache")
     S = _array(state if isinstance(state, Tensor) else state["S"])
     if isinstance(state, State) and "log_scale" in state:
         S = S * np.exp(_array(state["log_scale"]))[..., None, None]
@@ -128,7 +128,7 @@ class _Loop:
 
     def __init__(self, system: System, noise: _Noise) -> None:
         self.system, self.noise = system, noise
-        exact = ("phase", "sign", "log_decay", "log_b")
+        exact = ("phase", "sign", "log_decay", "forget", "log_b")
         self.parts = {name: x if name in exact else noise(x) for name, x in _written_out(system).items()}
         if "log_b" in self.parts:
             self.parts["b"] = noise(np.exp(noise(self.parts["log_b"])))
@@ -140,11 +140,11 @@ class _Loop:
         outputs, states = [], []
         for row, (low, high) in enumerate(itertools.pairwise(ends)):
             start = S if S is None or len(ends) == 2 else S[row : row + 1]
-            y, end = self.softmax(low, high) if self.system.readout == "exp" else self.linear(low, high, start)
+            y, end = self.softmax(low, high) if self.system.readout.cached else self.linear(low, high, start)
             outputs.append(y)
             states.append(end)
         y = np.concatenate(outputs, 1)
-        return y, None if self.system.readout == "exp" else np.concatenate([x for x in states if x is not None])
+        return y, None if self.system.readout.cached else np.concatenate([x for x in states if x is not None])
 
     # -- a finite state ----------------------------------------------------------------------------------------------
 
@@ -155,7 +155,7 @@ class _Loop:
         columns = [v]
         if self.system.eta == "sum":
             columns.append(np.ones_like(v[..., :1].real))
-        if self.system.readout == "ridge":
+        if self.system.readout.gram:
             columns.append(k)
         written = np.concatenate(columns, -1)
         written = written * parts["b"][..., None] if "b" in parts else written
@@ -207,7 +207,7 @@ class _Loop:
         else:
             q = parts["q"][:, t]
             q = q if q.ndim == 4 else q[:, :, None]
-            if self.system.readout == "ridge":
+            if self.system.readout.gram:
                 q = self.regressed(t, q, S[..., p:])
             scale = abs(q[..., None]) * sums[:, :, None] if self.noise.summed and "f" in parts else None
             y = self.noise(q[..., None] * S[:, :, None], scale).sum(-2).real
@@ -227,7 +227,7 @@ class _Loop:
     def regressed(self, t: int, q: Array, G: Array) -> Array:
         """The query of a ridge readout, q + mix ((G + R)^{-1} q - q)."""
         norm, ridge = np.sqrt((G**2).sum((-2, -1))), self.gate("ridge", t)
-        if self.system.relative:  # of an empty G nothing is read, whatever the query
+        if self.system.readout.relative:  # type: ignore[attr-defined]  # of an empty G nothing is read, whatever the query
             ridge = np.where(norm[..., None] > 0, ridge * norm[..., None], 1.0)
         M = G + ridge[..., None] * np.eye(G.shape[-1])
         M = self.noise(M, (norm + ridge.max(-1))[..., None, None])
@@ -244,8 +244,8 @@ class _Loop:
         q, k, v = cut["q"], cut["k"], cut["v"]
         B, T, H = k.shape[:3]
         k = k * cut["b"][..., None] if "b" in cut else k
-        phase, g = (cut[name] if name in cut else np.zeros((B, T, H)) for name in ("phase", "log_decay"))
-        phase, g = phase if phase.ndim == 4 else phase[..., None], self.noise(g if g.ndim == 3 else g[..., 0])
+        phase, g = (cut[name] if name in cut else np.zeros((B, T, H)) for name in ("phase", "forget"))
+        phase, g = phase if phase.ndim == 4 else phase[..., None], self.noise(g)
         angle = np.zeros_like(phase)
         for t in range(T):
             angle[:, t] = np.remainder((angle[:, t - 1] if t else 0.0) + phase[:, t], 2 * np.pi)

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..forms import run
+from ..forms import FORMS, run
 from ..forms.ridge import problem, without_ridge
 from ..system import System
+from ..system.core import fold
 from ..system.precision import relative_error
+from ..system.readout import RidgeRead
 from ..system.state import State
 
 M = TypeVar("M", bound=nn.Module)
@@ -42,14 +44,14 @@ def parts_that_matter(system: System) -> dict[str, float]:
     y = run(system)
     assert isinstance(y, Tensor)
     without: dict[str, System] = {}
-    decay = [x for x in ("log_decay", "phase", "sign", "transition") if getattr(system, x) is not None]
+    decay = [x for x in ("log_decay", "phase", "sign", "transition", "forget") if x in system.parts]
     if decay:
-        without["decay"] = replace(system, log_decay=None, phase=None, sign=None, transition=None)
+        without["decay"] = replace(system, **dict.fromkeys(decay))  # type: ignore[arg-type]
     if system.f is not None:
         without["feedback"] = replace(system, f=None, w=None)
-    if system.eta is not None and system.readout == "linear":
+    if system.eta is not None and system.readout.linear:
         without["eta"] = replace(system, eta=None, eta_floor=None)
-    if system.readout == "ridge":
+    if system.readout.gram:
         without["ridge"] = without_ridge(system)
     half = system.T // 2
     changes = {"state": _change(run(system[half:]), y[:, half:])}
@@ -86,7 +88,8 @@ def in_regime(system: System, regime: str, generator: torch.Generator) -> System
     if regime == "own":
         return system
     parts = system.tensors()
-    if "log_decay" not in parts:
+    decay = "forget" if "forget" in parts else "log_decay"
+    if decay not in parts:
         return None
     low, high = {"forgetful": (1e-4, 0.1), "lasting": (0.99, 1.0), "reset": (0.99, 1.0), "growing": (1.0, 1.002)}[
         regime
@@ -96,9 +99,9 @@ def in_regime(system: System, regime: str, generator: torch.Generator) -> System
         a = torch.rand(x.shape, generator=generator, dtype=torch.float64) * (high - low) + low
         return a.log().to(x)
 
-    g = draw(parts["log_decay"])
+    g = draw(parts[decay])
     if regime == "reset":
-        if system.is_constant("log_decay") or system.readout == "exp":
+        if system.is_constant(decay) or system.readout.cached:
             return None
         at = g.shape[1] // 3
         g = torch.cat([g[:, :at], torch.full_like(g[:, :1], -math.inf), g[:, at + 1 :]], 1)
@@ -107,7 +110,7 @@ def in_regime(system: System, regime: str, generator: torch.Generator) -> System
             return replace(system, log_decay=(-g, -torch.ones_like(parts["rate"])))
         spread = torch.rand(parts["rate"].shape, generator=generator, dtype=torch.float64).to(g) * 0.1 + 0.9
         return replace(system, log_decay=(-g, -spread))
-    return replace(system, log_decay=g)
+    return replace(system, **{decay: g})  # type: ignore[arg-type]
 
 
 def sensitivity(system: System, state: State | None, generator: torch.Generator) -> float:
@@ -124,16 +127,19 @@ def sensitivity(system: System, state: State | None, generator: torch.Generator)
         return torch.where(x.abs() < torch.inf, x * (1 + small * noise), x)
 
     near = system.map(moved)
-    if system.readout == "ridge" and system.B * system.T:
+    if system.readout.gram and system.B * system.T:
         # A solver finds x for a matrix near G + R, by n x n roundings of the size of its norm: here a diagonal of them,
         # times the root of n
-        core = system.core()
+        core = fold(system)
         S = core.zero_state() if state is None else state["S"].unflatten(1, core.state_heads)
-        G, R = problem(system, core, S, "recurrent")
+        G, R = problem(system, core, S, FORMS["recurrent"])
         size = system.n**0.5 * (G.norm().unsqueeze(-1) + R.amax(-1, keepdim=True))
         noise = torch.randn(*size.shape[:-1], system.n, generator=generator, dtype=torch.float64).to(size.device)
         ridge = (R + small * size * noise).flatten(2, 3).squeeze(-2)
-        near = replace(near, ridge=ridge.expand(system.B, system.T, -1, -1), relative=False)
+        read = system.readout
+        assert isinstance(read, RidgeRead)
+        ridge = ridge.expand(system.B, system.T, -1, -1)
+        near = replace(near, readout=replace(read, ridge=ridge, relative=False))
     y, other = (run(s, "recurrent", initial_state=state) for s in (system, near))
     assert isinstance(y, Tensor) and isinstance(other, Tensor)
     return float(relative_error(other, y, heads=True).max()) / small if y.numel() else 0.0

@@ -20,6 +20,7 @@ from ..errors import StateformError, require, require_seed
 from ..forms.softmax import absorb
 from ..system import System
 from ..system.precision import upcast
+from ..system.readout import LINEAR
 from ..system.shapes import spread_heads
 from .certificate import Conversion, certify, check_system, per_head, reference
 
@@ -98,7 +99,9 @@ def degree_needed(system: System, rtol: float, *, most: int = 64, limit: float =
     x = torch.einsum("bihn,bjhn->bhij", q, k)
     one = torch.ones(B, T, 1, 1, dtype=torch.float64, device=system.device)
     assert system.v is not None
-    kept = System(one, one, one, log_decay=system.log_decay).coefficients(limit=limit)  # the decay from j to i
+    kept = System(one, one, one, log_decay=system.parts.get("forget")).coefficients(
+        limit=limit
+    )  # the decay from j to i
     kept = spread_heads(kept, H, axis=1)
     own = torch.diag_embed((system.gate("d").expand(B, T, H)).movedim(1, 2))
     v, want = upcast(spread_heads(system.v, H)).expand(-1, -1, H, -1), reference(system)
@@ -123,7 +126,7 @@ def degree_needed(system: System, rtol: float, *, most: int = 64, limit: float =
 
 def _absorbed(system: System) -> tuple[Tensor, Tensor]:
     """Real q and k [B,T,heads,n'] of an exp readout: phases as rotations, b inside k."""
-    require(system.readout == "exp", f'the readout is "{system.readout}" already; expected "exp" (softmax)')
+    require(system.readout.cached, f'the readout is "{system.readout}" already; expected "exp" (softmax)')
     require(system.causal, "a system with causal=False has no recurrence; expected a causal one")
     require(system.window is None,
             f"a window of {system.window} tokens is no linear recurrence; expected window=None")  # fmt: skip
@@ -139,8 +142,15 @@ def _with_features(
     _check_size(numbers * upcast(q).element_size(), limit, f"{count} features of each query and key",
                 "fewer features, a shorter stretch system[start:stop]")  # fmt: skip
     new = replace(
-        system, q=features(q), k=features(k), readout="linear", phase=None, b=None, log_b=None
-    )  # the decay of the weights, d and eta stay
+        system,
+        q=features(q),
+        k=features(k),
+        readout=LINEAR,
+        log_decay=system.parts.get("forget"),
+        phase=None,
+        b=None,
+        log_b=None,
+    )  # the decay of the weights becomes that of the state; d and eta stay
     return certify(new, system, text, rtol=rtol)
 
 

@@ -139,7 +139,7 @@ def _check_kind(system: System, decay: str) -> None:
     need = {"scalar": "a scalar decay (SSD, retention, gated DeltaNet)", "identity": "no decay (linear attention)"}[
         decay
     ]
-    require(system.readout == "linear", f'the readout is "{system.readout}"; expected "linear" and {need}')
+    require(system.readout.linear, f'the readout is "{system.readout}"; expected "linear" and {need}')
     turned = system.phase is not None or system.sign is not None
     kind = "complex or signed" if turned else "no" if system.decay_kind == "identity" else f"a {system.decay_kind}"
     require(system.decay_kind == decay and not turned, f"this system has {kind} decay; expected {need}")

@@ -34,7 +34,7 @@ def diagonalise(system: System, *, most: float | None = None) -> Conversion:
         StateformError: another kind of system, or eigenvectors that are (nearly) dependent: a defective matrix.
     """
     check_system(system, "diagonalise")
-    require(system.readout == "linear" and system.transition is not None and system.is_constant("transition"),
+    require(system.readout.linear and system.transition is not None and system.is_constant("transition"),
             f"{system!r} has no constant dense transition; expected transition [H,n,n]")  # fmt: skip
     assert system.transition is not None
     dtype = complex_dtype(upcast(system.k).dtype)

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..contract.equivalence import Equivalence, equivalent
 from ..errors import StateformError, require
 from ..system import System
+from ..system.core import fold
 from ..system.precision import tolerance, wide
 from .certificate import check_system, reference
 from .kernels import kernel
@@ -84,7 +85,7 @@ def lag_operators(system: System) -> Tensor:
     varying = [x for x in system.tensors() if x != "k" and not system.is_constant(x)]
     if varying:
         raise StateformError(f"only a time-invariant system has lag operators; varying in time: {', '.join(varying)}")
-    A = system.core().transition().dense(system.n)[0, 0].flatten(0, 1)  # [H|1,n,n]
+    A = fold(system).transition().dense(system.n)[0, 0].flatten(0, 1)  # [H|1,n,n]
     b = system.gate("b", 1.0)[0, 0, :, None, None]
     state, out = (b * system.w_in).to(torch.promote_types(A.dtype, system.w_in.dtype)), []
     for _ in range(system.T):
@@ -108,7 +109,7 @@ def heads_for_ssm(system: System, *, rtol: float | None = None) -> Heads:
         StateformError: a system that varies in time, or with readout "exp".
     """
     check_system(system, "heads_for_ssm")
-    require(system.readout == "linear", f'the readout is "{system.readout}"; expected a linear time-invariant system')
+    require(system.readout.linear, f'the readout is "{system.readout}"; expected a linear time-invariant system')
     double = system.to(torch.float64)
     W = lag_operators(double)
     T, o, i = W.shape

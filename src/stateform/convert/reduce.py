@@ -81,7 +81,7 @@ def reduce(system: System, tol: float) -> Conversion:
     """
     check_system(system, "reduce")
     require(0 < tol < float("inf"), f"tol is {tol}; expected a number above 0")
-    if system.readout != "linear" or system.micro > 1 or varying(system):
+    if not system.readout.linear or system.micro > 1 or varying(system):
         from .reduce_varying import reduce_varying
 
         return reduce_varying(system, tol)

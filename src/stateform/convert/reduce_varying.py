@@ -26,7 +26,8 @@ from torch.nn import functional as F
 
 from ..analysis.state.state_need import as_real, left_factors, state_need
 from ..errors import require
-from ..system import System, stabilise
+from ..forms.stabilise import stabilise
+from ..system import System
 from ..system.precision import tolerance
 from .certificate import Conversion, certify, check_system, reference
 
@@ -90,7 +91,7 @@ def reduce_varying(
     require(order is None or (isinstance(order, int) and order >= 1), f"order is {order!r}; expected 1 or more")
     require(system.B * system.T > 0, "an empty sequence has nothing to reduce")
     double = system.to(torch.float64)
-    steps = _Weights(double, limit) if system.readout == "exp" else _States(double, limit)
+    steps = _Weights(double, limit) if system.readout.cached else _States(double, limit)
     if order is not None:
         orders = torch.full((system.B, system.H), min(order, steps.most), device=system.device)
     else:

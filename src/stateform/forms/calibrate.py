@@ -62,7 +62,7 @@ def samples(T: int, device: str) -> dict[str, System]:
 
 def job(system: System, way: str, training: bool) -> Callable[[], Any]:
     """One run of a way; in training with the gradients of all parts."""
-    from . import run
+    from .run import run
 
     form = "recurrent" if way == "compiled" else way
     leaf = system.map(lambda _, x: x.detach().requires_grad_(training))

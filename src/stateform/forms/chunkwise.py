@@ -15,19 +15,16 @@ where a hat carries a read back to the chunk's start and a write to its end. Kno
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..graph import any_length
+from ..system import System
 from ..system.core import Core, contract
 from .form import register_form
 from .opaque import opaque
 from .pairs import BASE, Stretch, cut, solve_unit_lower
-
-if TYPE_CHECKING:
-    from ..system import System
 
 TILE = {"cpu": 2**22, "meta": 2**22}
 """Numbers that the chunks computed side by side may take; longer sequences go tile by tile."""

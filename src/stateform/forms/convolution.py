@@ -6,20 +6,17 @@ K_t = q^T A^t k,    y = K * v + (q^T A^{t+1} S_0),    S_T = A^T S_0 + sum_j A^{T
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..graph import any_length
+from ..system import System
 from ..system.core import Core, contract
 from ..system.precision import cis, wrap
 from ..system.transition import Diagonal, Identity
 from .form import register_form
 from .opaque import opaque
-
-if TYPE_CHECKING:
-    from ..system import System
 
 
 class Convolution:
@@ -32,7 +29,7 @@ class Convolution:
     name = "convolution"
 
     def refuses(self, system: System) -> str | None:
-        if system.readout != "linear":
+        if not system.readout.linear:
             return "a convolution needs a linear readout"
         if not system.time_invariant:
             inputs = ("v", "d") if system.v is not None else ("k", "d")

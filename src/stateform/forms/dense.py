@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..errors import require
+from ..system import System
+from ..system.core import fold, unfold
 from ..system.precision import real_dtype, upcast
 from ..system.shapes import spread_heads
 from .form import FORMS
 from .ridge import as_linear
 from .softmax import log_normaliser
-
-if TYPE_CHECKING:
-    from ..system import System
+from .stabilise import exponential, stabilise
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def normaliser(system: System) -> Tensor:
     B, T, H = system.B, system.T, system.H
     if B * T == 0:
         return torch.ones(B, T, H, dtype=real_dtype(upcast(system.k).dtype), device=system.device)
-    if system.readout == "exp" and system.eta == "sum":
+    if system.readout.cached and system.eta == "sum":
         eta = log_normaliser(system).exp() + system.gate("d")
         return eta if system.eta_floor is None else torch.maximum(eta.abs(), system.gate("eta_floor"))
     if system.eta != "sum":
@@ -62,10 +61,10 @@ def normaliser(system: System) -> Tensor:
     system = system.to(real_dtype(upcast(system.k).dtype))  # in half precision a read is rounded to it
     ones = torch.ones(B, T * system.micro, 1, 1, dtype=system.dtype, device=system.device)
     sums = replace(system, v=ones, eta=None, eta_floor=None)
-    core = sums.core()
+    core = fold(sums)
     form = next(form for name in ("chunkwise", "recurrent") if (form := FORMS[name]).refuses(sums) is None)
     raw, _ = form.compute(core, core.zero_state())
-    eta = sums.finish(raw.flatten(2, 3)).squeeze(-1).to(real_dtype(upcast(system.k).dtype))
+    eta = unfold(sums, raw.flatten(2, 3)).squeeze(-1).to(real_dtype(upcast(system.k).dtype))
     if system.eta_floor is None:
         return eta
     floor = system.gate("eta_floor")
@@ -74,18 +73,18 @@ def normaliser(system: System) -> Tensor:
 
 def matrices(system: System, *, normalised: bool, limit: float) -> Matrices:
     """See System.matrices."""
-    require(system.readout != "exp",
+    require(not system.readout.cached,
             'a system with readout "exp" has no finite state: its feature expansion is infinite (arXiv 2405.15731, '
             "Lemma 1). Use coefficients(), or a truncation to finitely many features")  # fmt: skip
     require(system.log_b is None, "matrices need the write strength itself: stabilise the system first")
-    if system.readout == "ridge":
+    if system.readout.gram:
         system = as_linear(system)
     B, T, H, n, r = system.B, system.T, system.H, system.n, system.micro
     p, vector = system.p, system.v is None
     size = B * T * H * (n * p) ** 2 * upcast(system.k).element_size()
     require(size <= limit, f"these matrices would take {size / 1e9:.1f} GB ([{B},{T},{H},{n * p},{n * p}]); the limit "
             f"is {limit / 1e9:.1f} GB. Take a stretch system[start:stop] or system.select_heads([...])")  # fmt: skip
-    core = system.core()
+    core = fold(system)
 
     def full(x: Tensor) -> Tensor:  # [B,T,G,R,...] with every axis written out, heads together
         x = x.expand(B, T * r, *core.heads, *x.shape[4:])
@@ -144,7 +143,7 @@ def eta_ratio(system: System) -> Tensor:
     if system.eta != "sum":
         eta = normaliser(system)
         return torch.cat([eta[:, :1], eta[:, :-1]], 1) / eta
-    if system.readout == "exp":
+    if system.readout.cached:
         require(system.eta_floor is None, "with a floor the ratio of normalisers of an exp readout is not computed")
         log = log_normaliser(system)
         # (e^{L_{t-1}} + d_{t-1}) / (e^{L_t} + d_t), each sum without the largest of its exponents
@@ -159,13 +158,15 @@ def eta_ratio(system: System) -> Tensor:
 
 def spectrum(system: System, *, normalised: bool) -> Tensor:
     """See System.spectrum."""
-    if system.readout == "exp":
+    if normalised and exponential(system):
+        system = stabilise(system)[0]  # a eta_{t-1}/eta_t is the same in every scale of the state
+    if system.readout.cached:
         require(
             normalised,
             'readout "exp" has A_t = I; its eigenvalue in the DSF\'s coordinates is eta_{t-1}/eta_t: normalised=True',
         )
         return eta_ratio(system).unsqueeze(-1) + 0j
-    core = system.core()
+    core = fold(system)
     values = core.transition().spectrum(system.n)
     values = values.expand(*values.shape[:2], *core.heads, system.n).flatten(2, 3)
     if normalised and system.eta is not None:

@@ -1,20 +1,20 @@
-"""What a form is, and the table of those that exist. Forms add themselves."""
+"""What a form is, and what computes a readout in every form: two protocols, and the tables of this room."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
+from ..errors import StateformError, nearest
+from ..system import State, System
 from ..system.core import Core
-
-if TYPE_CHECKING:
-    from ..system import System
+from ..system.readout import Readout
 
 
 class Form(Protocol):
-    """One way to compute a System."""
+    """One way to compute the recurrence of a Core."""
 
     name: str
 
@@ -22,21 +22,60 @@ class Form(Protocol):
         """Why the form does not exist for this system, or None."""
 
     def compute(self, core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
-        """For readout "linear": the reads [B,T,G,R,o,p] and the final state, from the state S [B,G,R,n,p]."""
+        """The reads [B,T,G,R,o,p] and the final state, from the state S [B,G,R,n,p]."""
 
 
-class Weights(Protocol):
-    """alpha of a system, [B,H,o,queries,T*micro]."""
+class Reads(Protocol):
+    """How the systems of one readout are computed, in all forms that it has."""
 
-    def __call__(self, system: System, queries: Sequence[int] | None) -> Tensor: ...
+    def compute(self, system: System, form: Form, state: State | None) -> tuple[Tensor, State]:
+        """y and the state after the last token; a system of one row and one token at least."""
+
+    def weights(self, system: System, queries: Sequence[int] | None) -> Tensor:
+        """alpha [B,H,o,queries,T*micro], from a zero state."""
+
+    def blank_state(self, system: System, rows: int) -> dict[str, Tensor]:
+        """The state before anything was seen, but for its position."""
+
+    def nothing(self, system: System) -> Tensor:
+        """y of no rows or no tokens."""
+
+    def check_state(self, system: System, given: State) -> None:
+        """Raise unless a state, whose names are there, fits the system."""
+
+    def state_names(self, system: System) -> list[str]:
+        """The tensors that its state must have."""
+
+    def work(self, system: System, form: str, chunk_size: int) -> tuple[float, float]:
+        """Floating-point operations and bytes of working memory: the leading terms, for all rows and heads."""
 
 
 FORMS: dict[str, Form] = {}
-WEIGHTS: dict[str, Weights] = {}
-"""By readout: how its coefficients are computed."""
+READS: dict[type[Readout], Reads] = {}
 
 
 def register_form(form: Form) -> Form:
     """Add a form to the table."""
     FORMS[form.name] = form
     return form
+
+
+def register_reads(readout: type[Readout], reads: Reads) -> None:
+    """Say what computes a readout."""
+    READS[readout] = reads
+
+
+def reads_of(system: System) -> Reads:
+    """What computes the readout of a system."""
+    return READS[type(system.readout)]
+
+
+def exists(system: System) -> list[str]:
+    """The names of the forms that exist for a system."""
+    return [name for name, reason in system.forms().items() if reason is None]
+
+
+def known_form(form: str) -> None:
+    """Raise unless there is a form of that name."""
+    if not isinstance(form, str) or (form != "auto" and form not in FORMS):
+        raise StateformError(f"unknown form {form!r}: {nearest(str(form), FORMS)} (or auto)")

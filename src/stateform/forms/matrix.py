@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from ..graph import any_length
+from ..system import System
 from ..system.core import Core, contract
-from ..system.shapes import spread_heads
-from .form import WEIGHTS, register_form
+from .form import register_form
 from .opaque import opaque
 from .pairs import cut, solve_unit_lower
-from .ridge import as_linear
-
-if TYPE_CHECKING:
-    from ..system import System
 
 
 class Matrix:
@@ -31,7 +24,7 @@ class Matrix:
     def compute(self, core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
         if any_length(core.length):
             return opaque(self.name, core, S)
-        alpha, read, write, carry = _solve(core)
+        alpha, read, write, carry = solve(core)
         S = S.unsqueeze(1)
         y = contract("bgroij,bjgrp->bigrop", alpha, core.v.expand(-1, core.length, -1, -1, -1))
         y = y + contract("btgron,bsgrnp->btgrop", read, S)
@@ -39,7 +32,7 @@ class Matrix:
         return y, end + contract("bgrmn,bsgrnp->bgrmp", carry, S)
 
 
-def _solve(core: Core) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def solve(core: Core) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The whole stretch as four linear maps: values to reads alpha [B,G,R,o,T,T], first state to reads [B,T,G,R,o,n],
     values to last state [B,G,R,n,T], first state to last state [B,G,R,n,n].
     """
@@ -80,40 +73,11 @@ def _solve_dense(core: Core) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return rows[..., n:].movedim(1, 4), rows[..., :n], columns[..., n:], columns[..., :n]
 
 
-def linear_weights(system: System, queries: Sequence[int] | None) -> Tensor:
-    """alpha [B,H,o,queries,T*micro] of a linear readout from a zero state."""
-    core, r = system.core(), system.micro
-    index = torch.tensor([int(i) for i in (range(system.T) if queries is None else queries)], device=core.k.device)
-    at = index * r + (0 if system.exclusive else r - 1)
-    alpha = _solve(core)[0][..., at, :] if queries is None else _rows(core, at.tolist())
-    alpha = alpha.expand(core.batch, *core.heads, *alpha.shape[3:]).flatten(1, 2)
-    H, rows = system.H, slice(None) if queries is None else index
-
-    def gate(x: Tensor) -> Tensor:  # [B|1,T|1,H|1] to [B|1,H|1,1,queries|1,1]
-        x = x if x.shape[1] == 1 else x[:, rows]
-        return x.transpose(1, 2)[:, :, None, :, None]
-
-    b = spread_heads(system.gate("log_b").exp() if system.log_b is not None else system.gate("b", 1.0), H)
-    alpha = alpha * b.transpose(1, 2)[:, :, None, None]
-    if system.d is not None:
-        own = torch.nn.functional.one_hot(at, core.length).to(alpha.dtype)
-        alpha = alpha + own * gate(system.gate("d"))
-    if alpha.is_complex() and system.q is not None and not (system.v is not None and system.v.is_complex()):
-        alpha = alpha.real  # y = Re(alpha v): with a real v the real part is enough
-    if system.eta is None:
-        return alpha
-    total = alpha.sum(-1, keepdim=True)
-    eta = (total.real if total.is_complex() else total) if isinstance(system.eta, str) else gate(system.gate("eta"))
-    if system.eta_floor is not None:
-        eta = torch.maximum(eta.abs(), gate(system.gate("eta_floor")))
-    return alpha / eta
-
-
 STRETCH = 64
 """Steps that chosen rows are computed over at a time."""
 
 
-def _rows(core: Core, at: list[int]) -> Tensor:
+def solve_rows(core: Core, at: list[int]) -> Tensor:
     """Chosen rows of alpha [B,G,R,o,rows,T], back in time from stretch to stretch: lambda [B,G,R,n,o,rows] maps the
     state at the end of a stretch to the later reads, so that lambda^T write are the weights of its values, and
     carry^T lambda the map of the state before it. Memory rows x T.
@@ -123,7 +87,7 @@ def _rows(core: Core, at: list[int]) -> Tensor:
     pieces = []
     for start in reversed(range(0, core.length, STRETCH)):
         part = core.slice(start, min(start + STRETCH, core.length))
-        alpha, read, write, carry = (x.to(dtype) for x in _solve(part))
+        alpha, read, write, carry = (x.to(dtype) for x in solve(part))
         rows = contract("bgrnoi,bgrnj->bgroij", lam, write).expand(*lam.shape[:3], -1, -1, part.length)
         lam = contract("bgrmn,bgrmoi->bgrnoi", carry, lam)
         here = [(i, t - start) for i, t in enumerate(at) if start <= t < start + part.length]
@@ -138,5 +102,3 @@ def _rows(core: Core, at: list[int]) -> Tensor:
 
 
 register_form(Matrix())
-WEIGHTS["linear"] = linear_weights
-WEIGHTS["ridge"] = lambda system, queries: linear_weights(as_linear(system), queries)

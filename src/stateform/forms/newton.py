@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..errors import StateformError, require
 from ..system import System
-from ..system.core import Core
+from ..system.core import Core, fold, unfold
 from ..system.precision import tolerance
 from .form import FORMS, register_form
 
@@ -199,8 +199,8 @@ def _forward(J: Tensor, r: Tensor) -> Tensor:
 
 def scanned(system: System, s0: Tensor) -> Tensor:
     """The states [B,T,H,n] of a vector-state system by a scan, however large its transitions are."""
-    raw, _ = FORMS["scan"].compute(system.core(), s0[:, :, None, :, None])
-    return system.finish(raw.flatten(2, 3))
+    raw, _ = FORMS["scan"].compute(fold(system), s0[:, :, None, :, None])
+    return unfold(system, raw.flatten(2, 3))
 
 
 class _Form:

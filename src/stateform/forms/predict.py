@@ -68,16 +68,16 @@ class Choice:
 
 def decide(system: System) -> Choice:
     """The choice for a system, by structure, length, batch, device, and whether a gradient is wanted."""
-    if system.readout == "exp":
-        plain = system.log_decay is None and system.window is None
+    if system.readout.cached:
+        plain = not system.readout.tensors() and system.window is None
         if not system.causal or (plain and system.T <= 8192):
             return Choice("matrix", "torch", "all pairs of tokens at once, by torch's fused attention where it fits")
         form = "chunkwise" if system.T > 1 else "recurrent"
         return Choice(form, "torch", "blocks of queries, so that memory is linear in length")
-    compiled = system.readout == "linear" and _compiled.usable(system)
+    compiled = system.readout.linear and _compiled.usable(system)
     if not torch.compiler.is_compiling() and system.T * system.micro <= SHORT:
         return Choice("recurrent", "compiled" if compiled else "torch", f"up to {SHORT} steps one after the other")
-    if system.readout == "ridge" or torch.compiler.is_compiling():
+    if system.readout.gram or torch.compiler.is_compiling():
         return _by_structure(system, compiled)
     return _by_time(system, compiled)
 

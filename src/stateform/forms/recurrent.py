@@ -5,19 +5,15 @@ On a CPU the same steps run as compiled loops where there are any for the system
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from ..graph import any_length
+from ..system import System
 from ..system.core import Core, contract
 from . import compiled as _compiled
 from .form import register_form
 from .opaque import opaque
-
-if TYPE_CHECKING:
-    from ..system import System
 
 
 class Recurrent:

@@ -18,22 +18,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..errors import StateformError, readable, require, values_checked
 from ..graph import any_length
-from ..system.core import Core, contract
+from ..system import System
+from ..system.core import Core, contract, fold
 from ..system.precision import upcast
-from ..system.readout import Solver
+from ..system.readout import LINEAR, RidgeRead, Solver
 from ..system.shapes import split_heads
-from .form import FORMS
+from .form import FORMS, Form, register_reads
+from .linear import Linear
 from .opaque import pulled
-
-if TYPE_CHECKING:
-    from ..system import System
+from .work import number_size
 
 TILE = 2**22
 """Numbers that the Gram matrices written out side by side may take."""
@@ -63,10 +63,10 @@ class Run:
     """The values are b_t k_t; the queries are of no account."""
     start: Tensor
     """G before the first token, [B,G,R,n,n]."""
-    form: str
+    form: Form
 
     def read(self, core: Core, S: Tensor) -> Tensor:
-        return FORMS[self.form].compute(core, S)[0]
+        return self.form.compute(core, S)[0]
 
     def product(self, p: Tensor) -> Tensor:
         return self.read(replace(self.core, q=p), self.start)
@@ -98,7 +98,7 @@ class Run:
         T = core.length
         once = any_length(T)  # how many stretches there are would follow from it
         for start, stop in [(0, T)] if once else [(i, min(i + size, T)) for i in range(0, T, size)]:
-            G, S = FORMS[self.form].compute(replace(core.slice(start, stop), q=eye), S)
+            G, S = self.form.compute(replace(core.slice(start, stop), q=eye), S)
             yield slice(start, stop), Written(G)
 
 
@@ -199,7 +199,7 @@ def _iterate(G: Gram, R: Tensor, q: Tensor, solver: Solver) -> Tensor:
 
 def _solve(G: Run, R: Tensor, q: Tensor, solver: Solver) -> Tensor:
     """x of the module for q [B,T,G,R,o,n]."""
-    if solver.method != "exact" and G.form != "recurrent":
+    if solver.method != "exact" and G.form.name != "recurrent":
         return _iterate(G, R, q, solver)
     # The recurrence would go through all T steps at each iteration; with G_t written out it goes through them once.
     x = []
@@ -218,7 +218,7 @@ class _Plan:
 
     names: tuple[str, ...]
     rest: dict[str, Any]
-    form: str
+    form: Form
     solver: Solver
 
     def problem(self, start: Tensor, R: Tensor, *parts: Tensor) -> tuple[Run, Tensor]:
@@ -238,7 +238,7 @@ class _Plan:
         """The gradients of `product` by its operands."""
         G, R = self.problem(*operands)
         if any_length(G.core.length):  # an operator of torch is not traced through vjp
-            found = pulled(G.form, replace(G.core, q=x), G.start, along)
+            found = pulled(G.form.name, replace(G.core, q=x), G.start, along)
             return found["S"], (along * x).sum_to_size(R.shape), *(found[name] for name in self.names)
         pull: Callable[[Tensor], Sequence[Tensor]] = torch.func.vjp(lambda *ops: self.product(x, *ops), *operands)[1]
         return pull(along)
@@ -295,12 +295,13 @@ def _apply(plan: _Plan, q: Tensor, *operands: Tensor) -> Tensor:
 # -- for a System --------------------------------------------------------------------------------------------------
 
 
-def problem(system: System, core: Core, S: Tensor, form: str) -> tuple[Run, Tensor]:
+def problem(system: System, core: Core, S: Tensor, form: Form) -> tuple[Run, Tensor]:
     """G of a system with readout "ridge", from its core and state [B,G,R,n,p+n]; and R, [B|1,T|1,G|1,R|1,1,n|1]."""
-    assert system.ridge is not None
+    read = system.readout
+    assert isinstance(read, RidgeRead) and read.ridge is not None
     G = Run(replace(core, v=core.v[..., system.p :]), S[..., system.p :], form)
-    R = split_heads("ridge", upcast(system.ridge), *core.heads).unsqueeze(-2)
-    if system.relative:
+    R = split_heads("ridge", upcast(read.ridge), *core.heads).unsqueeze(-2)
+    if read.relative:
         norm = G.norm().unsqueeze(-1)
         R = torch.where(norm > 0, R * norm, 1.0)  # where nothing was written, y = 0 for any R
     return G, R.to(core.k.dtype)
@@ -316,19 +317,21 @@ def queries(G: Run, R: Tensor, q: Tensor, solver: Solver | None) -> Tensor:
     return _apply(_Plan(tuple(parts), rest, G.form, solver or Solver()), q, G.start, R, *parts.values())
 
 
-def solution(system: System, core: Core, S: Tensor, form: str) -> Tensor:
+def solution(system: System, core: Core, S: Tensor, form: Form) -> Tensor:
     """The queries x_t [B,T,G,R,o,n] that take the place of q_t: x, or q + mix (x - q)."""
+    read = system.readout
+    assert isinstance(read, RidgeRead)
     G, R = problem(system, core, S, form)
-    x = queries(G, R, core.q, system.solver)
-    if system.mix is None:
+    x = queries(G, R, core.q, read.solver)
+    if read.mix is None:
         return x
-    return core.q + split_heads("mix", upcast(system.mix), *core.heads).unsqueeze(-2).to(x.dtype) * (x - core.q)
+    return core.q + split_heads("mix", upcast(read.mix), *core.heads).unsqueeze(-2).to(x.dtype) * (x - core.q)
 
 
 def as_linear(system: System) -> System:
     """The equal system with readout "linear" and the queries x_t (from a zero state), in the precision of the state."""
-    core = system.core()
-    x = solution(system, core, core.zero_state(), "chunkwise").flatten(2, 3)
+    core = fold(system)
+    x = solution(system, core, core.zero_state(), FORMS["chunkwise"]).flatten(2, 3)
     assert system.q is not None and system.v is not None
     x = x if system.q.ndim in (3, 5) else x.squeeze(-2)
     return without_ridge(replace(system, q=x, k=upcast(system.k), v=upcast(system.v)))
@@ -336,4 +339,35 @@ def as_linear(system: System) -> System:
 
 def without_ridge(system: System) -> System:
     """The system with its queries as they are: readout "linear"."""
-    return replace(system, readout="linear", ridge=None, mix=None, relative=False, solver=None)
+    return replace(system, readout=LINEAR)
+
+
+class Ridge(Linear):
+    """y_t = S_t^T x_t, (G_t + R_t) x_t = q_t: a linear read of the state [S | G], by other queries."""
+
+    def query(self, system: System, core: Core, S: Tensor, form: Form) -> Core:
+        return replace(core, q=solution(system, core, S, form))
+
+    def weights(self, system: System, queries: Sequence[int] | None) -> Tensor:
+        return super().weights(as_linear(system), queries)
+
+    def columns_in_words(self, system: System) -> str:
+        return f" (the last {system.n} columns are the Gram matrix)"
+
+    def work(self, system: System, form: str, chunk_size: int) -> tuple[float, float]:
+        read, n, T, size = system.readout, system.n, system.T, number_size(system)
+        assert isinstance(read, RidgeRead)
+        heads = system.B * system.H
+        flops, memory = super().work(without_ridge(system), form, chunk_size)
+        share = n / system.p  # of the Gram matrix against S
+        written = n * n * size * min(heads * T, TILE // (4 * n * n) + heads)  # G of the tokens of a tile
+        if read.solver is None or read.solver.method == "exact":
+            return (
+                flops * (1 + share) + heads * T * (2 * n**3 + n**3 / 3 + 2 * n * n),
+                memory * (1 + share) + 2 * heads * T * n * size + 4 * written,
+            )
+        steps = 2 * n if read.solver.steps is None else read.solver.steps
+        return (flops * (1 + (steps + 2) * share), memory * (1 + share) + 6 * heads * T * n * size + written)
+
+
+register_reads(RidgeRead, Ridge())

@@ -8,19 +8,16 @@ For elementwise systems (one key or one value, no feedback) and for small dense 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..graph import any_length
+from ..system import System
 from ..system.core import Core, contract
 from ..system.transition import Dense, Diagonal, Elements, Identity, Transition, associative_scan
 from .form import register_form
 from .opaque import opaque
-
-if TYPE_CHECKING:
-    from ..system import System
 
 TILE = {"cpu": 2**21, "meta": 2**21}
 """Numbers that the states computed side by side may have; longer sequences go tile by tile."""
@@ -40,7 +37,7 @@ class Scan:
     name = "scan"
 
     def refuses(self, system: System) -> str | None:
-        if system.readout == "exp":
+        if system.readout.cached:
             return "a scan combines finite states; softmax has none. Use matrix, chunkwise or recurrent"
         if system.decay_kind == "dense":
             return (

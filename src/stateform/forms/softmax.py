@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import lcm
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,13 +23,13 @@ from ..errors import StateformError, readable
 from ..graph import any_length
 from ..loops.backend import transformed
 from ..loops.ops import gradients
+from ..system import System
 from ..system.precision import DOUBLE, angles, real_dtype, upcast, wrap
+from ..system.readout import SoftmaxRead
 from ..system.shapes import spread_heads
-from ..system.state import State
-from .form import WEIGHTS
-
-if TYPE_CHECKING:
-    from ..system import System
+from ..system.state import State, grows
+from .form import Form, register_reads
+from .work import number_size
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,9 @@ def absorb(system: System, state: State | None) -> Cache:
         q, k = torch.cat([q.real, -_imag(q)], -1), torch.cat([k.real, _imag(k)], -1)
     q, k = q.to(system.dtype), k.to(system.dtype)
     seen = torch.zeros(B, dtype=torch.long, device=k.device)
-    log_weight, g = None, system.tensors().get("log_decay")
+    log_weight, g = None, system.parts.get("forget")
     if g is not None:
         g = g.to(real_dtype(upcast(q).dtype))
-        g = g.squeeze(-1) if g.ndim in (2, 4) else g
         g = g if g.ndim == 3 else g[None, None].expand(1, T, -1)
         log_weight = g.new_zeros(B, 0, g.shape[2])
     if state is not None:
@@ -316,4 +315,48 @@ def softmax_weights(system: System, queries: Sequence[int] | None) -> Tensor:
     return alpha.unsqueeze(2)
 
 
-WEIGHTS["exp"] = softmax_weights
+CHUNK = 256
+"""Queries a block in the form chunkwise."""
+
+
+class Softmax:
+    """y_t = sum_j alpha_tj v_j over the cache. See `Reads`."""
+
+    def compute(self, system: System, form: Form, state: State | None) -> tuple[Tensor, State]:
+        block = {"recurrent": 1, "chunkwise": CHUNK, "matrix": system.T}[form.name]
+        return attend(system, state, block)
+
+    def weights(self, system: System, queries: Sequence[int] | None) -> Tensor:
+        return softmax_weights(system, queries)
+
+    def blank_state(self, system: System, rows: int) -> dict[str, Tensor]:
+        one = system.gather(lambda x, r: x.new_zeros(1, r, *x.shape[2:]))  # of one zero token
+        _, state = attend(one, None, 1)
+        empty = {k: x[:1, :0] if grows(k) else torch.zeros_like(x[:1]) for k, x in state.tensors.items()}
+        return {k: x.expand(rows, *x.shape[1:]) for k, x in empty.items()}
+
+    def nothing(self, system: System) -> Tensor:
+        return torch.zeros(system.B, system.T, system.H, system.p, dtype=system.dtype, device=system.device)
+
+    def state_names(self, system: System) -> list[str]:
+        extra = {"angle": "phase", "log_weight": "forget"}
+        return ["keys", "values", "position", *(name for name, part in extra.items() if part in system.parts)]
+
+    def check_state(self, system: System, given: State) -> None:
+        """Nothing to add: `absorb` compares the keys and values with the system's."""
+
+    def work(self, system: System, form: str, chunk_size: int) -> tuple[float, float]:
+        T, n, p, size = system.T, system.n, system.p, number_size(system)
+        heads, states = system.B * system.H, system.B * system.state_heads
+        keys = n * (2 if system.is_complex else 1)
+        seen = T / 2 if system.window is None or system.window > T else system.window
+        plain = system.eta == "sum" and system.d is None and not system.readout.tensors() and system.window is None
+        rows = {"recurrent": 1, "chunkwise": min(256, T), "matrix": 0 if plain else T}[form]
+        result = heads * T * p * size
+        return (
+            2 * heads * T * seen * (keys + p),
+            result + states * T * (keys + p) * size + 3 * heads * rows * T * size,
+        )
+
+
+register_reads(SoftmaxRead, Softmax())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..system import System
 from ..system.precision import upcast
 from . import chunkwise, scan
-from .ridge import without_ridge
+from .form import reads_of
 
 
 def work(system: System, form: str, *, chunk_size: int = 64) -> tuple[float, float]:
@@ -13,35 +13,24 @@ def work(system: System, form: str, *, chunk_size: int = 64) -> tuple[float, flo
 
     An estimate on the high side: temporaries and tiles are counted as they are in this implementation.
     """
-    T, n = system.T * system.micro, system.n
-    p = system.p if system.readout == "exp" else system.columns
-    scalar = 2 if system.is_complex else 1
+    return reads_of(system).work(system, form, chunk_size)
+
+
+def number_size(system: System) -> float:
+    """Bytes of one number of the state."""
+    size = upcast(system.k).element_size() / (2 if system.k.is_complex() else 1)
+    return size * (2 if system.is_complex else 1)
+
+
+def work_of_recurrence(system: System, form: str, chunk_size: int) -> tuple[float, float]:
+    """As `work`, for a linear readout."""
+    T, n, p = system.T * system.micro, system.n, system.columns
     products = 4 if system.is_complex else 1  # a complex product is four real ones
-    size = upcast(system.k).element_size() / (2 if system.k.is_complex() else 1) * scalar
+    size = number_size(system)
     heads, states = system.B * system.H, system.B * system.state_heads
     feedback = system.f is not None
-    outputs = n if system.q is None else system.q.shape[-2] if system.q.ndim in (3, 5) else 1
+    outputs = system.outputs
     result = heads * T * outputs * p * size
-    if system.readout == "exp":
-        keys = n * scalar
-        seen = T / 2 if system.window is None or system.window > T else system.window
-        plain = system.eta == "sum" and system.d is None and system.log_decay is None and system.window is None
-        rows = {"recurrent": 1, "chunkwise": min(256, T), "matrix": 0 if plain else T}[form]
-        return (
-            2 * heads * T * seen * (keys + p),
-            result + states * T * (keys + p) * size + 3 * heads * rows * T * size,
-        )
-    if system.readout == "ridge":
-        flops, memory = work(without_ridge(system), form, chunk_size=chunk_size)
-        share = n / system.p  # of the Gram matrix against S
-        written = n * n * size * min(heads * T, 2**22 // (4 * n * n) + heads)  # G of the tokens of a tile
-        if system.solver is None or system.solver.method == "exact":
-            return (
-                flops * (1 + share) + heads * T * (2 * n**3 + n**3 / 3 + 2 * n * n),
-                memory * (1 + share) + 2 * heads * T * n * size + 4 * written,
-            )
-        steps = 2 * n if system.solver.steps is None else system.solver.steps
-        return (flops * (1 + (steps + 2) * share), memory * (1 + share) + 6 * heads * T * n * size + written)
     dense = system.transition is not None
     update = 2 * n * n * p if dense else n * p
     step = update + 2 * n * p + (4 * n * p if feedback else 0) + 2 * outputs * n * p

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..errors import StateformError, require, require_finite
 from ..forms import blank_state, compute, exists, known_form, nothing_of
 from ..forms.packing import check_cu_seqlens, from_mask
+from ..forms.step import token
 from ..system import System
 from ..system.state import State, unchecked
 from .checks import check_contraction, check_input, check_mask, check_output, check_state, check_token
@@ -177,7 +178,7 @@ class Layer(nn.Module):
         """True if the state does not grow with T (false for softmax without a window)."""
         with torch.no_grad():
             system = self.system(x[:1, :1])
-        return system.causal and (system.readout != "exp" or system.window is not None)
+        return system.causal and system.readout.bounded
 
     def _run(self, x: Tensor, state: State | None, form: str, shared: Shared | None = None) -> tuple[Tensor, State]:
         """Run one stretch in one piece."""
@@ -194,7 +195,7 @@ class Layer(nn.Module):
 
     def _computed(self, system: System, form: str, state: State | None) -> tuple[Tensor, Mapping[str, Tensor]]:
         if state is not None and form in ("auto", "recurrent"):
-            found = system.token(state.get("S"))
+            found = token(system, state.get("S"))
             if found is not None:
                 y, S, grows = found
                 if grows and self.contractive:

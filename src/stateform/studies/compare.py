@@ -236,7 +236,7 @@ def _about(layer: nn.Module) -> dict[str, Any]:
 def _identity(layer: nn.Module, x: Tensor) -> dict[str, Any]:
     system = system_of(layer, x[:, :CERTIFIED])
     found = spectrum(system)
-    grows = system.readout == "exp"
+    grows = system.readout.cached
     contractive, why = contraction(system, promised=getattr(layer, "contractive", False), found=found)
     return {
         "system": repr(system_of(layer, x[:, :1])), "transition": describe(system),

@@ -243,11 +243,11 @@ def row(spec: str | type[nn.Module], sizes: dict[str, Any], seed: int = 0) -> Ro
         words = describe(system)
         if through_state & set(TRANSITION):
             words = words.replace("from the input", "from input and state")
-        settled = nonlinear or system.readout == "exp"
+        settled = nonlinear or system.readout.cached
         systems = [system] if settled else [system, *_draws(layer, x, generator)]
         contractive, why = contraction(system, promised=getattr(layer, "contractive", False), where="on random input")
-        grows = system.readout == "exp" and system.window is None
-        size = system.state_size * (system.window or 1) if system.readout == "exp" else system.state_size
+        grows = system.readout.cached and system.window is None
+        size = system.state_size * (system.window or 1) if system.readout.cached else system.state_size
         family, title = family_of(cls)
         return Row(
             name=spec if isinstance(spec, str) else entry.name if entry else cls.__name__,
@@ -272,7 +272,7 @@ def _forms(layer: nn.Module, system: System, x: torch.Tensor) -> dict[str, str |
 
 
 def _state(system: System) -> str:
-    if system.readout == "exp":
+    if system.readout.cached:
         return f"{system.state_size} a token" + (f", the last {system.window}" if system.window else "")
     sizes = list(blank_state(system, 1)["S"].shape[1:])
     while len(sizes) > 1 and sizes[-1] == 1:
@@ -294,7 +294,7 @@ def depends_on_state(layer: nn.Module, x: torch.Tensor) -> set[str]:
     x = x.repeat(1, math.ceil((far + 8) / length), 1)
     other = torch.cat([x[1:, :1], x[:1, 1:]], 1)
     a, b = (system_of(layer, u)[far:] for u in (x[:1], other))
-    if a.readout == "exp":
+    if a.readout.cached:
         return set()
     parts = b.tensors()
     return {

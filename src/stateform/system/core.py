@@ -1,7 +1,7 @@
 """Core: the normal form of a System in which every form computes.
 
-One decay-plus-feedback recurrence, nothing else: no normaliser, write strength, direct term or micro-steps (System
-folds them in before and finishes after). Every tensor has the axes [batch, time, G, R, ...]: G x R are the heads, and
+One decay-plus-feedback recurrence, nothing else: no normaliser, write strength, direct term or micro-steps (`fold` puts
+them in before, `unfold` finishes after). Every tensor has the axes [batch, time, G, R, ...]: G x R are the heads, and
 a part that is constant, or shared by heads, has the size 1 on that axis, so that broadcasting replaces copies.
 
     S_t = A_t S_{t-1} + k_t v_t^T,      A_t = unit_t exp(log_t) + f_t w_t^T      (or A_t = matrix_t + f_t w_t^T)
@@ -15,7 +15,9 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from .precision import cis, complex_dtype
+from .precision import DOUBLE, cis, complex_dtype, real_dtype, upcast
+from .shapes import split_heads, spread_heads
+from .system import System
 from .transition import Dense, Diagonal, Feedback, Identity, Transition
 
 
@@ -126,3 +128,90 @@ def contract(equation: str, *xs: Tensor) -> Tensor:
     if b.is_complex() and not a.is_complex():
         return torch.complex(torch.einsum(equation, a, b.real), torch.einsum(equation, a, b.imag))
     return torch.einsum(equation, a, b)
+
+
+def fold(system: System) -> Core:
+    """Bring a system to the normal form in which the forms compute.
+
+    b, the normaliser's column and micro-steps are folded in; the precision is that of the state (float32 at least).
+    """
+    r, H, hs = system.micro, system.H, system.state_heads
+    G = hs if 1 < hs < H else max([x for x in system.head_counts.values() if 1 < x < H] or [H])
+    left_out = ("w_in", "w_out", "d", "eta", "eta_floor", *system.readout.parts)
+    real = torch.float64 if system.k.dtype in DOUBLE else torch.float32
+    axes = {x: split_heads(x, _precise(x, t, real), G, H // G) for x, t in system.parts.items() if x not in left_out}
+
+    if system.f is system.k:  # as the delta rule has it: the loops look for that
+        axes["f"] = axes["k"]
+    k, v = axes["k"], axes.get("v")
+    if v is None:
+        v = torch.ones_like(k[:1, :1, :1, :1, :1].real)
+    if system.eta == "sum":
+        v = torch.cat([v, torch.ones_like(v[..., :1])], -1)
+    if system.readout.gram:
+        front = torch.broadcast_shapes(v.shape[:-1], k.shape[:-1])
+        v = torch.cat([v.expand(*front, -1), k.expand(*front, -1)], -1)
+    if "b" in axes or "log_b" in axes:
+        v = v * (axes["b"] if "b" in axes else axes["log_b"].exp())
+    q = axes.get("q")
+    if q is None:
+        q = torch.eye(system.n, dtype=real_dtype(k.dtype), device=k.device)[None, None, None, None]
+    elif r > 1:
+        # The read of a token happens at one of its micro-steps; elsewhere q is zero.
+        at = 0 if system.exclusive else r - 1
+        q = q.expand(q.shape[0], system.T, *q.shape[2:])
+        steps = [q if i == at else torch.zeros_like(q) for i in range(r)]
+        q = torch.stack(steps, 2).flatten(1, 2)
+    shared = (1, 1) if hs == 1 else (G, 1) if hs == G < H else (G, H // G)
+    names = {"log_decay": "log", "transition": "matrix"}
+    rest = {names.get(x, x): axes.get(x) for x in ("log_decay", "rate", "phase", "sign", "transition", "f", "w")}
+    return Core(
+        q, k, v, **rest, exclusive=system.exclusive, real=system.q is not None, whole=system.q is None,
+        length=system.T * r, batch=system.B, heads=(G, H // G), state_heads=shared,
+    )  # fmt: skip
+
+
+def unfold(system: System, raw: Tensor) -> Tensor:
+    """Turn the Core's reads [B,T*micro,H,o,p'] into y: direct term, real part, division, output map, dtype."""
+    r = system.micro
+    at = slice(0, None, r) if system.exclusive else slice(r - 1, None, r)
+    y = raw if r == 1 else raw[:, at]
+    if system.readout.gram:
+        y = y[..., : system.p]
+    if y.is_complex() and system.q is not None:
+        y = y.real
+    eta: Tensor | None = None
+    if system.eta == "sum":
+        y, eta = y[..., :-1], y[..., -1:]
+    if system.d is not None:
+        v = y.new_ones(1, 1, 1, 1) if system.v is None else upcast(system.v)
+        v, d = (
+            spread_heads(v if r == 1 or system.v is None else v[:, at], system.H).unsqueeze(-2),
+            system.gate("d")[..., None, None],
+        )
+        if y.dtype == v.dtype == d.dtype and not y.is_complex():
+            y = torch.addcmul(y, d, v)  # one pass
+        else:
+            y = y + (d * v if system.q is None else (d * v).real)
+        eta = eta if eta is None else eta + d.real
+    if eta is None and system.eta is not None:
+        eta = system.gate("eta")[..., None, None]
+    if eta is not None:
+        if system.eta_floor is not None:
+            eta = torch.maximum(eta.abs(), system.gate("eta_floor")[..., None, None])
+        y = y / eta
+    if system.v is None:
+        y = y.squeeze(-1)
+    elif system.q is not None and system.q.ndim in (2, 4):
+        y = y.squeeze(-2)
+    if system.w_out is not None:
+        y = torch.einsum("bthn,ohn->bto", y, upcast(system.w_out).to(y.dtype)).unsqueeze(2)
+        y = y.real if y.is_complex() else y
+    dtype = complex_dtype(system.dtype) if y.is_complex() else system.dtype
+    return y if y.dtype == dtype else y.to(dtype)
+
+
+def _precise(name: str, x: Tensor, real: torch.dtype) -> Tensor:
+    """A part in the precision of the state; a phase in its own."""
+    x = upcast(x)
+    return x if name == "phase" or x.dtype == real or x.is_complex() else x.to(real)

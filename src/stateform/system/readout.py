@@ -1,11 +1,23 @@
-"""Solver: which method solves the equations of a ridge readout, and how far."""
+"""How outputs are read from what was written. A readout knows its own fields, its state, and whether that is bounded.
+
+    LinearRead     y_t = q_t^T S_t                                   one state S of n keys by p values
+    SoftmaxRead    y_t = sum_j exp(Re(q_t^T U_t .. U_{j+1} k_j)) v_j     the cache of keys and values, which grows
+    RidgeRead      y_t = S_t^T (G_t + R_t)^{-1} q_t                  S and the Gram matrix G of the keys
+
+"linear", "exp" and "ridge" are short names for them; the fields of each are keywords of `System` too.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from math import lcm
+from typing import Any, ClassVar, Literal, Self, TypedDict
 
-from ..errors import require
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ..errors import StateformError, require, require_above
 
 
 @dataclass(frozen=True)
@@ -31,3 +43,259 @@ class Solver:
         require(self.steps is None or whole, f"the solver's steps are {self.steps!r}; expected 0 or more, or None")
         require(self.steps is None or self.method != "exact",
                 f"the exact solver has no steps, {self.steps} are given; expected None, or method 'cg'")  # fmt: skip
+
+
+class Readout:
+    """A way to read. `str()` of one is its short name, and it equals it."""
+
+    name: ClassVar[str]
+    """Its short name."""
+    cached: ClassVar[bool] = False
+    """True if the state is a cache of keys and values, on which no transition acts."""
+    linear: ClassVar[bool] = False
+    """True if y is q^T S."""
+    gram: ClassVar[bool] = False
+    """True if the state holds the Gram matrix of the keys beside S."""
+    parts: ClassVar[tuple[str, ...]] = ()
+    """The fields that may be tensors, in the layouts of `shapes.SHAPES`."""
+
+    @property
+    def window(self) -> int | None:
+        """Tokens that are seen; None for all."""
+        return None
+
+    @property
+    def causal(self) -> bool:
+        """False if every token sees every other."""
+        return True
+
+    @property
+    def bounded(self) -> bool:
+        """True if the state does not grow with T."""
+        return True
+
+    def columns(self, system: Any) -> int:
+        """Columns of S besides the p values."""
+        return 1 if system.eta == "sum" else 0
+
+    def state_size(self, system: Any) -> int:
+        """Real numbers in the state of one row, two for a complex entry; of one cached token where it is a cache."""
+        return int(system.state_heads * system.n * system.columns) * (2 if system.is_complex else 1)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors it holds, by name."""
+        return {name: x for name in self.parts if isinstance(x := getattr(self, name), Tensor)}
+
+    def map(self, fn: Callable[[str, Tensor], Tensor]) -> Self:
+        """Put `fn(name, tensor)` in place of each tensor."""
+        new: dict[str, Any] = {name: fn(name, x) for name, x in self.tensors().items()}
+        return replace(self, **new) if new else self  # type: ignore[type-var]
+
+    def check(self, system: Any) -> None:
+        """Raise unless the parts of its System go with it."""
+        require(system.eta != "sum" or system.q is not None,
+                'eta = "sum" is a sum of weights; with q = None there are none')  # fmt: skip
+
+    def check_values(self, system: Any) -> None:
+        """Raise if a part of its System has a value that it cannot read with."""
+
+    def __eq__(self, other: object) -> bool:
+        return self.name == other if isinstance(other, str) else self is other
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        given = [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) is not f.default]  # type: ignore[arg-type]
+        shown = [f"{name}={list(x.shape) if isinstance(x, Tensor) else repr(x)}" for name, x in given]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LinearRead(Readout):
+    """q_t^T S_t: a finite state, and every form there is."""
+
+    name, linear = "linear", True
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SoftmaxRead(Readout):
+    """Weights exp(q^T k), usually with eta = "sum". The System's phase turns the keys inside the exponential.
+
+    Args:
+        window: only the last `window` tokens are seen.
+        causal: False (form "matrix") lets every token see every other.
+        forget: log decays outside, on the weights (ALiBi, forgetting attention): [B,T,H] or [H], 0 or less.
+    """
+
+    window: int | None = None
+    causal: bool = True
+    forget: Tensor | None = None
+
+    name, cached, parts = "exp", True, ("forget",)
+
+    def __post_init__(self) -> None:
+        whole = isinstance(self.window, int) and not isinstance(self.window, bool) and self.window >= 1
+        require(whole or self.window is None, f"window is {self.window!r}; expected 1 or more tokens")
+        require(isinstance(self.causal, bool), f"causal is {self.causal!r}; expected True or False")
+        _check_tensor("forget", self.forget)
+        limited = self.window is not None or self.forget is not None
+        require(self.causal or not limited, "causal=False has no past to look back on: leave out window and forget")
+
+    @property
+    def bounded(self) -> bool:
+        return self.window is not None
+
+    def columns(self, system: Any) -> int:
+        return 0
+
+    def state_size(self, system: Any) -> int:
+        heads = system.head_counts
+        paired = system.is_complex or (system.q is not None and system.q.is_complex())
+        keys = lcm(*(heads[x] for x in ("k", "b", "log_b", "phase") if x in heads)) * system.n
+        return int(keys * (2 if paired else 1) + heads["v"] * system.p)
+
+    def check(self, system: Any) -> None:
+        s = system
+        require(s.q is not None and s.q.ndim == 4 and s.v is not None and s.k.ndim == 4,
+                'readout "exp" needs q and k [B,T,H,n] and v [B,T,H,p]')  # fmt: skip
+        require(
+            not s.v.is_complex(), 'readout "exp" needs real values v; give their real and imaginary parts side by side'
+        )
+        require(s.log_decay is None and s.transition is None,
+                'readout "exp" takes no log_decay: give a scalar log decay on the weights, [B,T,H] or [H], as forget, '
+                "and a phase on the keys; diagonal, product or dense decays are refused")  # fmt: skip
+        require(s.f is None and s.sign is None, 'readout "exp" has no feedback and no sign; leave out f, w and sign')
+        require(not s.exclusive and s.micro == 1, 'readout "exp" is inclusive and has one step a token')
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RidgeRead(Readout):
+    """(G_t + R_t)^{-1} q_t in place of q_t, with G_t = decay_t G_{t-1} + b_t k_t k_t^T: the state is [S | G].
+
+    Args:
+        ridge: R_t, a multiple of I [B,T,H], [H] or diagonal [B,T,H,n], [H,n]; positive.
+        mix: q_t + mix_t ((G_t + R_t)^{-1} q_t - q_t) instead, [B,T,H] or [H]; 0 is the linear readout.
+        relative: R_t = ridge ||G_t||_F, which bounds the condition number by 1 + 1/ridge.
+        solver: which method solves for x_t; None solves exactly.
+    """
+
+    ridge: Tensor | None = None
+    mix: Tensor | None = None
+    relative: bool = False
+    solver: Solver | None = None
+
+    name, gram, parts = "ridge", True, ("ridge", "mix")
+
+    def __post_init__(self) -> None:
+        _check_tensor("ridge", self.ridge)
+        _check_tensor("mix", self.mix)
+        given = type(self.solver).__name__
+        require(self.solver is None or isinstance(self.solver, Solver),
+                f"solver is a {given}; expected a Solver, e.g. sf.Solver('cg', steps=30), or None")  # fmt: skip
+        require(isinstance(self.relative, bool), f"relative is {self.relative!r}; expected True or False")
+        require(self.ridge is not None, 'readout "ridge" needs the ridge R: a tensor [B,T,H], [B,T,H,n], [H,n] or [H]')
+
+    def columns(self, system: Any) -> int:
+        return int(system.n)
+
+    def check(self, system: Any) -> None:
+        s = system
+        require(s.q is not None and s.v is not None, 'readout "ridge" is a regression of values on keys: give q and v')
+        real = not s.is_complex and not s.q.is_complex()
+        require(real, 'readout "ridge" needs real q, k and v')
+        one = s.decay_kind in ("identity", "scalar") and s.f is None
+        require(one, 'readout "ridge" takes a scalar decay, [B,T,H] or [H]: with a diagonal or dense one, or feedback, '
+                "G_t would not be a weighted sum of k k^T")  # fmt: skip
+        require(s.sign is None, 'readout "ridge" weighs its keys by the decay: positive; leave out sign')
+        require(s.micro == 1, 'readout "ridge" has one step a token; leave out micro')
+        require(s.eta != "sum", 'readout "ridge" is not a sum of weights; leave out eta, or give it as a tensor')
+
+    def check_values(self, system: Any) -> None:
+        require_above(self.ridge, "ridge", 0.0, "it is what makes G + R invertible")
+        require_above(system.b, "b", 0.0, "it weighs the keys of a regression", equal=True)
+
+
+KINDS: dict[str, type[Readout]] = {kind.name: kind for kind in (LinearRead, SoftmaxRead, RidgeRead)}
+"""By short name."""
+LINEAR = LinearRead()
+
+
+class ReadOptions(TypedDict, total=False):
+    """The fields of all readouts, as keywords of a System."""
+
+    window: int | None
+    causal: bool
+    forget: Tensor | None
+    ridge: Tensor | None
+    mix: Tensor | None
+    relative: bool
+    solver: Solver | None
+
+
+def made(readout: Readout | str, options: ReadOptions) -> Readout:
+    """Make the readout that a short name, or a readout, and the fields that are given beside it say.
+
+    Raises:
+        StateformError: an unknown name, or a field of another readout.
+        TypeError: a keyword that no readout has.
+    """
+    if not options:
+        if readout == "linear":
+            return LINEAR
+        if isinstance(readout, Readout):
+            return readout
+    known = ", ".join(repr(name) for name in list(KINDS)[:-1]) + f" or {list(KINDS)[-1]!r}"
+    named = isinstance(readout, str) and readout in KINDS
+    require(named or isinstance(readout, Readout), f"readout is '{readout}'; expected {known}")
+    kind = type(readout) if isinstance(readout, Readout) else KINDS[readout]
+    own = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    for name, value in options.items():
+        if name not in own:
+            _check_foreign(name, value, kind)
+    taken: dict[str, Any] = {name: value for name, value in options.items() if name in own}
+    return kind(**taken) if isinstance(readout, str) else replace(readout, **taken)  # type: ignore[type-var]
+
+
+def _check_foreign(name: str, value: Any, kind: type[Readout]) -> None:
+    """Raise if a field that a readout does not have is given another value than its default."""
+    owner = next((k for k in KINDS.values() if name in {f.name for f in fields(k)}), None)  # type: ignore[arg-type]
+    if owner is None:
+        raise TypeError(f"System.__init__() got an unexpected keyword argument {name!r}")
+    default = next(f.default for f in fields(owner) if f.name == name)  # type: ignore[arg-type]
+    if value is default:
+        return
+    if name == "window":
+        raise StateformError(f'window is for readout "exp"; a {kind.name} readout forgets by its decay')
+    if name == "causal":
+        raise StateformError(f'causal=False is for readout "exp"; a {kind.name} readout is causal')
+    if name == "forget":
+        raise StateformError(f'forget is for readout "exp"; a {kind.name} readout takes its decay as log_decay')
+    raise StateformError(f'ridge, mix, relative and solver are for readout "ridge"; this one is {kind.name!r}')
+
+
+def _check_tensor(name: str, x: Any) -> None:
+    if x is not None and not isinstance(x, Tensor):
+        raise StateformError(f"{name} is a {type(x).__name__}; expected a tensor or None")
+
+
+def _flatten(readout: Any) -> tuple[list[Any], tuple[tuple[str, ...], tuple[tuple[str, Any], ...]]]:
+    names = tuple(name for name in readout.parts if getattr(readout, name) is not None)
+    rest = tuple((f.name, getattr(readout, f.name)) for f in fields(readout) if f.name not in names)
+    return [getattr(readout, name) for name in names], (names, rest)
+
+
+def _register(kind: type[Readout]) -> None:
+    def unflatten(xs: Any, context: Any) -> Readout:
+        readout = object.__new__(kind)  # not checked: transformed leaves need not be tensors
+        readout.__dict__.update(dict(zip(context[0], xs, strict=True)), **dict(context[1]))
+        return readout
+
+    pytree.register_pytree_node(kind, _flatten, unflatten)
+
+
+for _kind in KINDS.values():
+    _register(_kind)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import operator
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import StateformError, require
 from .precision import DOUBLE, HALF, autocast_on, real_dtype, upcast
-from .readout import Solver
-
-if TYPE_CHECKING:
-    from . import System
+from .readout import Readout
 
 SHAPES: dict[str, tuple[str, ...]] = {
     "q": ("BtHn", "BtHon", "Hn", "Hon"),
@@ -30,6 +29,7 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "d": ("BtH", "H"),
     "eta": ("BtH", "H"),
     "eta_floor": ("BtH", "H"),
+    "forget": ("BtH", "H"),
     "ridge": ("BtH", "BtHn", "Hn", "H"),
     "mix": ("BtH", "H"),
     "w_in": ("Hni",),
@@ -43,8 +43,9 @@ GATES = frozenset(
 )
 VECTORS = ("q", "k", "v", "f", "w", "transition", "w_in", "w_out")
 DECAYS = ("log_decay", "rate", "phase", "sign")
-TENSORS = tuple(name for name in SHAPES if name != "rate")
-"""The fields of a System that may be tensors; a product decay is a pair, log_decay and rate."""
+TENSORS = tuple(name for name in SHAPES if name not in ("rate", "forget", "ridge", "mix"))
+"""The fields of a System that may be tensors; a product decay is a pair, log_decay and rate;
+readouts have their own."""
 AXES = {"B": "batch size", "t": "length", "n": "number of keys", "p": "number of values", "o": "number of outputs",
         "i": "number of inputs"}  # fmt: skip
 
@@ -64,7 +65,7 @@ def label(name: str) -> str:
     return "log_decay[1]" if name == "rate" else name
 
 
-def signature(s: System) -> Any:
+def signature(s: Any) -> Any:
     """All that `check_shapes` looks at, to tell whether a system like this one has been checked; None if it cannot be
     said: under torch.compile, and for what cannot be a key.
     """
@@ -83,10 +84,12 @@ def _mark(x: Any) -> Any:
         return x.shape, x.dtype, x.device, x.layout
     if isinstance(x, tuple):
         return tuple(_mark(part) for part in x)
+    if isinstance(x, Readout):
+        return type(x), *map(_mark, vars(x).values())
     return type(x), x
 
 
-def check_shapes(s: System) -> None:
+def check_shapes(s: Any) -> None:
     """Raise unless the parts of a system fit each other."""
     _check_types(s)
     parts = s.tensors()
@@ -95,7 +98,7 @@ def check_shapes(s: System) -> None:
     _check_combinations(s)
 
 
-def _check_types(s: System) -> None:
+def _check_types(s: Any) -> None:
     require(isinstance(s.k, Tensor), f"k is a {type(s.k).__name__}; expected a tensor [B,T,H,n] or [H,n]")
     for name in TENSORS:
         x = getattr(s, name)
@@ -112,20 +115,12 @@ def _check_types(s: System) -> None:
             require(number, f"eta_floor is {x!r}; expected a number, 0 or more, or a tensor")
         else:
             raise StateformError(f"{name} is a {type(x).__name__}; expected a tensor or None")
-    known = ("linear", "exp", "ridge")
-    require(s.readout in known, f"readout is {s.readout!r}; expected 'linear', 'exp' or 'ridge'")
-    given = type(s.solver).__name__
-    require(s.solver is None or isinstance(s.solver, Solver),
-            f"solver is a {given}; expected a Solver, e.g. sf.Solver('cg', steps=30), or None")  # fmt: skip
-    for name, least in (("micro", "steps per token"), ("window", "tokens")):
-        size = getattr(s, name)
-        whole = isinstance(size, int) and not isinstance(size, bool) and size >= 1
-        require(whole or (size is None and name == "window"), f"{name} is {size!r}; expected 1 or more {least}")
-    for name in ("exclusive", "causal", "relative"):
-        require(isinstance(getattr(s, name), bool), f"{name} is {getattr(s, name)!r}; expected True or False")
+    whole = isinstance(s.micro, int) and not isinstance(s.micro, bool) and s.micro >= 1
+    require(whole, f"micro is {s.micro!r}; expected 1 or more steps per token")
+    require(isinstance(s.exclusive, bool), f"exclusive is {s.exclusive!r}; expected True or False")
 
 
-def _check_sizes(s: System, parts: dict[str, Tensor]) -> None:
+def _check_sizes(s: Any, parts: dict[str, Tensor]) -> None:
     seen: dict[str, tuple[int, str]] = {}
     heads: dict[str, int] = {}
     for name, x in parts.items():
@@ -178,7 +173,7 @@ def _check_kinds(parts: dict[str, Tensor]) -> None:
         # There is no complex half: complex64 goes with half.
         if (
             x.dtype == k.dtype
-            or name in (*DECAYS, "log_b", "eta_floor")
+            or name in (*DECAYS, "log_b", "forget", "eta_floor")
             or (name == "f" and x.dtype == upcast(k).dtype)
         ):
             continue
@@ -190,7 +185,7 @@ def _check_kinds(parts: dict[str, Tensor]) -> None:
             raise StateformError(f"{name} has dtype {x.dtype}, but k has {k.dtype}; cast one of them with .to(dtype)")
 
 
-def _check_combinations(s: System) -> None:
+def _check_combinations(s: Any) -> None:
     require(s.k.ndim == 4 or s.v is not None, "with v = None, k is the whole input: give it a batch and a time axis")
     require((s.f is None) == (s.w is None), "feedback f w^T needs both f and w; give the other one too, or neither")
     require(s.b is None or s.log_b is None, "give b or log_b (its logarithm), not both")
@@ -200,45 +195,7 @@ def _check_combinations(s: System) -> None:
     require(s.eta_floor is None or s.eta is not None, "eta_floor is the least value of eta; give eta too")
     require(s.w_out is None or (s.q is None and s.v is None), "w_out is for vector states: q = None and v = None")
     require(s.w_in is None or s.v is None, "w_in is the map k = w_in u of a vector state: v = None")
-    if s.readout == "exp":
-        limited = s.window is not None or s.log_decay is not None
-        require(s.causal or not limited, "causal=False has no past to look back on: leave out window and log_decay")
-        require(s.q is not None and s.q.ndim == 4 and s.v is not None and s.k.ndim == 4,
-                'readout "exp" needs q and k [B,T,H,n] and v [B,T,H,p]')  # fmt: skip
-        assert s.v is not None
-        require(
-            not s.v.is_complex(), 'readout "exp" needs real values v; give their real and imaginary parts side by side'
-        )
-        require(not dense and (s.log_decay is None or _on_weights(s.log_decay)),
-                'readout "exp" takes a scalar log decay, [B,T,H] or [H], on the weights and a phase on the keys; '
-                "diagonal, product or dense decays are refused")  # fmt: skip
-        require(s.f is None and s.sign is None, 'readout "exp" has no feedback and no sign; leave out f, w and sign')
-        require(not s.exclusive and s.micro == 1, 'readout "exp" is inclusive and has one step a token')
-    else:
-        require(s.eta != "sum" or s.q is not None, 'eta = "sum" is a sum of weights; with q = None there are none')
-        require(s.window is None, f'window is for readout "exp"; a {s.readout} readout forgets by its decay')
-        require(s.causal, f'causal=False is for readout "exp"; a {s.readout} readout is causal')
-    _check_ridge(s)
-
-
-def _check_ridge(s: System) -> None:
-    if s.readout != "ridge":
-        require(s.ridge is None and s.mix is None and s.solver is None and not s.relative,
-                f'ridge, mix, relative and solver are for readout "ridge"; this one is {s.readout!r}')  # fmt: skip
-        return
-    require(s.ridge is not None, 'readout "ridge" needs the ridge R: a tensor [B,T,H], [B,T,H,n], [H,n] or [H]')
-    require(s.q is not None and s.v is not None, 'readout "ridge" is a regression of values on keys: give q and v')
-    require(not s.is_complex and not (s.q is not None and s.q.is_complex()), 'readout "ridge" needs real q, k and v')
-    one = s.decay_kind in ("identity", "scalar") and s.f is None
-    require(one, 'readout "ridge" takes a scalar decay, [B,T,H] or [H]: with a diagonal or dense one, or feedback, '
-            "G_t would not be a weighted sum of k k^T")  # fmt: skip
-    require(s.sign is None, 'readout "ridge" weighs its keys by the decay: positive; leave out sign')
-    require(s.micro == 1, 'readout "ridge" has one step a token; leave out micro')
-    require(s.eta != "sum", 'readout "ridge" is not a sum of weights; leave out eta, or give it as a tensor')
-
-
-def _on_weights(log_decay: Tensor | tuple[Tensor, Tensor]) -> bool:
-    return isinstance(log_decay, Tensor) and (log_decay.ndim in (1, 3) or log_decay.shape[-1] == 1)
+    s.readout.check(s)
 
 
 def split_heads(name: str, x: Tensor, G: int, R: int) -> Tensor:
@@ -265,3 +222,13 @@ def select_heads(name: str, x: Tensor, index: Tensor, H: int) -> Tensor:
     """The part seen by the heads in `index` of H."""
     axis = layout(name, x).index("H")
     return x if x.shape[axis] == 1 else x.index_select(axis, index // (H // x.shape[axis]))
+
+
+def indices(given: Sequence[int] | int, size: int, what: str) -> list[int]:
+    """Whole numbers as indices 0..size-1; negative ones count from the end."""
+    try:
+        index = [operator.index(i) for i in ([given] if hasattr(given, "__index__") else given)]
+    except TypeError:
+        raise StateformError(f"{what} is {given!r}; expected whole numbers") from None
+    require(all(-size <= i < size for i in index), f"{what} {index} are not all among the {size}: 0..{size - 1}")
+    return [i % size for i in index]

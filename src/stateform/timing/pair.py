@@ -181,7 +181,7 @@ class Operation:
 
             return step
 
-        growth = 2 * d_model * 4 if self.system(*inputs(1, 1, torch.float32, generator)).readout == "exp" else 0
+        growth = 2 * d_model * 4 if self.system(*inputs(1, 1, torch.float32, generator)).readout.cached else 0
         party = Party(lambda *x: run(self.system(*x)), begin=begin, growth=growth)
         return Setting(party, inputs, f"n_heads={H}, d_state={d_model // H}", None)
 

@@ -47,7 +47,7 @@ def test_a_fit_is_nearer_than_none_and_sums_to_one() -> None:
     system = softmax()
     made = fit(system, 8, steps=80)
     new = made.system(system)
-    assert made.n == new.n == 8 and new.readout == "linear"
+    assert made.n == new.n == 8 and new.readout.linear
     assert torch.allclose(new.coefficients().sum(-1), torch.ones(2, 2, 48, dtype=torch.float64).float(), atol=1e-4)
     flat = replace(system, q=0 * system.q) if system.q is not None else system
     assert off(system, new) < 0.8 * off(system, flat)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ...errors import require
 from ...forms import run
 from ...forms.ridge import as_linear
-from ...system import System, stabilise
+from ...forms.stabilise import stabilise
+from ...system import System
 
 TILE = 2**22
 """Numbers that the coefficients written out side by side may take, one row of the batch and one head."""
@@ -75,10 +76,10 @@ def influence_band(
         f"a band [{system.B},{H},{T},{width}] would take {size / 1e9:.2g} GB; the limit is {limit / 1e9:.2g} GB: "
         "choose a smaller width, heads=, a shorter system[start:stop], or limit=",
     )
-    whole_past = system.readout == "exp" and system.window is None and system.eta == "sum"
-    rows, eta = (system, None) if system.readout == "exp" else without_normaliser(system)
+    whole_past = system.readout.cached and system.window is None and system.eta == "sum"
+    rows, eta = (system, None) if system.readout.cached else without_normaliser(system)
     step = max(1, TILE // T) if whole_past else max(64, min(width, TILE // (2 * width)))
-    back = width - 1 if system.window is None or system.readout != "exp" else max(width, system.window) - 1
+    back = width - 1 if system.window is None or not system.readout.cached else max(width, system.window) - 1
     parts = []
     for start in range(0, T, step):
         stop, first = min(start + step, T), 0 if whole_past else max(0, start - back)
@@ -94,7 +95,7 @@ def influence_band(
 
 def without_normaliser(system: System) -> tuple[System, Tensor | None]:
     """The system that is not divided by its sum of weights, and that sum (or its floor) [B,T,H]."""
-    if system.readout == "ridge":
+    if system.readout.gram:
         system = as_linear(system)
     if not isinstance(system.eta, str):
         return system, None
@@ -110,7 +111,7 @@ def normaliser(system: System) -> Tensor:
     Args:
         system: with eta = "sum" and a linear readout; without log_b (see `stabilise`).
     """
-    require(system.eta == "sum" and system.readout == "linear" and system.log_b is None and system.v is not None,
+    require(system.eta == "sum" and system.readout.linear and system.log_b is None and system.v is not None,
             'normaliser needs eta = "sum", a linear readout, values and a plain b (see stabilise)')  # fmt: skip
     assert system.v is not None
     ones = torch.ones_like(system.v[..., :1])

@@ -84,7 +84,7 @@ def interaction_rank(
     T = system.T
     require(T > 0, "an empty sequence has no operators")
     constant = system.time_invariant or (system.v is None and all(
-        system.is_constant(x) for x in system.tensors() if x != "k") and system.readout == "linear")  # fmt: skip
+        system.is_constant(x) for x in system.tensors() if x != "k") and system.readout.linear)  # fmt: skip
     if queries is None:
         queries = [T - 1] if constant else sorted({int(t) for t in torch.linspace(0, T - 1, 16)})
     W = _weighted(system, queries, maps) if has_weights(system) else _driven(system, queries)

@@ -25,6 +25,8 @@ from ...errors import require, require_seed
 from ...forms import run
 from ...forms.softmax import log_normaliser
 from ...system import System
+from ...system.core import fold
+from ...system.readout import LINEAR
 from .._plots import lines
 from ..structure import contraction
 from .coefficients import has_weights, influence
@@ -139,14 +141,14 @@ def principles(system: System, *, nonlinear: bool = False, seed: int = 0) -> Pri
 
 
 def _memory(system: System) -> Principle:
-    finite = system.readout != "exp" or system.window is not None
-    if system.readout != "exp":
+    finite = not system.readout.cached or system.window is not None
+    if not system.readout.cached:
         why = "phi is linear: the sum over the past is a state" + (
-            ", S and the Gram matrix G" if system.readout == "ridge" else ""
+            ", S and the Gram matrix G" if system.readout.gram else ""
         )
     else:
         why = "phi = exp: the past is kept token by token" + ("" if not finite else f", the last {system.window} of it")
-    growing = system.readout == "exp"
+    growing = system.readout.cached
     size = system.state_size * (system.window or 1) if growing else system.state_size
     label = "numbers a token" if growing and not finite else "numbers of state"
     return Principle("memory", "only a linear phi has a finite state", finite, why, {label: float(size)})
@@ -158,7 +160,7 @@ def _selectivity(system: System, alpha: Tensor, size: Tensor) -> Principle:
     past[0] = False
     small = (size <= SMALL * size.amax(-1, keepdim=True))[..., past].double().mean()
     measured = {f"share of |alpha| below {SMALL:g} of its row's largest": float(small)}
-    if system.readout == "exp":
+    if system.readout.cached:
         return Principle("selectivity", "where alpha can be 0 is the zero set of phi", True,
                          "exp has no zero but a half line where it is as good as 0: a token can be left out by a score",
                          measured)  # fmt: skip
@@ -180,7 +182,7 @@ def _position(system: System, seed: int) -> Principle:
     last = y[:, -1]
     change = float((last - other[:, -1]).norm() / last.norm().clamp_min(torch.finfo(y.dtype).tiny))
     still = all(getattr(system, x) is None for x in ("log_decay", "phase", "sign", "transition", "f"))
-    sees = not still or system.window is not None
+    sees = not still or system.window is not None or "forget" in system.parts
     why = "A_t is not I: an earlier token counts otherwise than a later one" if sees else (
         "A_t = I: any order of the past gives the same output; positions must come with the input")  # fmt: skip
     return Principle("position", "A_t = I sees no order", sees, why, {"change of y when the past is reordered": change})
@@ -189,8 +191,7 @@ def _position(system: System, seed: int) -> Principle:
 def _geometry(system: System) -> Principle:
     """cos(A_{t+1} k_t, k_t): 1 where the key keeps its direction; a complex axis is a plane of two real ones."""
     kind, statement = system.decay_kind, "the structure of A_t bounds what becomes of a key"
-    inside = replace(system, log_decay=None) if system.readout == "exp" else system
-    core = inside.core()
+    core = fold(system)
     k = core.k.expand(core.batch, core.length, *core.k.shape[2:]).to(core.dtype)
     moved = core.transition().apply(k.roll(1, 1).unsqueeze(-1)).squeeze(-1)[:, 1:]
     before = k[:, :-1].expand_as(moved)
@@ -198,30 +199,28 @@ def _geometry(system: System) -> Principle:
     inner = (moved * before.conj()).sum(-1)
     cosine = ((inner.real if inner.is_complex() else inner).abs() / size.clamp_min(1e-30))[size > 1e-30].double()
     measured = {"least |cos(A k, k)|": float(cosine.min()) if cosine.numel() else 1.0}
-    if inside.f is not None:
+    if system.f is not None:
         return Principle("geometry", statement, True, "rank-1 feedback turns or reflects keys along f", measured)
-    if kind == "dense" and system.readout != "exp":
+    if kind == "dense":
         return Principle("geometry", statement, True, "a dense A_t can do anything to a key", measured)
-    if inside.phase is not None:
+    if system.phase is not None:
         return Principle("geometry", statement, True, "phases turn keys, each pair of axes in its plane", measured)
-    if inside.decay_kind == "diagonal":
+    if kind == "diagonal":
         return Principle(
             "geometry", statement, False, "a diagonal A_t scales each axis: it turns none into another", measured
         )
-    what = "A_t = I leaves keys as they are" if inside.decay_kind == "identity" else "a scalar A_t scales keys"
+    what = "A_t = I leaves keys as they are" if kind == "identity" else "a scalar A_t scales keys"
     return Principle("geometry", statement, False, what, measured)
 
 
 def arguments(system: System) -> Tensor:
     """q_i^T A_i ... A_{j+1} b_j k_j, what phi is applied to, [B,H,T,T*micro] (0 above the diagonal).
 
-    With readout "exp" the decays act outside phi and are left out; phases act inside.
+    With a softmax readout `forget` acts outside phi and is left out; phases act inside.
     """
     require(has_weights(system), "the arguments of phi are scalar weights; vector states have none")
-    outside: dict[str, Any] = (
-        {"readout": "linear", "log_decay": None, "window": None} if system.readout == "exp" else {}
-    )
-    return replace(system, eta=None, eta_floor=None, d=None, **outside).coefficients()
+    inside = replace(system, readout=LINEAR) if system.readout.cached else system
+    return replace(inside, eta=None, eta_floor=None, d=None).coefficients()
 
 
 def _variance(system: System, alpha: Tensor | None = None) -> float:
@@ -231,7 +230,7 @@ def _variance(system: System, alpha: Tensor | None = None) -> float:
         system: with scalar weights.
         alpha: its coefficients, if known: where phi is linear and nothing divides or is added, these are the arguments.
     """
-    plain = system.readout == "linear" and system.eta is None and system.d is None and system.micro == 1
+    plain = system.readout.linear and system.eta is None and system.d is None and system.micro == 1
     x = arguments(system) if alpha is None or not plain else alpha
     r = system.micro
     own = torch.arange(1, system.T, device=x.device)
@@ -256,13 +255,13 @@ def _stability(system: System, alpha: Tensor) -> Principle:
     gain = alpha.sum(-1)
     if system.eta is None:
         bare = gain
-    elif system.readout == "exp":
+    elif system.readout.cached:
         bare = log_normaliser(system).exp().transpose(1, 2)
     else:
         bare = influence(replace(system, eta=None, eta_floor=None)).abs().double().sum(-1)
     contracts, why = contraction(system)
     linear_growth = contracts != "no" and not (system.decay_kind == "identity" and system.f is None)
-    bounded = (system.readout == "exp" and system.eta == "sum") or None
+    bounded = (system.readout.cached and system.eta == "sum") or None
     if bounded:
         text = "the weights are positive and sum to 1"
     elif system.eta is None:

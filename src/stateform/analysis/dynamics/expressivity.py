@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ...errors import require
 from ...system import System
+from ...system.core import fold
 from .._plots import plane
 from ..structure import constant_transition, token_steps, token_transitions
 
@@ -182,7 +183,7 @@ def _of_steps(system: System) -> Tensor:
     positive, as in the delta rule, it is that of the symmetric matrix diag(a) - g g^T with g_i = sqrt(-f_i w_i), which
     can be solved however badly the decays are scaled.
     """
-    core = system.core()
+    core = fold(system)
     if core.f is None or core.w is None or system.decay_kind != "diagonal":
         return system.spectrum() if system.transition is None else torch.linalg.eigvals(_tame(token_steps(system)))
     products = core.f * core.w
@@ -234,7 +235,7 @@ def expressivity(systems: Sequence[System], *, nonlinear: bool = False) -> Expre
                      "not met: the recurrence is not linear in its state")  # fmt: skip
         picked = Verdict(True, "what is kept depends on input and state")
         return Expressivity("nonlinear", recall, picked, no, no, no, memory, None)
-    if system.readout == "exp":
+    if system.readout.cached:
         why = "no recurrent state: the past is kept as it is, and the criteria on A_t say nothing"
         no = Verdict(None, why, NEGATIVE, "not met: there is no state of a fixed size")
         picked = Verdict(True, "the weights depend on query and key", COEFFICIENTS)
@@ -260,7 +261,7 @@ def expressivity(systems: Sequence[System], *, nonlinear: bool = False) -> Expre
 
 
 def _recall(system: System) -> str:
-    if system.readout == "exp":
+    if system.readout.cached:
         return "every token" if system.window is None else f"the last {system.window} tokens"
     return f"a finite state of {system.state_size} numbers"
 
@@ -314,8 +315,8 @@ def _order(system: System, found: Reach, parity: Verdict) -> tuple[bool | None, 
 
 def _memory(system: System) -> Verdict:
     """Principle 1 of coefficient dynamics: only a linear phi has a finite state."""
-    if system.readout != "exp":
-        more = ", with the Gram matrix of the keys" if system.readout == "ridge" else ""
+    if not system.readout.cached:
+        more = ", with the Gram matrix of the keys" if system.readout.gram else ""
         return Verdict(True, f"phi is linear: a state of {system.state_size} numbers holds all that is read{more}",
                        COEFFICIENTS)  # fmt: skip
     if system.window is not None:

@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ...errors import require
 from ...layer import has_system, system_of
 from ...system import System
+from ...system.core import fold
 from ...system.state import State
 from .._plots import lines
 from ..attention.coefficients import systems_of
@@ -141,7 +142,7 @@ def lyapunov(
 
 
 def _of_system(system: System, k: int | None, burn_in: int | None, method: str) -> Lyapunov:
-    require(system.readout != "exp",
+    require(not system.readout.cached,
             'a System with readout "exp" keeps every token: its state grows and no transition acts on it. Look at '
             "spectrum(system), eta_{t-1}/eta_t, instead")  # fmt: skip
     require(system.causal, "Lyapunov exponents need a causal system")
@@ -163,7 +164,7 @@ def _of_system(system: System, k: int | None, burn_in: int | None, method: str) 
 
 def _log_decays(system: System) -> Tensor:
     """log |a_t| of every token, [B,T,H,n]: sums of log decays, which do not underflow."""
-    core = system.core()
+    core = fold(system)
     log = core.decay_log()
     log = torch.zeros_like(core.k[..., :1].real) if log is None else log
     if core.sign is not None:  # +1 or -1
@@ -174,7 +175,7 @@ def _log_decays(system: System) -> Tensor:
 
 def _by_qr(system: System, k: int) -> Tensor:
     """log |(R_t)_ii| of every token, [B,T,H,k]."""
-    core, r = system.core(), system.micro
+    core, r = fold(system), system.micro
     Q = _directions((core.batch, 1, *core.heads, core.n, k), core.dtype).to(system.device)
     logs = []
     for t in range(system.T):
@@ -224,7 +225,7 @@ def _of_model(model: nn.Module, tokens: Tensor, k: int, burn_in: int | None) -> 
     T = tokens.shape[1]
     require(T > 0, "an empty sequence has no exponents")
     found = systems_of(model, tokens)
-    layers = {x: _of_system(s, None, burn_in, "auto") for x, s in found.items() if s.readout != "exp"}
+    layers = {x: _of_system(s, None, burn_in, "auto") for x, s in found.items() if not s.readout.cached}
     joint = _averaged(_joint(model, tokens, k), "jvp", T // 10 if burn_in is None else burn_in, k)
     return replace(joint, layers=layers)
 

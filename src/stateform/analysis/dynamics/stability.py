@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ...errors import require, require_seed
 from ...forms import run
 from ...system import System
+from ...system.core import fold
 from ...system.precision import real_dtype, upcast
 from ...system.transition import associative_scan
 from .._plots import lines, plane
@@ -98,14 +99,14 @@ def stability(system: System, *, promised: bool = False) -> Stability:
     Raises:
         StateformError: an exp readout, an empty sequence.
     """
-    require(system.readout != "exp",
+    require(not system.readout.cached,
             'readout "exp" has no finite state; its weights are positive, and with eta = "sum" they sum to one: '
             "outputs stay within the values")  # fmt: skip
     require(system.B * system.T > 0, "an empty sequence has no transitions")
     rounding = 64 * torch.finfo(real_dtype(upcast(system.k).dtype)).eps
     system = system.to(torch.float64)
     norms = _log_norms(system)
-    core = system.core()
+    core = fold(system)
     # Longest log product that ends at t, as a max-plus recurrence: m_t = max(m_{t-1}, 0) + log rho_t.
     steps = norms.expand(norms.shape[0], core.length, -1)
     best = associative_scan(lambda x, y: (x[0] + y[0], torch.maximum(x[1] + y[0], y[1])), (steps, steps))[1]
@@ -139,7 +140,7 @@ def _scope(system: System, promised: bool, rounding: float) -> tuple[str, str]:
 
 def _householder(system: System, rounding: float) -> str | None:
     """What holds for every input if f_t is a multiple of decay_t w_t, or of w_t itself; None if it is neither."""
-    core = system.core()
+    core = fold(system)
     assert core.f is not None and core.w is not None
     f, w = core.f, core.w.conj()
     log, unit = core.decay_log(), core.unit()
@@ -161,7 +162,7 @@ def _householder(system: System, rounding: float) -> str | None:
 
 def _log_norms(system: System) -> Tensor:
     """log ||A_t||_2 of every micro-step, [B|1, T micro|1, H]."""
-    core = system.core()
+    core = fold(system)
     n, heads = core.n, core.heads
 
     def together(x: Tensor) -> Tensor:
@@ -196,7 +197,7 @@ def _rank_one(a: Tensor, f: Tensor, w: Any, n: int) -> Tensor:
 
 def _gain(system: System, log_norms: Tensor) -> float:
     """The scalar system that bounds ||S_t|| for ||v|| <= 1."""
-    core = system.core()
+    core = fold(system)
     k = core.k.abs().square().sum(-1).sqrt()
     k = k.expand(core.batch, core.length, *core.heads).flatten(2)
     b = system.gate("b", 1.0) if system.log_b is None else system.gate("log_b").exp()

@@ -19,7 +19,7 @@ from torch import Tensor
 from ...errors import require
 from ...forms import run
 from ...system import System
-from ...system.system import indices
+from ...system.shapes import indices
 from .._plots import lines
 from ..attention.coefficients import TILE, has_weights, influence, without_normaliser
 
@@ -89,7 +89,7 @@ def impulse_response(
     system = system if heads is None else system.select_heads(heads)
     (j,) = indices(token, system.T, "token")
     stop = system.T if lags is None else min(system.T, j + lags + 1)
-    if system.readout == "exp":
+    if system.readout.cached:
         alpha = [influence(system[:stop], queries=at)[..., j] for at in _tiles(j, stop, system)]
         return ImpulseResponse(torch.cat(alpha, -1), None, j)
     plain, eta = without_normaliser(system[:stop])

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ...errors import require, require_seed
 from ...system import System
-from ...system.system import indices
+from ...system.core import fold
+from ...system.shapes import indices
 from .._plots import lines, plane
 
 
@@ -107,7 +108,7 @@ def spectrum(system: System, tokens: Sequence[int] | None = None) -> Spectrum:
     require(T > 0, "an empty sequence has no transitions")
     index = list(tokens) if tokens is not None else sorted({int(t) for t in torch.linspace(0, T - 1, 32)})
     require(all(0 <= t < T for t in index), f"tokens {index} are not all among the {T} of the system")
-    if system.readout == "exp":
+    if system.readout.cached:
         ratio = system[: max(index) + 1].spectrum(normalised=True)[:, index]
         return Spectrum(ratio, 1.0)
     at = torch.tensor(index, device=system.device)
@@ -119,7 +120,7 @@ def spectrum(system: System, tokens: Sequence[int] | None = None) -> Spectrum:
 def _norm(system: System, values: Tensor) -> float:
     if system.f is None and system.transition is None:
         return float(values.abs().max())  # a diagonal matrix
-    core = system.core()
+    core = fold(system)
     return float(torch.linalg.matrix_norm(core.transition().dense(system.n), ord=2).max())
 
 
@@ -179,7 +180,7 @@ def retention(system: System, *, lags: int = 256, queries: Sequence[int] | None 
     Raises:
         StateformError: a softmax (nothing decays in its cache) or a dense transition.
     """
-    require(system.readout != "exp" and system.transition is None,
+    require(not system.readout.cached and system.transition is None,
             "retention is the product of open-loop decays: a cache has none, and dense transitions have no decay for "
             "each key; use impulse_response(system, token)")  # fmt: skip
     require(isinstance(lags, int) and lags >= 1, f"lags is {lags!r}; expected a number of tokens, 1 or more")
@@ -190,7 +191,7 @@ def retention(system: System, *, lags: int = 256, queries: Sequence[int] | None 
         if queries is None
         else indices(queries, T, "queries")
     )
-    core, lags = system.core(), min(lags, T)
+    core, lags = fold(system), min(lags, T)
     log = core.decay_log()
     if log is None:
         log = torch.zeros_like(core.k[:1, :1, :1, :1, :1].real)

@@ -153,10 +153,10 @@ def varying(system: System) -> list[str]:
 
 def finite(system: System) -> None:
     """Raise unless the system has a finite state, one step a token."""
-    if system.readout == "exp":
+    if system.readout.cached:
         raise StateformError('readout "exp" (softmax) has no finite state: its state is the cache, which grows; take a '
                              "truncation, e.g. convert.taylor, or analyse its coefficients")  # fmt: skip
-    require(system.readout == "linear", f"the readout is {system.readout!r}; expected a linear one")
+    require(system.readout.linear, f"the readout is '{system.readout}'; expected a linear one")
     require(system.micro == 1, f"the system has {system.micro} steps a token; expected 1")
 
 

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import require
-from ...forms import choose
+from ...errors import StateformError, require
+from ...forms import FORMS, choose
 from ...forms.ridge import bound, plus, problem, queries
 from ...system import System
-from ...system.system import indices
+from ...system.core import fold
+from ...system.readout import RidgeRead
+from ...system.shapes import indices
 from .._plots import lines
 
 
@@ -65,14 +67,16 @@ def condition(system: System, tokens: Sequence[int] | None = None) -> Condition:
     Raises:
         StateformError: for another readout, or no tokens.
     """
-    require(system.readout == "ridge", f'the readout is {system.readout!r}: only "ridge" solves equations')
+    read = system.readout
+    if not isinstance(read, RidgeRead):
+        raise StateformError(f"the readout is '{read}': only \"ridge\" solves equations")
     require(system.B * system.T > 0, "an empty sequence has no equations")
     spread = sorted({int(t) for t in torch.linspace(0, system.T - 1, 32)})
     index = spread if tokens is None else indices(tokens, system.T, "tokens")
-    core, form = system.core(), choose(system)
+    core, form = fold(system), choose(system)
     S = core.zero_state()
-    G, R = problem(system, core, S, form)
-    x = queries(G, R, core.q, system.solver)
+    G, R = problem(system, core, S, FORMS[form])
+    x = queries(G, R, core.q, read.solver)
     q = core.q.expand_as(x)
     left = (q - G.product(x) - R * x).norm(dim=-1) / q.norm(dim=-1).clamp_min(torch.finfo(q.dtype).tiny)
 

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from ...errors import StateformError, require
 from ...forms import run
-from ...system import System, stabilise
+from ...forms.stabilise import stabilise
+from ...system import System
+from ...system.readout import LINEAR
 from .._plots import lines
 
 STRETCH = 2**22
@@ -79,15 +81,15 @@ def excited(system: System, tol: float = 1e-3) -> Excited:
         StateformError: a softmax readout (no finite state), or no tokens.
     """
     require(isinstance(system, System), f"a {type(system).__name__} was given; expected a System, layer.system(u)")
-    if system.readout == "exp":
+    if system.readout.cached:
         raise StateformError('readout "exp" (softmax) has no finite state: its state is the cache of all tokens')
     require(system.B * system.T > 0, "an empty sequence moves no state")
     require(tol > 0, f"tol is {tol}; expected a number above 0")
     joined = system.w_out is not None or system.n == 1
     if system.log_b is not None and system.eta == "sum":
         system = stabilise(system)[0]
-    bare: dict[str, Any] = dict.fromkeys(("q", "w_out", "d", "eta", "eta_floor", "ridge", "mix", "solver"))
-    system = replace(system, **bare, readout="linear", relative=False, exclusive=False)
+    bare: dict[str, Any] = dict.fromkeys(("q", "w_out", "d", "eta", "eta_floor"))
+    system = replace(system, **bare, readout=LINEAR, exclusive=False)
     step = max(1, STRETCH // (system.B * system.H * system.n * system.p))
     state, R, count = None, None, 0
     for start in range(0, system.T, step):

@@ -126,7 +126,7 @@ def horizon(
     whole = mass.sum(-1)
     first = torch.where(whole > 0, mass[..., 0] / whole, 0.0)
     rest = torch.cat([torch.zeros_like(mass[..., :1]), mass[..., 1:]], -1)
-    window = system.window if system.readout == "exp" else None
+    window = system.window if system.readout.cached else None
     return Horizon(tokens_back(mass, index, share), index, share, first, tokens_back(rest, index, share), window)
 
 

@@ -29,9 +29,10 @@ from ...errors import require
 from ...forms.dense import normaliser
 from ...forms.form import FORMS
 from ...forms.ridge import as_linear
-from ...system import System, stabilise
-from ...system.shapes import spread_heads
-from ...system.system import indices
+from ...forms.stabilise import stabilise
+from ...system import System
+from ...system.core import fold
+from ...system.shapes import indices, spread_heads
 from .._plots import lines
 from ..attention.coefficients import has_weights
 
@@ -204,7 +205,7 @@ def state_need(
     require(operator.causal, "a state carries the past to the future; this system is not causal")
     system = operator if heads is None else operator.select_heads(heads)
     system = system.to(torch.float64)
-    if system.readout == "exp":
+    if system.readout.cached:
         return _of_rows(_SoftmaxRows(system, limit), tol, relative, splits, limit)
     return _of_factors(system, tol, relative, splits, limit)
 
@@ -371,12 +372,12 @@ def _of_factors(
     chosen = _spread(splits, T)
     if system.log_b is not None and system.eta == "sum":
         system = stabilise(system)[0]
-    if system.readout == "ridge":
+    if system.readout.gram:
         system = as_linear(system)
     stretches = list(pairwise([0, *chosen, T]))
     longest = max(stop - start for start, stop in stretches)
     numbers = (
-        system.B * system.H * (2 * longest * r * (longest * r + 2 * system.n) * system._outputs + 4 * T * system.n * r)
+        system.B * system.H * (2 * longest * r * (longest * r + 2 * system.n) * system.outputs + 4 * T * system.n * r)
     )
     _check_size(16.0 * numbers, limit, f"maps of {longest} tokens with {system.n} states")
     eta = normaliser(system)
@@ -416,7 +417,7 @@ def _of_factors(
 def _maps(system: System, start: int, stop: int, eta: Tensor) -> _Maps:
     """The stretch, run on unit values and unit states in the form chunkwise (recurrent where that does not exist)."""
     part, r, c = system[start:stop], system.micro, stop - start
-    core = part.core()
+    core = fold(part)
     form = next(form for name in ("chunkwise", "recurrent") if (form := FORMS[name]).refuses(part) is None)
     units = torch.eye(c * r, c * r + core.n, dtype=torch.float64, device=core.k.device)
     states = core.zero_state()[..., :1].expand(*[-1] * 4, c * r + core.n).clone()

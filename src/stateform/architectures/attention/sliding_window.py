@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...errors import require
 from ...layer import Past
-from ...system import System
+from ...system import SoftmaxRead, System
 from ..registry import register
 from .softmax import Softmax
 
@@ -41,4 +41,4 @@ class SlidingWindow(Softmax):
         self.window = window
 
     def system(self, u: Tensor, past: Past | None = None) -> System:
-        return replace(super().system(u, past), window=self.window)
+        return replace(super().system(u, past), readout=SoftmaxRead(window=self.window))

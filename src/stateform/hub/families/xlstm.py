@@ -12,9 +12,10 @@ from torch.nn import functional as F
 from ...architectures import build
 from ...errors import require
 from ...forms import run
+from ...forms.stabilise import stabilise
 from ...layer import Layer, Past
 from ...layer.parts import heads, precise
-from ...system import System, stabilise
+from ...system import System
 from ...system.state import State, unchecked
 from ..lifted import Call, Lifted, adapts, named
 from ..parts import part

@@ -41,7 +41,7 @@ class OnText:
     def __call__(self, system: System) -> Tensor:
         system = system.detach()
         B, T, H, n = system.B, system.T, system.H, system.n
-        cached = system.readout == "exp"
+        cached = system.readout.cached
         each = 8.0 * B * T * (4 * T if cached else 3 * (2 * n if system.is_complex else n) ** 2)
         many = max(1, min(H, int(self.limit // max(each, 1.0)))) if system.w_out is None else H
         parts = []

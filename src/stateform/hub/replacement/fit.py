@@ -108,7 +108,7 @@ def fit(
     Raises:
         StateformError: another kind of system, or numbers that cannot be used.
     """
-    require(system.readout == "exp" and system.causal, 'fit takes a causal system with readout "exp" (softmax)')
+    require(system.readout.cached and system.causal, 'fit takes a causal system with readout "exp" (softmax)')
     require_seed(seed)
     for name, value in (("n", n), ("steps", steps)):
         whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1

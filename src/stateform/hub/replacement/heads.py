@@ -12,7 +12,7 @@ from torch import Tensor
 from ...convert import random_features, realise
 from ...convert.certificate import outputs
 from ...errors import require
-from ...system import System
+from ...system import SoftmaxRead, System
 from ..runs import Runs, as_it_is
 from .fit import Fitted
 
@@ -23,7 +23,9 @@ def substitute(method: str, n: int, seed: int, fitted: Fitted | None, lags: Tens
         assert fitted is not None
         return fitted.system(system)
     if method == "window":
-        return replace(system, window=min(n, system.window or n))
+        read = system.readout
+        assert isinstance(read, SoftmaxRead)
+        return replace(system, readout=replace(read, window=min(n, system.window or n)))
     if method == "lag":
         return _lagged(system, lags, n)
     return random_features(system, n, seed=seed).system
@@ -35,7 +37,7 @@ def softmax_systems(runs: Runs) -> dict[str, System]:
 
     def keep(name: str) -> Callable[[System], Tensor]:
         def change(system: System) -> Tensor:
-            if system.readout == "exp" and system.causal:
+            if system.readout.cached and system.causal:
                 found[name] = system.detach()
             return as_it_is(system)
 

@@ -43,7 +43,7 @@ def about(layer: nn.Module, system: System | None) -> dict[str, Any]:
     if system is None:
         return {"transition": "no System", "heads": 0, "state_size": None, "state_growth": 0,
                 "parameters": sum(p.numel() for p in layer.parameters())}  # fmt: skip
-    grows = system.readout == "exp"
+    grows = system.readout.cached
     return {
         "transition": describe(system), "heads": 1 if system.w_out is not None else system.H,
         "state_size": 0 if grows else system.state_size, "state_growth": system.state_size if grows else 0,

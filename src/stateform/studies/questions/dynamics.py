@@ -35,7 +35,7 @@ def _stability(site: Site) -> Answer:
     promised = bool(getattr(site.layer, "contractive", False))
     verdict, why = contraction(site.system, promised=promised, found=site.spectrum)
     found = {"contractive": verdict, "why": why, "norm": site.spectrum.norm}
-    if site.system.readout == "exp":  # a cache: no transition acts on what is kept
+    if site.system.readout.cached:  # a cache: no transition acts on what is kept
         return found
     bounds = stability(site.system, promised=promised)
     exponents = lyapunov(site.system, k=1)

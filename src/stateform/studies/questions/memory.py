@@ -65,7 +65,7 @@ def _coefficients(site: Site) -> Answer:
 
 def _spectrum(site: Site) -> Answer:
     """Of a softmax, whose A_t is I, the eigenvalues are those of the DSF's coordinates: drawn only where alone."""
-    found, cached = site.spectrum, site.system.readout == "exp"
+    found, cached = site.spectrum, site.system.readout.cached
     values = found.sample(max(100, min(600, EIGENVALUES // site.layers)))
     drawn = None if cached and site.layers > 1 else {"re": rounded(values.real), "im": rounded(values.imag)}
     heads = None if cached else rounded(found.eigenvalues.abs().amax(dim=(0, 1, 3)))
