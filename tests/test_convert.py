@@ -439,7 +439,7 @@ def polynomial(system: sf.System, degree: int) -> np.ndarray:
     """Attention with sum_{p<=P} x^p / p! in the place of exp(x), for one scalar decay or phases."""
     q, k, v = (z.numpy().repeat(4 // z.shape[2], 2) for z in (system.q, system.k, system.v))  # type: ignore[union-attr]
     full = np.zeros((B, T, 4))
-    g = full if system.log_decay is None else full + system.log_decay.numpy()  # type: ignore[union-attr]
+    g = full + system.parts["forget"].numpy() if "forget" in system.parts else full
     b = full + 1 if system.b is None else system.b.numpy()
     d = full if system.d is None else system.d.numpy()
     y = np.zeros((B, T, 4, P))
