@@ -409,7 +409,10 @@ def parts(s: sf.System) -> dict[str, Tensor]:
 
 
 def alike(a: sf.System, b: sf.System) -> bool:
-    plain = [f.name for f in dataclasses.fields(a) if f.name not in parts(a)]
+    plain = [f.name for f in dataclasses.fields(a) if f.name not in (*parts(a), "readout")]
+    one, other = ({k: x for k, x in vars(s.readout).items() if not isinstance(x, Tensor)} for s in (a, b))
+    if type(a.readout) is not type(b.readout) or one != other:
+        return False
     same = all(getattr(a, k) == getattr(b, k) for k in plain if not isinstance(getattr(a, k), tuple))
     return same and set(parts(a)) == set(parts(b)) and all(torch.equal(t, parts(b)[k]) for k, t in parts(a).items())
 

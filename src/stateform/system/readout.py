@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from math import lcm
 from typing import Any, ClassVar, Literal, Self, TypedDict
@@ -46,7 +46,7 @@ class Solver:
 
 
 class Readout:
-    """A way to read. `str()` of one is its short name, and it equals it."""
+    """A way to read. `str()` of one is its short name, which it equals; two are equal that hold the same tensors."""
 
     name: ClassVar[str]
     """Its short name."""
@@ -56,6 +56,8 @@ class Readout:
     """True if y is q^T S."""
     gram: ClassVar[bool] = False
     """True if the state holds the Gram matrix of the keys beside S."""
+    elsewhere: ClassVar[Mapping[str, str]] = {}
+    """What is said of its fields beside another readout, {} its name."""
     parts: ClassVar[tuple[str, ...]] = ()
     """The fields that may be tensors, in the layouts of `shapes.SHAPES`."""
 
@@ -100,7 +102,11 @@ class Readout:
         """Raise if a part of its System has a value that it cannot read with."""
 
     def __eq__(self, other: object) -> bool:
-        return self.name == other if isinstance(other, str) else self is other
+        if not isinstance(other, Readout):
+            return self.name == other
+        pairs = [(getattr(self, name), getattr(other, name, None)) for name in vars(self)]
+        same = all(x is y or (not isinstance(x, Tensor) and x == y) for x, y in pairs)
+        return type(self) is type(other) and same
 
     def __hash__(self) -> int:
         return hash(self.name)
@@ -136,6 +142,11 @@ class SoftmaxRead(Readout):
     forget: Tensor | None = None
 
     name, cached, parts = "exp", True, ("forget",)
+    elsewhere: ClassVar = {
+        "window": 'window is for readout "exp"; a {} readout forgets by its decay',
+        "causal": 'causal=False is for readout "exp"; a {} readout is causal',
+        "forget": 'forget is for readout "exp"; a {} readout takes its decay as log_decay',
+    }
 
     def __post_init__(self) -> None:
         whole = isinstance(self.window, int) and not isinstance(self.window, bool) and self.window >= 1
@@ -189,6 +200,10 @@ class RidgeRead(Readout):
     solver: Solver | None = None
 
     name, gram, parts = "ridge", True, ("ridge", "mix")
+    elsewhere = dict.fromkeys(
+        ("ridge", "mix", "relative", "solver"),
+        "ridge, mix, relative and solver are for readout \"ridge\"; this one is '{}'",
+    )
 
     def __post_init__(self) -> None:
         _check_tensor("ridge", self.ridge)
@@ -221,6 +236,8 @@ class RidgeRead(Readout):
 
 KINDS: dict[str, type[Readout]] = {kind.name: kind for kind in (LinearRead, SoftmaxRead, RidgeRead)}
 """By short name."""
+OWN = {kind: {f.name: f.default for f in fields(kind)} for kind in KINDS.values()}  # type: ignore[arg-type]
+"""The fields of each, with their defaults; looked up here, because torch.compile does not trace the question."""
 LINEAR = LinearRead()
 
 
@@ -250,9 +267,9 @@ def made(readout: Readout | str, options: ReadOptions) -> Readout:
             return readout
     known = ", ".join(repr(name) for name in list(KINDS)[:-1]) + f" or {list(KINDS)[-1]!r}"
     named = isinstance(readout, str) and readout in KINDS
-    require(named or isinstance(readout, Readout), f"readout is '{readout}'; expected {known}")
+    require(named or isinstance(readout, Readout), f"readout is {readout!r}; expected {known}")
     kind = type(readout) if isinstance(readout, Readout) else KINDS[readout]
-    own = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    own = OWN[kind]
     for name, value in options.items():
         if name not in own:
             _check_foreign(name, value, kind)
@@ -262,19 +279,11 @@ def made(readout: Readout | str, options: ReadOptions) -> Readout:
 
 def _check_foreign(name: str, value: Any, kind: type[Readout]) -> None:
     """Raise if a field that a readout does not have is given another value than its default."""
-    owner = next((k for k in KINDS.values() if name in {f.name for f in fields(k)}), None)  # type: ignore[arg-type]
+    owner = next((other for other, known in OWN.items() if name in known), None)
     if owner is None:
         raise TypeError(f"System.__init__() got an unexpected keyword argument {name!r}")
-    default = next(f.default for f in fields(owner) if f.name == name)  # type: ignore[arg-type]
-    if value is default:
-        return
-    if name == "window":
-        raise StateformError(f'window is for readout "exp"; a {kind.name} readout forgets by its decay')
-    if name == "causal":
-        raise StateformError(f'causal=False is for readout "exp"; a {kind.name} readout is causal')
-    if name == "forget":
-        raise StateformError(f'forget is for readout "exp"; a {kind.name} readout takes its decay as log_decay')
-    raise StateformError(f'ridge, mix, relative and solver are for readout "ridge"; this one is {kind.name!r}')
+    if value is not OWN[owner][name]:
+        raise StateformError(owner.elsewhere[name].format(kind.name))
 
 
 def _check_tensor(name: str, x: Any) -> None:

@@ -39,7 +39,7 @@ def test_weights_that_features_can_have_are_found() -> None:
     """Uniform weights, and weights that fade by a constant factor (ALiBi), need one feature."""
     flat = softmax(scale=0.0)
     assert off(flat, fit(flat, 2, steps=150).system(flat)) < 0.15
-    fading = softmax(scale=0.0, log_decay=torch.tensor([-0.1, -1.0]))
+    fading = softmax(scale=0.0, forget=torch.tensor([-0.1, -1.0]))
     assert off(fading, fit(fading, 2, steps=150).system(fading)) < 0.15
 
 
