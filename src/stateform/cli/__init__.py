@@ -15,6 +15,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from .interrupt import interruptible, leave
+
 if TYPE_CHECKING:
     from . import bench, learn, look, pretrained, sweep
     from .common import app
@@ -52,17 +54,6 @@ def main() -> None:
         _refuse(error)
     finally:
         interruptible()
-
-
-def leave(*_: Any) -> NoReturn:
-    """Answer Ctrl-C while modules are imported: nothing was begun, and a traceback would be that of some import."""
-    os._exit(130)
-
-
-def interruptible() -> None:
-    """Let Ctrl-C be a KeyboardInterrupt again: there is work to be ended in order."""
-    if signal.getsignal(signal.SIGINT) is leave:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _refuse(error: OSError | ValueError) -> NoReturn:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from .. import __version__
-from . import interruptible
+from .interrupt import interruptible
 
 F = TypeVar("F", bound=Callable[..., None])
 

@@ -105,7 +105,7 @@ def reduce_varying(
     channels = double.v.expand(system.B, -1, -1, -1).square().sum(1).amax(-1).sqrt()  # type: ignore[union-attr]
     channels = channels.repeat_interleave(system.H // channels.shape[1], 1)
     largest = float(reference(double).abs().amax().clamp_min(torch.finfo(torch.float64).tiny))
-    text = f"{int(orders.max())} states for {steps.most if system.readout != 'exp' else f'a cache of {system.T}'}"
+    text = f"{int(orders.max())} states for {steps.most if not system.readout.cached else f'a cache of {system.T}'}"
     text += f", operator off by at most {float((bound / norm.clamp_min(1e-300)).max()):.2g} of its Frobenius norm"
     found = certify(new, system, text, rtol=float((bound * channels).max()) / largest + rounding)
     return VaryingReduction(new, system, False, found.certificate, found.errors, text, orders, bound, norm)

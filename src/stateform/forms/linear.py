@@ -20,7 +20,7 @@ from .stabilise import exponential, stabilise
 from .work import work_of_recurrence
 
 
-class Linear:
+class LinearForms:
     """y_t = q_t^T S_t. See `Reads`."""
 
     def query(self, system: System, core: Core, S: Tensor, form: Form) -> Core:
@@ -118,4 +118,4 @@ def weights(system: System, queries: Sequence[int] | None) -> Tensor:
     return alpha / eta
 
 
-register_reads(LinearRead, Linear())
+register_reads(LinearRead, LinearForms())

@@ -31,7 +31,7 @@ from ..system.precision import upcast
 from ..system.readout import LINEAR, RidgeRead, Solver
 from ..system.shapes import split_heads
 from .form import FORMS, Form, register_reads
-from .linear import Linear
+from .linear import LinearForms
 from .opaque import pulled
 from .work import number_size
 
@@ -56,7 +56,7 @@ class Gram(Protocol):
 
 
 @dataclass(frozen=True)
-class Run:
+class GramReads:
     """G_t as reads of the system itself, in one of its forms: nothing of size n x n is kept per token."""
 
     core: Core
@@ -197,7 +197,7 @@ def _iterate(G: Gram, R: Tensor, q: Tensor, solver: Solver) -> Tensor:
     return (_cg if solver.method == "cg" else _chebyshev)(G, R, q, solver.steps)
 
 
-def _solve(G: Run, R: Tensor, q: Tensor, solver: Solver) -> Tensor:
+def _solve(G: GramReads, R: Tensor, q: Tensor, solver: Solver) -> Tensor:
     """x of the module for q [B,T,G,R,o,n]."""
     if solver.method != "exact" and G.form.name != "recurrent":
         return _iterate(G, R, q, solver)
@@ -221,10 +221,10 @@ class _Plan:
     form: Form
     solver: Solver
 
-    def problem(self, start: Tensor, R: Tensor, *parts: Tensor) -> tuple[Run, Tensor]:
+    def problem(self, start: Tensor, R: Tensor, *parts: Tensor) -> tuple[GramReads, Tensor]:
         named = dict(zip(self.names, parts, strict=True))
         core = Core(q=named["k"].unsqueeze(-2), **named, **self.rest)  # type: ignore[arg-type]
-        return Run(core, start, self.form), R
+        return GramReads(core, start, self.form), R
 
     def solve(self, q: Tensor, *operands: Tensor) -> Tensor:
         G, R = self.problem(*operands)
@@ -295,11 +295,11 @@ def _apply(plan: _Plan, q: Tensor, *operands: Tensor) -> Tensor:
 # -- for a System --------------------------------------------------------------------------------------------------
 
 
-def problem(system: System, core: Core, S: Tensor, form: Form) -> tuple[Run, Tensor]:
+def problem(system: System, core: Core, S: Tensor, form: Form) -> tuple[GramReads, Tensor]:
     """G of a system with readout "ridge", from its core and state [B,G,R,n,p+n]; and R, [B|1,T|1,G|1,R|1,1,n|1]."""
     read = system.readout
     assert isinstance(read, RidgeRead) and read.ridge is not None
-    G = Run(replace(core, v=core.v[..., system.p :]), S[..., system.p :], form)
+    G = GramReads(replace(core, v=core.v[..., system.p :]), S[..., system.p :], form)
     R = split_heads("ridge", upcast(read.ridge), *core.heads).unsqueeze(-2)
     if read.relative:
         norm = G.norm().unsqueeze(-1)
@@ -307,7 +307,7 @@ def problem(system: System, core: Core, S: Tensor, form: Form) -> tuple[Run, Ten
     return G, R.to(core.k.dtype)
 
 
-def queries(G: Run, R: Tensor, q: Tensor, solver: Solver | None) -> Tensor:
+def queries(G: GramReads, R: Tensor, q: Tensor, solver: Solver | None) -> Tensor:
     """x_t [B,T,G,R,o,n], with its derivatives."""
     core = G.core
     q = q.expand(core.batch, core.length, *core.heads, *q.shape[-2:])
@@ -342,7 +342,7 @@ def without_ridge(system: System) -> System:
     return replace(system, readout=LINEAR)
 
 
-class Ridge(Linear):
+class RidgeForms(LinearForms):
     """y_t = S_t^T x_t, (G_t + R_t) x_t = q_t: a linear read of the state [S | G], by other queries."""
 
     def query(self, system: System, core: Core, S: Tensor, form: Form) -> Core:
@@ -370,4 +370,4 @@ class Ridge(Linear):
         return (flops * (1 + (steps + 2) * share), memory * (1 + share) + 6 * heads * T * n * size + written)
 
 
-register_reads(RidgeRead, Ridge())
+register_reads(RidgeRead, RidgeForms())

@@ -319,7 +319,7 @@ CHUNK = 256
 """Queries a block in the form chunkwise."""
 
 
-class Softmax:
+class SoftmaxForms:
     """y_t = sum_j alpha_tj v_j over the cache. See `Reads`."""
 
     def compute(self, system: System, form: Form, state: State | None) -> tuple[Tensor, State]:
@@ -359,4 +359,4 @@ class Softmax:
         )
 
 
-register_reads(SoftmaxRead, Softmax())
+register_reads(SoftmaxRead, SoftmaxForms())

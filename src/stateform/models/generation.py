@@ -5,17 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..errors import StateformError, require, require_finite, require_seed
 from ..system.state import State
-
-if TYPE_CHECKING:
-    from .language import LanguageModel
-
+from .blocks import SequenceModel
 
 PREFILL = 2048
 """Tokens of all rows together that are read at a time, unless said otherwise: enough to keep a machine busy."""
@@ -88,8 +85,12 @@ class _Plan:
     state: State | None
 
 
-class GenerationMixin:
-    """`generate` and `stream`, for a model with `hidden`, `logits` and a `config`."""
+class Generating(SequenceModel):
+    """A sequence model that has `logits`: it goes on from a prompt, whole or token by token."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of the next token, [...,vocab_size] from [...,d_model]."""
+        raise NotImplementedError
 
     def generate(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, *, streamer: Streamer | None = None,
@@ -127,7 +128,7 @@ class GenerationMixin:
         return torch.cat(tokens, 1)
 
     def stream(
-        self: Any, input_ids: Tensor, attention_mask: Tensor | None = None, *, max_new_tokens: int = 64,
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, *, max_new_tokens: int = 64,
         temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
         seed: int | None = None, generator: torch.Generator | None = None,
         eos_token_id: int | list[int] | None = None, pad_token_id: int | None = None, use_cache: bool = True,
@@ -157,7 +158,6 @@ class GenerationMixin:
                 the model has positions for, a model in training mode with dropout; before anything is computed.
                 NaN or inf in logits, where values are checked.
         """
-        model: LanguageModel = self
         for name, value in (("max_new_tokens", max_new_tokens), ("prefill_chunk", prefill_chunk)):
             if not (value is None and name == "prefill_chunk"):
                 whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
@@ -165,47 +165,46 @@ class GenerationMixin:
         require(seed is None or generator is None, "give seed or generator, not both")
         if seed is not None:
             require_seed(seed)
-            generator = torch.Generator(model.device).manual_seed(seed)
+            generator = torch.Generator(self.device).manual_seed(seed)
         sampler = Sampler(temperature, top_k, top_p, generator)
         require(
-            not (model.training and model.config.dropout),
-            f"the model is in training mode, with dropout {model.config.dropout}: call model.eval() first",
+            not (self.training and self.config.dropout),
+            f"the model is in training mode, with dropout {self.config.dropout}: call model.eval() first",
         )
-        model._check(input_ids, attention_mask, initial_state, None)
-        model._check_ids(input_ids if attention_mask is None else input_ids[attention_mask.bool()], "the prompt")
+        self._check(input_ids, attention_mask, initial_state, None)
+        self._check_ids(input_ids if attention_mask is None else input_ids[attention_mask.bool()], "the prompt")
         require(
             use_cache or (initial_state is None and prefill_chunk is None),
             "use_cache=False computes all from the start, at once: leave out initial_state and prefill_chunk",
         )
-        ends = _ids(eos_token_id, "eos_token_id", model)
-        pad = _ids(pad_token_id, "pad_token_id", model) or ends or [0]
+        ends = _ids(eos_token_id, "eos_token_id", self)
+        pad = _ids(pad_token_id, "pad_token_id", self) or ends or [0]
         ids, mask, longest = padded_left(input_ids, attention_mask)
-        limit = model.config.max_positions
+        limit = self.config.max_positions
         before = int(initial_state["position"].max()) if limit and initial_state is not None else 0
         require(
             limit is None or before + longest + max_new_tokens - 1 <= limit,
             f"{before + longest} tokens and {max_new_tokens} new ones are more than max_positions = {limit}; ask for "
             f"max_new_tokens = {(limit or 0) - before - longest + 1} or fewer, or give a shorter prompt",
         )
-        stop = torch.tensor(ends, device=model.device) if ends else None
+        stop = torch.tensor(ends, device=self.device) if ends else None
         chunk = (prefill_chunk or max(PREFILL // len(ids), 1)) if use_cache else longest
         plan = _Plan(ids, mask, sampler, max_new_tokens, stop, pad[0], bool(use_cache), chunk, initial_state)
         tokens: Iterator[Tensor] = self._tokens(plan)
         return tokens
 
     @torch.no_grad()
-    def _tokens(self: Any, plan: _Plan) -> Iterator[Tensor]:
-        model: LanguageModel = self
+    def _tokens(self, plan: _Plan) -> Iterator[Tensor]:
         ids, mask, state = plan.ids, plan.mask, None
         done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
         if plan.use_cache:
-            chunks = model.hidden_by_chunks(ids, plan.chunk, attention_mask=mask, initial_state=plan.state)
+            chunks = self.hidden_by_chunks(ids, plan.chunk, attention_mask=mask, initial_state=plan.state)
             for _, read, after in chunks:
                 hidden, state = read, after
         else:
-            hidden, _ = model.hidden(ids, attention_mask=mask)
+            hidden, _ = self.hidden(ids, attention_mask=mask)
         for step in range(plan.steps):
-            logits = model.logits(hidden[:, -1])
+            logits = self.logits(hidden[:, -1])
             require_finite(logits, "the model's logits")
             token = plan.sampler(logits)
             if plan.ends is not None:
@@ -215,14 +214,14 @@ class GenerationMixin:
             if step == plan.steps - 1 or (plan.ends is not None and bool(done.all())):
                 return
             if plan.use_cache:
-                hidden, state = model.hidden(token.unsqueeze(1), initial_state=state, return_state=True)
+                hidden, state = self.hidden(token.unsqueeze(1), initial_state=state, return_state=True)
             else:
                 ids = torch.cat([ids, token.unsqueeze(1)], 1)
                 mask = None if mask is None else torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-                hidden, _ = model.hidden(ids, attention_mask=mask)
+                hidden, _ = self.hidden(ids, attention_mask=mask)
 
 
-def _ids(given: int | list[int] | None, name: str, model: LanguageModel) -> list[int]:
+def _ids(given: int | list[int] | None, name: str, model: SequenceModel) -> list[int]:
     """Token ids as a list, none or more, each in the vocabulary."""
     several = [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
     size = model.config.vocab_size or 0

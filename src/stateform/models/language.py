@@ -13,9 +13,8 @@ from ..errors import StateformError, require, values_checked
 from ..layer.parts import plain, precise
 from ..system.state import State
 from . import beside
-from .blocks import SequenceModel
 from .config import ModelConfig
-from .generation import GenerationMixin
+from .generation import Generating
 
 IGNORED = -100
 """The label of a token that is not to be predicted."""
@@ -36,7 +35,7 @@ class ModelOutput:
         return self.state
 
 
-class LanguageModel(GenerationMixin, SequenceModel):
+class LanguageModel(Generating):
     """A causal language model around any mixers.
 
         x = embedding(ids)  (+ learned positions)

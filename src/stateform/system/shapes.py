@@ -89,6 +89,32 @@ def _mark(x: Any) -> Any:
     return type(x), x
 
 
+KNOWN: dict[Any, dict[str, Any]] = {}
+"""What follows from the signatures of systems that were checked."""
+MOST_KNOWN = 4096
+
+
+def facts(s: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    """Check a system, and find what the properties `names` of it say.
+
+    Both are done once for all systems that have the same shapes, dtypes and options: for a token of decoding the checks
+    would take longer than the numbers. `shared` is a dictionary for what else follows from them.
+    """
+    if torch.compiler.is_compiling():  # a graph is traced once, and torch 2.11 cannot trace the rest
+        check_shapes(s)
+        return {}
+    key = signature(s)
+    known = None if key is None else KNOWN.get(key)
+    if known is None:
+        check_shapes(s)
+        known = {name: getattr(s, name) for name in names} | {"shared": {}}
+        if key is not None:
+            if len(KNOWN) >= MOST_KNOWN:
+                KNOWN.clear()
+            KNOWN[key] = known
+    return known
+
+
 def check_shapes(s: Any) -> None:
     """Raise unless the parts of a system fit each other."""
     _check_types(s)

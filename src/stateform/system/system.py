@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from ..errors import StateformError, require, require_finite, require_values
 from .lazy import Lazy
@@ -29,23 +28,21 @@ from .shapes import (
     DECAYS,
     PER_TOKEN,
     TENSORS,
-    check_shapes,
+    facts,
     indices,
     label,
     layout,
     select_heads,
-    signature,
     spread_heads,
 )
+from .words import in_words
 
 if TYPE_CHECKING:
     from ..forms.dense import Matrices
 
 Decay = Tensor | tuple[Tensor, Tensor]
 _OF_SHAPES = ("layouts", "head_counts", "B", "T", "H", "state_heads", "is_complex", "decay_kind")
-_KNOWN: dict[Any, dict[str, Any]] = {}
-"""What follows from the signatures of systems that were checked."""
-_MOST_KNOWN = 4096
+"""What follows from the shapes alone."""
 
 
 @dataclass(frozen=True, eq=False, repr=False, init=False)
@@ -116,25 +113,7 @@ class System:
                  exclusive, micro, w_in, w_out)  # fmt: skip
         for name, value in zip(_FIELDS, given, strict=True):
             object.__setattr__(self, name, value)
-        self._check()
-
-    def _check(self) -> None:
-        """What follows from shapes, dtypes and options is found once for all systems that have the same: for a token of
-        decoding the checks would take longer than the numbers.
-        """
-        if torch.compiler.is_compiling():  # a graph is traced once, and torch 2.11 cannot trace the rest
-            check_shapes(self)
-            return
-        key = signature(self)
-        known = None if key is None else _KNOWN.get(key)
-        if known is None:
-            check_shapes(self)
-            known = {name: getattr(self, name) for name in _OF_SHAPES} | {"shared": {}}
-            if key is not None:
-                if len(_KNOWN) >= _MOST_KNOWN:
-                    _KNOWN.clear()
-                _KNOWN[key] = known
-        self.__dict__.update(known)
+        self.__dict__.update(facts(self, _OF_SHAPES))
 
     # -- sizes ---------------------------------------------------------------------------------------------------
 
@@ -414,58 +393,7 @@ class System:
         return spectrum(self, normalised=normalised)
 
     def __repr__(self) -> str:
-        kind = {
-            "identity": "no decay",
-            "scalar": "scalar decay",
-            "diagonal": "diagonal decay",
-            "dense": "dense transition",
-        }
-        decay = [x for x in ("log_decay", "rate", "phase", "sign", "transition") if x in self.parts]
-        constant = all(self.is_constant(x) for x in decay)
-        words = [
-            ("constant " if decay and constant else "")
-            + ("complex " if self.is_complex else "")
-            + kind[self.decay_kind]
-        ]
-        if self.f is not None:
-            words.append("rank-1 feedback")
-        if self.micro > 1:
-            words.append(f"{self.micro} micro-steps")
-        words.append("softmax readout" if self.readout.cached and self.eta == "sum" else f"{self.readout} readout")
-        if self.exclusive:
-            words.append("exclusive")
-        if self.eta is not None:
-            words.append("eta = sum" if isinstance(self.eta, str) else "eta given")
-        if self.readout.cached:
-            state = f"cache of {self.state_size} numbers a token" + (f", last {self.window}" if self.window else "")
-        else:
-            more = 0 if isinstance(self.eta, str) else self.readout.columns(self)
-            both = f"({self.p} + {more})" if more else f"{self.p}"
-            state = f"state {self.state_heads} x {self.n} x {both}"
-        sizes = f"B={self.B}, T={self.T}, H={self.H}, n={self.n}, p={self.p}"
-        return f"System({', '.join(words)}; {state}; {sizes}; {str(self.dtype).removeprefix('torch.')})"
+        return in_words(self)
 
 
 _FIELDS = tuple(f.name for f in fields(System))
-
-
-def _flatten(s: System) -> tuple[list[Any], tuple[tuple[str, ...], tuple[tuple[str, Any], ...]]]:
-    own = {name: x for name, x in s.parts.items() if name not in s.readout.parts}
-    rest = tuple((f.name, getattr(s, f.name)) for f in fields(s) if f.name not in own and f.name != "readout")
-    return [*own.values(), s.readout], (tuple(own), rest)
-
-
-def _unflatten(xs: Any, context: Any) -> System:
-    names, rest = context
-    *leaves, readout = xs
-    own = dict(zip(names, leaves, strict=True))
-    new = {**own, **dict(rest), "readout": readout}
-    if "rate" in new:
-        new["log_decay"] = (new["log_decay"], new.pop("rate"))
-    system = object.__new__(System)  # not validated: transformed leaves need not be tensors
-    held = {name: getattr(readout, name, None) for name in getattr(readout, "parts", ())}
-    system.__dict__.update(new, parts={**own, **{name: x for name, x in held.items() if x is not None}})
-    return system
-
-
-pytree.register_pytree_node(System, _flatten, _unflatten)

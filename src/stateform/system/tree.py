@@ -1,0 +1,32 @@
+"""A System as a node of torch's trees: its tensors are the leaves, those of its readout below a node of their own."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from torch.utils import _pytree as pytree
+
+from .system import System
+
+
+def _flatten(s: System) -> tuple[list[Any], tuple[tuple[str, ...], tuple[tuple[str, Any], ...]]]:
+    own = {name: x for name, x in s.parts.items() if name not in s.readout.parts}
+    rest = tuple((f.name, getattr(s, f.name)) for f in fields(s) if f.name not in own and f.name != "readout")
+    return [*own.values(), s.readout], (tuple(own), rest)
+
+
+def _unflatten(xs: Any, context: Any) -> System:
+    names, rest = context
+    *leaves, readout = xs
+    own = dict(zip(names, leaves, strict=True))
+    new = {**own, **dict(rest), "readout": readout}
+    if "rate" in new:
+        new["log_decay"] = (new["log_decay"], new.pop("rate"))
+    system = object.__new__(System)  # not validated: transformed leaves need not be tensors
+    held = {name: getattr(readout, name, None) for name in getattr(readout, "parts", ())}
+    system.__dict__.update(new, parts={**own, **{name: x for name, x in held.items() if x is not None}})
+    return system
+
+
+pytree.register_pytree_node(System, _flatten, _unflatten)
