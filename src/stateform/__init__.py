@@ -12,8 +12,6 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from .former import FORMER, Former
-
 if TYPE_CHECKING:
     from .public import *
 
@@ -34,7 +32,7 @@ def __getattr__(name: str) -> Any:
         globals().update({known: getattr(public, known) for known in __all__})
         if name in globals():
             return globals()[name]
-        if f"{__name__}.{name}" in FORMER:
+        if FormerPaths.find_spec(f"{__name__}.{name}"):
             return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
@@ -58,5 +56,16 @@ class _Package(ModuleType):
         return importlib.import_module, (self.__name__,)
 
 
+class FormerPaths:
+    """Python asks this for what it finds nowhere else: perhaps a module that has moved."""
+
+    @staticmethod
+    def find_spec(fullname: str, *_: Any) -> Any:
+        """Give the spec of a module's former path, None for any other."""
+        if not fullname.startswith(f"{__name__}."):
+            return None
+        return importlib.import_module(".former", __name__).find_spec(fullname)
+
+
 sys.modules[__name__].__class__ = _Package
-sys.meta_path.append(Former())
+sys.meta_path.append(FormerPaths)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -27,14 +26,14 @@ FORMER = {
 """The module, or modules, that have the names of each today."""
 
 
-class Former:
-    """Import a module under its former name: a finder and a loader in one, as Python asks for both."""
+def find_spec(fullname: str) -> ModuleSpec | None:
+    """Give what imports a module under its former name, None for any other name."""
+    loader: Any = Former()  # a Loader in all but its base
+    return ModuleSpec(fullname, loader) if fullname in FORMER else None
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        loader: Any = self  # a Loader in all but its base, whose import takes half as long as that of the package
-        return ModuleSpec(fullname, loader) if fullname in FORMER else None
+
+class Former:
+    """Import a module under its former name."""
 
     def create_module(self, spec: ModuleSpec) -> None:
         """Leave the making of the module to Python."""
