@@ -28,13 +28,13 @@ from stateform.analysis import (  # fmt: skip
     state_need,
 )
 from stateform.analysis.state.excited import carried
-from stateform.report import analysis_tables, content, depth, figures, render_analysis, units
-from stateform.report.analysis import overview
-from stateform.studies import questions
-from stateform.studies.compare import embed
+from stateform.report import units
+from stateform.studies import analysis, questions
+from stateform.studies.analysis import overview
 from stateform.studies.questions import QUESTIONS, Finding, Question, findings
-from stateform.studies.questions.question import Site, layers_of
-from stateform.studies.subject import _layers
+from stateform.studies.questions.question import Site
+from stateform.studies.subject import _layers, embed
+from stateform.studies.words import layers_of
 from tests.program import program
 
 TEXT = b"A system is what it remembers; a layer is what it does with that.\n" * 3
@@ -93,7 +93,10 @@ def test_every_layer_is_looked_at_on_the_input_that_it_has_in_the_model(
         answers = row["answers"]
         queries = answers["memory"]["by_position"]["t"]
         assert answers["memory"] == horizon(system, queries=queries).to_dict(), row["name"]
-        assert answers["state"]["heads"] == state_need(system, questions.TOLERANCE, splits=questions.SPLITS).per_head()
+        assert (
+            answers["state"]["heads"]
+            == state_need(system, questions.state.TOLERANCE, splits=questions.state.SPLITS).per_head()
+        )
         assert answers["spectrum"]["abs_max"] == pytest.approx(spectrum(system).radius, rel=1e-12)
         if not system.readout.cached:
             assert answers["stability"]["heads"] == pytest.approx(
@@ -326,7 +329,7 @@ def test_a_deep_model_has_a_short_table_and_one_figure_a_question(of_model: sf.A
     result["layers"] = [{**row, "name": f"{i}: deep"} for i, row in enumerate(result["layers"] * 8)]
     shown = [line for line in str(sf.Analysis(result)).splitlines() if ": deep" in line]
     assert len(shown) == 12
-    drawn = depth.drawings(result)
+    drawn = analysis.drawings(result)
     for name, found in drawn.items():
         assert len(found) <= 2, name
     assert [view.name for view in drawn["memory"][1].views] == ["Spread"]  # 32 lines could not be told apart
@@ -336,14 +339,14 @@ def test_a_deep_model_has_a_short_table_and_one_figure_a_question(of_model: sf.A
 
 
 def test_the_maps_of_heads_show_the_answers(of_model: sf.Analysis) -> None:
-    heat = depth.drawings(of_model.result)["state"][0].views[0].panels[0].figure.data[0]
+    heat = analysis.drawings(of_model.result)["state"][0].views[0].panels[0].figure.data[0]
     for row, words in zip(of_model.result["layers"], heat.text, strict=True):
         assert list(words) == [str(n) for n in row["answers"]["state"]["heads"]]
 
 
 def test_the_principles_are_drawn_with_what_was_measured(of_model: sf.Analysis, of_layer: sf.Analysis) -> None:
     for found in (of_model, of_layer):
-        drawn = depth.drawings(found.result)
+        drawn = analysis.drawings(found.result)
         heat = drawn["principles"][0].views[0].panels[0].figure.data[0]
         for row, z, words, tips in zip(found.result["layers"], heat.z, heat.text, heat.customdata, strict=True):
             one = row["answers"]["principles"]["principles"]
@@ -352,13 +355,13 @@ def test_the_principles_are_drawn_with_what_was_measured(of_model: sf.Analysis, 
             assert all("premise: " in tip and "principle" in tip for tip in tips)
         (ranks,) = drawn["interaction"]
         assert len(ranks.views[0].panels[0].figure.data[0].y) >= 2
-    (skips,) = depth.drawings(of_model.result)["skip"]
+    (skips,) = analysis.drawings(of_model.result)["skip"]
     skip = of_model.result["model"]["skip"]
     assert list(skips.views[0].panels[0].figure.data[0].x) == pytest.approx(
         [1.0, skip["measured"], skip["needed"], skip["enough"]]
     )
     result = {**of_model.result, "model": {"skip": {**skip, "measured": 0.0, "enough": None}}}
-    (skips,) = depth.drawings(result)["skip"]
+    (skips,) = analysis.drawings(result)["skip"]
     assert list(skips.views[0].panels[0].figure.data[0].text)[1:2] == ["0: none is needed"]
     assert min(skips.views[0].panels[0].figure.data[0].x) > 0
 
@@ -372,7 +375,7 @@ def test_the_top_of_the_page_has_what_is_remarkable_and_its_sections_the_rest(of
 
 
 def test_the_paths_of_attention_stand_beside_fading_gradients(of_layer: sf.Analysis) -> None:
-    (figure,) = depth.drawings(of_layer.result)["gradients"]
+    (figure,) = analysis.drawings(of_layer.result)["gradients"]
     *_, flat = figure.views[0].panels[0].figure.data
     assert "attention" in flat.name
     assert list(flat.y) == [1, 1]
@@ -396,14 +399,14 @@ def test_a_hostile_name_is_escaped(of_layer: sf.Analysis) -> None:
     result = json.loads(json.dumps(of_layer.result))
     result["subject"]["name"] = result["layers"][0]["name"] = "<script>alert(1)</script>"
     result["findings"][0]["text"] = "<img src=x onerror=alert(1)>"
-    page = render_analysis(result)
+    page = sf.Analysis(result).html()
     assert "<script>alert" not in page
     assert "<img" not in page.partition("<script")[0]
 
 
 def test_an_empty_result_can_be_shown() -> None:
-    assert render_analysis({"complete": False})
-    assert analysis_tables({})
+    assert sf.Analysis({"complete": False}).html()
+    assert analysis.tables({})
 
 
 # -- interruption and bad input -------------------------------------------------------------------------------------
@@ -436,7 +439,7 @@ def test_an_interrupted_analysis_keeps_what_was_finished(
     assert not found["complete"]
     assert [len(row["answers"]) for row in found["layers"]] == [len(found["layers"][0]["answers"])] * 2 + [3]
     assert "stopped before its end" in " ".join(capsys.readouterr().out.split())
-    assert "stopped before its end" in render_analysis(found)
+    assert "stopped before its end" in sf.Analysis(found).html()
 
 
 class Plain(nn.Module):
@@ -561,10 +564,10 @@ def test_a_state_as_large_as_the_text_can_ask_for_is_a_bound() -> None:
 def test_bounds_and_sinks_stand_in_tables_and_figures() -> None:
     memory = horizon(attending(96), queries=list(range(15, 96, 8))).to_dict()
     layer = {"name": "a", "dynamics": {"horizon": memory}, "answers": {"memory": memory}, "kind": "softmax"}
-    grid = content.memory({"layers": [layer]})
+    grid = questions.memory.table({"layers": [layer]})
     assert grid is not None and "≥ 96" in str(grid.rows) and "head 0 of a (60%)" in " ".join(grid.notes)
     assert "≥ 96" in str(overview({"layers": [layer], "questions": {"memory": {}}}))
-    drawn = figures.memory_horizon({"layers": [layer]})
+    drawn = questions.memory.memory_horizon({"layers": [layer]}, "dynamics", "horizon")
     assert drawn is not None and "head 0: ≥ 96 tokens" in str(drawn.views[0])
 
 

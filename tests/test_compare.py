@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import stateform as sf
 from stateform import cli
 from stateform.architectures import REGISTRY
-from stateform.studies.compare import embed, lengths_up_to
+from stateform.studies.compare import lengths_up_to
+from stateform.studies.subject import embed
 from stateform.system.core import fold
 from stateform.text import read_text
 from tests.program import program

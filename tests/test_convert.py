@@ -18,7 +18,7 @@ from stateform.contract.draws import redraw
 from stateform.contract.equivalence import share_weights
 from stateform.convert import RELATIONS, Relation, special_case
 from stateform.convert.certificate import certify
-from stateform.report import content
+from stateform.studies.questions import pairs
 from stateform.system.core import fold
 
 from .systems import CASES, B, N, P, T, c, decay, feedback, phases, r, softmax, u
@@ -597,7 +597,7 @@ def test_compare_names_special_cases_with_their_setting(tmp_path: Any) -> None:
 
 def test_the_report_shows_special_cases_as_plain_text() -> None:
     pair = {"a": "x", "b": "y", "equal": False, "error": 1.0, "special": "y is x\x1b[31m with z"}
-    grid = content.pairs({"layers": [{"name": "x"}, {"name": "y"}], "pairs": [pair]})
+    grid = pairs.table({"layers": [{"name": "x"}, {"name": "y"}], "pairs": [pair]})
     assert grid is not None
     assert any("y is x\\x1b[31m with z" in note for note in grid.notes)
 

@@ -23,9 +23,12 @@ from plotly.offline import get_plotlyjs
 from rich.console import Console
 
 from stateform import StateformError
-from stateform.files import write_page
-from stateform.report import content, figures, notebook, render_html, tables, units
-from stateform.report.html import _plots
+from stateform.report import notebook, units
+from stateform.report.figure import COLOURS
+from stateform.report.page import plots
+from stateform.report.write import write_page
+from stateform.studies import comparison, questions
+from stateform.studies.comparison import Comparison, tables
 
 LENGTHS = [256, 512, 1024, 2048, 4096]
 TEXT = 'The "assert" statement\n**********************\n\nAssert statements are a convenient way to insert assertions'
@@ -245,13 +248,13 @@ def test_a_form_that_no_layer_has_takes_no_column() -> None:
     result = example(3)
     for layer in result["layers"]:
         layer["certificate"]["refused"]["newton"] = "the recurrence is linear"
-    (grid,) = [grid for grid in content.grids(result) if grid.key == "certificate"]
+    (grid,) = [grid for grid in comparison.grids(result) if grid.key == "certificate"]
     assert "newton" not in [column.heading for column in grid.columns]
     assert {len(row.cells) for row in grid.rows} == {len(grid.columns)}
     assert any("No newton for" in note for note in grid.notes)
-    assert re.search(r"<th[^>]*>newton", render_html(result)) is None
+    assert re.search(r"<th[^>]*>newton", Comparison(result).html()) is None
     result["layers"][2]["certificate"]["forms"]["newton"] = 1e-15
-    (grid,) = [grid for grid in content.grids(result) if grid.key == "certificate"]
+    (grid,) = [grid for grid in comparison.grids(result) if grid.key == "certificate"]
     at = [column.heading for column in grid.columns].index("newton")
     assert [row.cells[at] for row in grid.rows] == ["–", "–", "1e-15"]
 
@@ -269,7 +272,7 @@ def test_many_lengths_are_thinned_in_the_terminal_alone() -> None:
     for layer in result["layers"]:
         layer["cost"]["forward_ms"] = {"recurrent": {str(2**k): {"median": 2.0**k} for k in range(18)}}
     assert max(map(len, printed(result, 80))) <= 80
-    (grid,) = [grid for grid in content.grids(result) if grid.key == "time"]
+    (grid,) = [grid for grid in comparison.grids(result) if grid.key == "time"]
     assert [column.heading for column in grid.columns[1:-1]] == ["T = 1", "16", "256", "8192", "131072"]
 
 
@@ -353,7 +356,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def html() -> str:
-    return render_html(example(4))
+    return Comparison(example(4)).html()
 
 
 @pytest.fixture(scope="module")
@@ -381,8 +384,8 @@ def test_the_page_holds_the_result(page: Page) -> None:
 
 
 def test_every_figure_and_layer_is_on_the_page(page: Page) -> None:
-    drawn = figures.figures(example(4))
-    assert [figure.key for figure in drawn] == ["state", "time", "cost", "eigenvalues", "horizon", "maps", "equality"]
+    drawn = comparison.figures(example(4))
+    assert [figure.key for figure in drawn] == ["state", "time", "cost", "maps", "horizon", "eigenvalues", "equality"]
     plots = json.loads(page.scripts["plots"])
     assert list(plots["figures"]) == [figure.key for figure in drawn]
     text = " ".join(" ".join(page.text).split())
@@ -401,7 +404,7 @@ def test_every_figure_and_layer_is_on_the_page(page: Page) -> None:
 
 
 def test_the_page_is_small_and_the_same_each_time(html: str) -> None:
-    assert render_html(example(4)) == html
+    assert Comparison(example(4)).html() == html
     assert len(html) < len(get_plotlyjs()) + len(json.dumps(example(4))) + 300_000
 
 
@@ -417,11 +420,11 @@ def test_hostile_names_are_escaped() -> None:
     result["pairs"][0] |= {"b": HOSTILE, "text": HOSTILE, "equal": True}
     result["text"] = {"source": HOSTILE, "tokens": 3, "excerpt": HOSTILE}
     result["machine"]["cpu"] = HOSTILE
-    html = render_html(result)
+    html = Comparison(result).html()
     html.encode("utf-8")
     hostile = Page(html)
     assert json.loads(hostile.scripts["result"]) == result
-    assert len(hostile.scripts) == len(Page(render_html(example(3))).scripts)
+    assert len(hostile.scripts) == len(Page(Comparison(example(3)).html()).scripts)
     assert not any(tag in ("b", "a") for tag, _ in hostile.tags)
     assert "{{7*7}}" in " ".join(hostile.text)
     plots = hostile.scripts["plots"]
@@ -439,9 +442,9 @@ def _strings(value: Any) -> list[str]:
 def test_an_interrupted_comparison_says_so() -> None:
     result = example(2)
     result["complete"] = False
-    text = " ".join(Page(render_html(result)).text)
+    text = " ".join(Page(Comparison(result).html()).text)
     assert "stopped before its end" in text
-    assert "stopped before its end" not in " ".join(Page(render_html(example(2))).text)
+    assert "stopped before its end" not in " ".join(Page(Comparison(example(2)).html()).text)
 
 
 def test_numbers_that_json_lacks_are_shown_and_become_null() -> None:
@@ -449,7 +452,7 @@ def test_numbers_that_json_lacks_are_shown_and_become_null() -> None:
     result["pairs"][0]["error"] = math.nan
     result["layers"][1]["identity"]["spectral_radius"] = math.inf
     result["layers"][1]["certificate"]["forms"]["matrix"] = math.inf
-    page = Page(render_html(result))
+    page = Page(Comparison(result).html())
     embedded = json.loads(page.scripts["result"], parse_constant=pytest.fail)
     assert embedded["pairs"][0]["error"] is None
     assert embedded["layers"][1]["identity"]["spectral_radius"] is None
@@ -468,12 +471,12 @@ def _paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 DRAWN_FROM = {  # a part of a layer, and the figures that read it; every figure reads what is not named here
-    "identity": [figures.state_over_length],
+    "identity": [questions.state.BESIDE.figures],
     "certificate": [],
-    "cost": [figures.time_over_length, figures.cost_at_longest],
-    "eigenvalues": [figures.eigenvalues],
-    "horizon": [figures.memory_horizon],
-    "coefficients": [figures.attention_maps],
+    "cost": [questions.cost.BESIDE.figures],
+    "eigenvalues": [questions.spectrum.BESIDE.figures],
+    "horizon": [questions.memory.BESIDE.figures],
+    "coefficients": [questions.coefficients.BESIDE.figures],
 }
 
 
@@ -503,10 +506,10 @@ def test_any_part_may_be_missing(empty: str) -> None:
             place[path[-1]] = None
         else:
             continue
-        read_by = next((DRAWN_FROM[key] for key in path if key in DRAWN_FROM), [figures.figures])
+        read_by = next((DRAWN_FROM[key] for key in path if key in DRAWN_FROM), [comparison.figures])
         try:
-            content.grids(result)
-            content.headlines(result)
+            comparison.grids(result)
+            comparison.headlines(result)
             for draw in read_by:
                 draw(result)
         except Exception as error:
@@ -515,7 +518,7 @@ def test_any_part_may_be_missing(empty: str) -> None:
 
 @pytest.mark.parametrize("result", [{}, {"layers": []}, {"layers": [{"name": "a"}, {"name": "b"}]}])
 def test_an_empty_result_makes_a_page(result: dict[str, Any]) -> None:
-    page = Page(render_html(result))
+    page = Page(Comparison(result).html())
     assert json.loads(page.scripts["result"]) == result
     assert printed(result, 80)
 
@@ -538,10 +541,10 @@ def test_colours_are_legible_and_defined(theme: int) -> None:
     colour = dict(re.findall(r"--([\w-]+):\s*(#\w+);", block))
     for name in ("ink", "muted", "good", "bad"):
         assert _contrast(colour[name], colour["panel"]) >= 4.5, name
-    for k in range(figures.COLOURS):
+    for k in range(COLOURS):
         assert _contrast(colour[f"layer-{k}"], colour["panel"]) >= 3, k
         assert f"soft-{k}" in colour
-    used = set(re.findall(r"var\(--([\w-]+)\)", json.dumps(_plots(figures.figures(example(8))))))
+    used = set(re.findall(r"var\(--([\w-]+)\)", json.dumps(plots(comparison.figures(example(8))))))
     assert used <= set(colour), "a figure names a colour that the page does not define"
 
 
@@ -618,7 +621,7 @@ def test_the_figures_are_drawn(browser: str, tmp_path: Path, html: str, theme: s
     assert found, "the page's script stopped early"
     probe = json.loads(unescape(found[1]))
     first, *views, changed, hidden, other = probe["seen"]
-    drawn = figures.figures(example(4))
+    drawn = comparison.figures(example(4))
     assert first["theme"] == theme
     assert first["drawn"] == first["shown"] == sum(len(figure.views[0].panels) for figure in drawn)
     assert len(views) == sum(len(figure.views) for figure in drawn if len(figure.views) > 1)
@@ -638,7 +641,7 @@ def test_the_figures_are_drawn(browser: str, tmp_path: Path, html: str, theme: s
 def test_eight_layers_are_drawn_on_a_narrow_page(browser: str, tmp_path: Path) -> None:
     hostile = example(8)
     hostile["layers"][3]["name"] = HOSTILE
-    html = render_html(hostile).replace("</body>", PROBE + "</body>", 1)
+    html = Comparison(hostile).html().replace("</body>", PROBE + "</body>", 1)
     dom, console = in_browser(browser, tmp_path, html, "light", 500)
     assert console == []
     found = re.search(r'<pre id="probe">(.*?)</pre>', dom, re.DOTALL)
@@ -655,7 +658,7 @@ def test_an_incomplete_result_is_drawn(browser: str, tmp_path: Path) -> None:
     result["layers"][1] = {"name": "bare", "identity": None, "cost": {"forward_ms": {}}, "dynamics": {}}
     result["layers"][2]["dynamics"]["coefficients"]["tokens"] = []
     result["layers"][2]["dynamics"]["coefficients"]["heads"][0]["alpha"] = [[0.0, None], [None, 0.0]]
-    dom, console = in_browser(browser, tmp_path, render_html(result), "dark")
+    dom, console = in_browser(browser, tmp_path, Comparison(result).html(), "dark")
     assert console == []
     assert 'data-drawn="yes"' in dom
 
@@ -664,8 +667,8 @@ def test_an_incomplete_result_is_drawn(browser: str, tmp_path: Path) -> None:
 
 
 def test_a_library_beside_the_page_is_the_one_it_loads(tmp_path: Path) -> None:
-    write_page(tmp_path / "a.html", lambda where: render_html(example(2), where), "directory")
-    write_page(tmp_path / "b.html", lambda where: render_html(example(1), where), "directory")
+    write_page(tmp_path / "a.html", lambda where: Comparison(example(2)).html(where), "directory")
+    write_page(tmp_path / "b.html", lambda where: Comparison(example(1)).html(where), "directory")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.html", "b.html", "plotly.min.js"]
     assert (tmp_path / "plotly.min.js").read_text(encoding="utf-8") == get_plotlyjs()
     page = Page((tmp_path / "a.html").read_text(encoding="utf-8"))
@@ -679,7 +682,7 @@ def test_a_library_beside_the_page_is_the_one_it_loads(tmp_path: Path) -> None:
 
 def test_a_library_beside_the_page_is_found(browser: str, tmp_path: Path) -> None:
     write_page(tmp_path / "a.html", lambda where: "", "directory")
-    dom, console = in_browser(browser, tmp_path, render_html(example(2), "directory"), "light")
+    dom, console = in_browser(browser, tmp_path, Comparison(example(2)).html("directory"), "light")
     assert console == []
     assert 'data-drawn="yes"' in dom
 
@@ -694,7 +697,7 @@ def run_cell(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], str]:
 
     def run(name: str | None) -> str:
         here[0] = name
-        return notebook.cell(lambda where: render_html(example(1), where))
+        return notebook.cell(lambda where: Comparison(example(1)).html(where))
 
     return run
 

@@ -16,7 +16,9 @@ from typer.testing import CliRunner
 
 from stateform import StateformError
 from stateform.cli import app
-from stateform.report.results import over_length, over_settings, render_results
+from stateform.report.page import render
+from stateform.sweep.figures import over_length, over_settings
+from stateform.sweep.figures import page as page_of
 from stateform.sweep.results import Results, results
 from stateform.sweep.run import sweep
 from stateform.sweep.store import Store
@@ -131,7 +133,7 @@ def test_the_page(found: Results, folder: Path, tmp_path: Path) -> None:
     assert 'id="figure-length"' in page and 'id="table-runs"' in page
     held = json.loads(re.search(r'id="result">(.*?)</script>', page)[1])  # type: ignore[index]
     assert len(held["rows"]) == 12
-    assert "interrupted; the same command goes on" in render_results(found.to_dict() | {"complete": False})
+    assert "interrupted; the same command goes on" in render(page_of(found.to_dict() | {"complete": False}))
     results(folder / "store.db", where=["label=none"]).save_html(tmp_path / "empty.html")
     assert 'id="figure-' not in (tmp_path / "empty.html").read_text()
 

@@ -7,11 +7,14 @@ import errno
 import json
 import os
 import secrets
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 from typing import Any
 
 from .errors import StateformError, require
+
+ROOM = 10**7
+"""Bytes that a page with its figures may take."""
 
 
 class DamagedError(StateformError):
@@ -46,25 +49,27 @@ def write_atomically(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def write_page(path: Path, render: Callable[[str], str], plotlyjs: str) -> None:
-    """Write a page, and the plotting library beside it where that is "directory": first, so that no page is without.
+def writable(path: str | Path) -> Path:
+    """Give the path, if a file can be written there.
 
     Raises:
-        StateformError: before anything is written, neither that nor "inline"; as `write_atomically`.
+        StateformError: if not, and why.
     """
-    beside = library_of(path, plotlyjs)
-    if beside is not None:
-        from plotly.offline import get_plotlyjs
-
-        write_atomically(beside, get_plotlyjs().encode())
-    write_atomically(path, render(plotlyjs).encode())
-
-
-def library_of(path: Path, plotlyjs: str) -> Path | None:
-    """The file of the plotting library that is written with a page; None where the page holds it."""
-    known = ("inline", "directory")
-    require(plotlyjs in known, f"plotlyjs is {plotlyjs!r}; expected {' or '.join(known)}")
-    return path.with_name("plotly.min.js") if plotlyjs == "directory" else None
+    path = Path(path)
+    require(not os.path.isdir(path), f"cannot write {path}: it is a folder; name a file in it")
+    require(os.path.isdir(path.parent), f"cannot write {path}: there is no folder {path.parent}")
+    free = shutil.disk_usage(path.parent).free
+    room = free >= ROOM or (os.path.exists(path) and not path.is_file())  # a pipe or a terminal takes no room
+    require(room, f"cannot write {path}: {free:,} bytes are free on that disk, {ROOM:,} may be needed; make room")
+    existed = os.path.exists(path)
+    try:
+        with path.open("ab"):
+            pass
+    except OSError as error:
+        raise StateformError(f"cannot write {path}: {error.strerror or error}") from None
+    if not existed:
+        path.unlink()
+    return path
 
 
 def rename_durably(draft: str | Path, path: Path) -> None:

@@ -29,12 +29,12 @@ from .layer import ShortConv as ShortConv
 from .models import Classifier as Classifier
 from .models import LanguageModel as LanguageModel
 from .models import ModelConfig as ModelConfig
-from .studies.analyze import Analysis as Analysis
+from .studies.analysis import Analysis as Analysis
 from .studies.analyze import analyze as analyze
 from .studies.card import Card as Card
 from .studies.card import show as show
-from .studies.compare import Comparison as Comparison
 from .studies.compare import compare as compare
+from .studies.comparison import Comparison as Comparison
 from .studies.zoo import Zoo as Zoo
 from .studies.zoo import zoo as zoo
 from .system import System as System

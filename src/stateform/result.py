@@ -6,12 +6,17 @@ Here are also what every study says on top (`header`) and how it tells of its wo
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from .report import at, cell, visible
+
+if TYPE_CHECKING:
+    from .report.page import Page
 
 WIDE = 200
 """Columns where the output is no terminal: a table's row stays one line, to be searched."""
@@ -47,19 +52,26 @@ class Result:
 class Paged(Result):
     """A result that is a page, too: `.html()`, `.save_html(path)`. A notebook shows the page."""
 
-    def html(self, plotlyjs: str = "inline") -> str:
-        """Give one page with interactive figures; where its plotting library is, see `stateform.report.render_html`."""
+    def page(self) -> Page:
+        """Give what the page says."""
         raise NotImplementedError
+
+    def html(self, plotlyjs: str = "inline") -> str:
+        """Give one page with interactive figures; where its plotting library is, see `stateform.report.page.render`."""
+        from .report.page import render  # slow to import, and not needed until now
+
+        page = self.page()
+        excerpt = str(at(page.result, "text", "excerpt") or "")
+        created = str(page.result.get("created") or "")
+        return render(page, plotlyjs, made=conditions(page.result), created=created, excerpt=excerpt)
 
     def save_html(self, path: str | Path, plotlyjs: str = "inline") -> None:
         """Write the page, whole or not at all; "directory" puts its plotting library into a file beside it."""
-        from .files import write_page
+        from .report.write import write_page  # torch is not needed until now
 
         write_page(Path(path), self.html, plotlyjs)
 
     def _repr_html_(self) -> str:
-        from .report import cell
-
         return cell(self.html)
 
 
@@ -85,6 +97,29 @@ def header(device: str = "cpu") -> dict[str, Any]:
 
     created = datetime.now().isoformat(timespec="seconds")
     return {"stateform": stateform_version(), "created": created, "machine": machine(device)}
+
+
+def conditions(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Name the settings and the machine behind a result, for the foot of its page."""
+    settings, machine = result.get("settings") or {}, result.get("machine") or {}
+    limit = settings.get("memory_limit_gb")
+    lengths_asked = ", ".join(str(T) for T in settings.get("lengths") or [])
+    found = [
+        ("Model width", settings.get("d_model")),
+        ("Lengths", lengths_asked),
+        ("Batch", settings.get("batch")),
+        ("Timed in", settings.get("dtype")),
+        ("Seed", settings.get("seed")),
+        ("Memory limit", None if limit is None else f"{limit:g} GB"),
+        ("Processor", machine.get("cpu")),
+        ("Device", machine.get("device")),
+        ("Threads", machine.get("threads")),
+        ("torch", machine.get("torch")),
+        ("Python", machine.get("python")),
+        ("Stateform", result.get("stateform")),
+        ("Made", str(result.get("created") or "").replace("T", " ")),
+    ]
+    return [(name, visible(str(value))) for name, value in found if value not in (None, "")]
 
 
 class Steps:

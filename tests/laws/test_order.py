@@ -111,7 +111,7 @@ def test_each_part_names_only_parts_below_it() -> None:
         ("forms/scan.py", "from ..architectures import names"),
         ("analysis/memory.py", "from ..hub import lift"),
         ("architectures/mamba.py", "import stateform as sf"),
-        ("report/html.py", "from ..studies.compare import compare"),
+        ("report/page.py", "from ..studies.compare import compare"),
     ],
 )
 def test_an_import_upwards_is_found(path: str, source: str) -> None:

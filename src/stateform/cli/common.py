@@ -86,8 +86,8 @@ class Bar:
 def check_writable(plotlyjs: str = "inline", **files: Path | None) -> None:
     """Raise unless every file can be written, and each has a name of its own; they go by the options that name them."""
     from ..errors import require
-    from ..files import library_of
-    from ..studies.compare import writable
+    from ..files import writable
+    from ..report.write import library_of
 
     html = files.get("html")
     beside = library_of(html or Path("page.html"), plotlyjs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,21 @@ def tasks() -> dict[str, str]:
 
 def questions() -> list[str]:
     """List the questions of an analysis, in the order of the report."""
-    families = _assigned("studies/questions/__init__.py", "QUESTIONS").generators[0].iter.elts
-    found = [_assigned(f"studies/questions/{family.id}.py", "QUESTIONS").elts for family in families]
-    return [call.args[0].value for calls in found for call in calls]
+    asked = [_value(file, "QUESTION") for file in sorted((_PACKAGE / "studies" / "questions").glob("*.py"))]
+    found = [
+        (next((word.value.value for word in call.keywords if word.arg == "order"), math.inf), call.args[0].value)
+        for call in asked
+        if call is not None
+    ]
+    return [name for _, name in sorted(found)]
 
 
 def constant(file: str, name: str) -> Any:
     """The value of a name of a module, where that is a plain one."""
-    return ast.literal_eval(_assigned(file, name))
+    found = _value(_PACKAGE / file, name)
+    if found is None:
+        raise LookupError(f"{file} assigns no {name}")
+    return ast.literal_eval(found)
 
 
 def _registered(folder: str, decorator: str) -> dict[str, str]:
@@ -45,13 +53,13 @@ def _registered(folder: str, decorator: str) -> dict[str, str]:
     }
 
 
-def _assigned(file: str, name: str) -> Any:
-    """What is assigned to a name at the top of a module, as a syntax tree."""
-    for node in _parsed(_PACKAGE / file):
+def _value(file: Path, name: str) -> Any:
+    """What is assigned to a name at the top of a module, as a syntax tree; None if nothing is."""
+    for node in _parsed(file):
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         if any(isinstance(target, ast.Name) and target.id == name for target in targets):
             return node.value  # type: ignore[attr-defined]
-    raise LookupError(f"{file} assigns no {name}")
+    return None
 
 
 def _parsed(file: Path) -> Iterator[ast.stmt]:

@@ -1,11 +1,16 @@
-"""What a comparison or an analysis found, for people: tables for the terminal, one self-contained interactive page.
+"""The kit that results are told with: figures, tables, numbers and words as people read them, pages, notebooks.
 
-Both read the plain dict that was produced (and that its JSON file holds), so that a report can be made again
-from the file alone.
+It knows no result. What a study, a benchmark or a sweep has to say stands beside it; `stateform.result` puts the two
+together. A page itself (`report.page`) is imported when one is written: its libraries are slow to import.
 """
 
-from .html import render_analysis, render_html
+from . import units
+from .figure import Figure, Panel, View
 from .notebook import cell, library
-from .table import analysis_tables, tables
+from .table import Column, Grid, GridRow, Headline, answer
+from .words import at, listing, visible
 
-__all__ = ["analysis_tables", "cell", "library", "render_analysis", "render_html", "tables"]
+__all__ = [
+    "Column", "Figure", "Grid", "GridRow", "Headline", "Panel", "View", "answer", "at", "cell", "library", "listing",
+    "units", "visible",
+]  # fmt: skip

@@ -1,9 +1,9 @@
-"""A comparison or an analysis in the terminal: sentences, and small tables that each answer one question."""
+"""Small tables that each answer one question, and how a terminal of 80 columns or more shows them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich import box
 from rich.console import RenderableType
@@ -11,8 +11,6 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from . import analysis, content
-from .content import Column, Grid
 from .units import MISSING
 
 WIDTH = 80
@@ -20,69 +18,65 @@ _LONGEST_NAME, _SHORTEST_NAME = 24, 12
 _NOTES = 5
 
 
-def tables(result: Mapping[str, Any]) -> list[RenderableType]:
-    """The comparison as tables for a terminal of 80 columns or more.
+@dataclass(frozen=True)
+class Column:
+    """A column of a grid: its heading, whether it holds numbers, and whether only the page has room for it."""
 
-    Args:
-        result: what a comparison found, as plain values (the content of its JSON file). Missing parts are left out.
-
-    Returns:
-        Renderables for `rich.console.Console.print`, to be printed one after the other: the headline, one table and
-        a line of explanation for each question that the result answers, and what to remember of it all.
-    """
-    parts: list[RenderableType] = [Text.assemble(("Stateform comparison", "bold"), ": ", content.subject(result))]
-    stopped = content.interrupted(result)
-    if stopped:
-        parts.append(Text(stopped, style="bold yellow"))
-    for grid in content.grids(result):
-        parts += _answer(grid)
-    found = content.headlines(result)
-    if found:
-        parts += [Text(), Text("In short", style="bold")]
-        summary = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 2))
-        summary.add_column(no_wrap=True, style="dim")
-        summary.add_column(overflow="fold")
-        for headline in found:
-            summary.add_row(Text(headline.label), Text.assemble((headline.value, "bold"), "  ", headline.detail))
-        parts.append(summary)
-    return parts
+    heading: str
+    numeric: bool = False
+    page_only: bool = False
 
 
-def analysis_tables(result: Mapping[str, Any]) -> list[RenderableType]:
-    """The analysis for a terminal of 80 columns or more: what is remarkable, most of all first, and a table of layers.
+@dataclass(frozen=True)
+class GridRow:
+    """A row of a grid, with the position of the layer that it is about (None: not about one layer)."""
 
-    Args:
-        result: what an analysis found, as plain values (the content of its JSON file). Missing parts are left out.
-    """
-    parts: list[RenderableType] = [Text.assemble((analysis.title(result), "bold"), ": ", analysis.subject(result))]
-    stopped = analysis.interrupted(result)
-    if stopped:
-        parts.append(Text(stopped, style="bold yellow"))
-    if (proof := analysis.certified(result)) is not None:
-        parts += [Text(), Text(proof, style="bold red" if "NOT" in proof or "No System" in proof else "green")]
-    said = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
-    said.add_column(justify="right", style="dim", no_wrap=True)
-    said.add_column(overflow="fold")
-    for k, sentence in enumerate(analysis.findings(result), 1):
-        said.add_row(f"{k}.", Text(sentence))
-    parts += [Text(), said]
-    notes = [note for name, _ in analysis.questions(result) for note in analysis.refused(result, name)]
-    parts += [Padding(Text(note, style="dim"), (0, 0, 0, 2)) for note in dict.fromkeys(notes)]
-    grid = analysis.overview(result)
-    return parts + (_answer(grid) if grid else [])
+    cells: tuple[str, ...]
+    layer: int | None = None
 
 
-def _answer(grid: Grid) -> list[RenderableType]:
-    """A grid with its title and notes."""
-    notes = list(grid.notes[:_NOTES])
+@dataclass(frozen=True)
+class Grid:
+    """A small table that answers the question in its title."""
+
+    key: str
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[GridRow, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One finding: what it is about, the answer, and a sentence around it."""
+
+    label: str
+    value: str
+    detail: str
+    layer: int | None = None
+
+
+def opening(title: str, subject: str, stopped: str | None) -> list[RenderableType]:
+    """Say what was found, and first of all if it was stopped before its end."""
+    parts: list[RenderableType] = [Text.assemble((title, "bold"), ": ", subject)]
+    return parts + ([Text(stopped, style="bold yellow")] if stopped else [])
+
+
+def notes(texts: Sequence[str]) -> list[RenderableType]:
+    """Lay out notes below a table."""
+    return [Padding(Text(text, style="dim"), (0, 0, 0, 2)) for text in texts]
+
+
+def answer(grid: Grid) -> list[RenderableType]:
+    """Lay out a grid for a terminal, with its title and notes, to be printed one after the other."""
+    texts = list(grid.notes[:_NOTES])
     if len(grid.notes) > _NOTES:
-        notes.append(f"{len(grid.notes) - _NOTES} more such notes are in the report.")
-    padded = [Padding(Text(note, style="dim"), (0, 0, 0, 2)) for note in notes]
-    return [Text(), Text(grid.title, style="bold"), _table(grid), *padded]
+        texts.append(f"{len(grid.notes) - _NOTES} more such notes are in the report.")
+    return [Text(), Text(grid.title, style="bold"), _table(grid), *notes(texts)]
 
 
 def _table(grid: Grid) -> Table:
-    """One grid; numbers keep their width, long names break where names have joints, and only words wrap."""
+    """Lay out one grid: numbers keep their width, long names break where names have joints, and only words wrap."""
     shown = [k for k, column in enumerate(grid.columns) if not column.page_only]
     widest = {k: max(len(t) for t in (grid.columns[k].heading, *(row.cells[k] for row in grid.rows))) for k in shown}
     labels = [k for k in shown if _is_name(grid.columns[k])]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,31 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..analysis import describe
 from ..errors import StateformError, nearest, require, validate
 from ..hub import Opened
-from ..result import Paged, Progress, Record, Steps, header, until_interrupted
-from .compare import DTYPES
-from .questions import QUESTIONS, Question, Site, about, findings
-from .subject import subject_of
-
-
-class Analysis(Record, Paged):
-    """What `analyze` found: `print(analysis)` for sentences and tables, `.html()` and `.to_dict()` for the rest."""
-
-    @property
-    def sentences(self) -> list[str]:
-        """The findings, most remarkable first."""
-        return [finding["text"] for finding in self.result["findings"]]
-
-    def html(self, plotlyjs: str = "inline") -> str:
-        from ..report import render_analysis  # Plotly is slow to import and not needed until now
-
-        return render_analysis(self.result, plotlyjs)
-
-    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
-        from ..report import analysis_tables
-
-        yield from analysis_tables(self.result)
+from ..result import Progress, Steps, header, until_interrupted
+from ..system import System
+from .analysis import Analysis
+from .questions import QUESTIONS, Question, Site, findings
+from .subject import DTYPES, subject_of
 
 
 def analyze(
@@ -117,6 +100,19 @@ def analyze(
     result["findings"] = [asdict(f) for f in findings(result["layers"], result["model"])]
     step.end()
     return Analysis(result)
+
+
+def about(layer: nn.Module, system: System | None) -> dict[str, Any]:
+    """Say what a layer is, in its row of the result."""
+    parameters = sum(p.numel() for p in layer.parameters())
+    if system is None:
+        return {"transition": "no System", "heads": 0, "state_size": None, "state_growth": 0, "parameters": parameters}
+    grows = system.readout.cached
+    return {
+        "transition": describe(system), "heads": 1 if system.w_out is not None else system.H,
+        "state_size": 0 if grows else system.state_size, "state_growth": system.state_size if grows else 0,
+        "parameters": parameters,
+    }  # fmt: skip
 
 
 def _answer(name: str, answers: dict[str, Any], refused: dict[str, str], ask: Any) -> None:

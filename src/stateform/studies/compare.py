@@ -4,57 +4,35 @@ from __future__ import annotations
 
 import copy
 import os
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..analysis import contraction, describe, horizon, spectrum
+from ..analysis import horizon, spectrum
 from ..architectures import REGISTRY, accepted, build, resolve
-from ..contract.draws import redraw
-from ..contract.equivalence import equivalent, share_weights
-from ..convert import special_case
 from ..errors import StateformError, require, require_finite_weights, require_seed, validate
-from ..forms import exists, run
 from ..layer import system_of
 from ..models import open_folder
-from ..result import Paged, Progress, Record, Steps, header, until_interrupted
-from ..system.precision import largest, relative_error, tolerance, why_no_proof, wide
+from ..result import Progress, Steps, header, until_interrupted
+from ..system.precision import why_no_proof
 from ..text import read_text
 from ..timing.measure import blank_cost, measure
-from .questions import SHOWN, effective_attention, rounded
+from .comparison import Comparison
+from .questions import SHOWN
+from .questions.certificate import certify
+from .questions.coefficients import effective_attention
+from .questions.identity import about, identify
+from .questions.pairs import compare_pair, pairs_of
+from .subject import DTYPES, embed, printable
+from .words import rounded
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 CERTIFIED = 256
 """Tokens on which the forms are compared in float64, and on which systems are looked at token by token."""
-ROOM = 10**7
-"""Bytes that a page with its figures may take."""
 SHOWN_HEADS = 4
 """Heads with a map of effective attention."""
-
-
-class Comparison(Record, Paged):
-    """What `compare` found: `print(comparison)` for tables, `.html()` and `.to_dict()` for the rest."""
-
-    def html(self, plotlyjs: str = "inline") -> str:
-        from ..report import render_html  # Plotly is slow to import and not needed until now
-
-        return render_html(self.result, plotlyjs)
-
-    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
-        from ..report import tables
-
-        yield from tables(self.result)
-
-
-def embed(data: bytes, d_model: int, seed: int) -> Tensor:
-    """Bytes as tokens, each a fixed random vector of unit variance: [1,T,d_model] in float64."""
-    generator = torch.Generator().manual_seed(seed)
-    table = torch.randn(256, d_model, generator=generator, dtype=torch.float64)
-    return table[torch.frombuffer(bytearray(data), dtype=torch.uint8).long()].unsqueeze(0)
 
 
 def lengths_up_to(longest: int) -> list[int]:
@@ -62,29 +40,6 @@ def lengths_up_to(longest: int) -> list[int]:
     require(longest >= 2, f"max_length is {longest}; expected 2 tokens or more")
     out = [T for T in (64, 256, 1024, 4096, 16384, 65536) if longest > T]
     return [*out[-3:], longest]
-
-
-def writable(path: str | Path) -> Path:
-    """The path, if a file can be written there.
-
-    Raises:
-        StateformError: if not, and why.
-    """
-    path = Path(path)
-    require(not os.path.isdir(path), f"cannot write {path}: it is a folder; name a file in it")
-    require(os.path.isdir(path.parent), f"cannot write {path}: there is no folder {path.parent}")
-    free = shutil.disk_usage(path.parent).free
-    room = free >= ROOM or (os.path.exists(path) and not path.is_file())  # a pipe or a terminal takes no room
-    require(room, f"cannot write {path}: {free:,} bytes are free on that disk, {ROOM:,} may be needed; make room")
-    existed = os.path.exists(path)
-    try:
-        with path.open("ab"):
-            pass
-    except OSError as error:
-        raise StateformError(f"cannot write {path}: {error.strerror or error}") from None
-    if not existed:
-        path.unlink()
-    return path
 
 
 def compare(
@@ -141,15 +96,19 @@ def compare(
                 _try(name, layer, x[:, :2])
         for name, layer in built.items():
             step(f"{name}: forms agree?")
-            row = {"name": name, **_about(layer), "certificate": _certificate(layer, x[:, :CERTIFIED])}
+            row = {"name": name, **about(layer), "certificate": certify(layer, x[:, :CERTIFIED])}
             step(f"{name}: dynamics")
-            row |= {"identity": _identity(layer, x), "dynamics": _dynamics(layer, x, data), "cost": blank_cost()}
+            row |= {
+                "identity": identify(layer, x[:, :CERTIFIED]),
+                "dynamics": _dynamics(layer, x, data),
+                "cost": blank_cost(),
+            }
             rows[name] = row
             result["layers"].append(row)
         measure(built, rows, x.to(DTYPES[dtype]), lengths, memory_limit_gb, repeats, step)
-        for a, b in _pairs(list(built)):
+        for a, b in pairs_of(list(built)):
             step(f"{a} = {b}?")
-            result["pairs"].append(_pair(a, built[a], b, built[b], x[:, :SHOWN], seed))
+            result["pairs"].append(compare_pair(a, built[a], b, built[b], x[:, :SHOWN], seed))
     step.end()
     return Comparison(result)
 
@@ -224,46 +183,6 @@ def _trained(spec: str) -> nn.Module | None:
     return mixer
 
 
-def _about(layer: nn.Module) -> dict[str, Any]:
-    entry = next((e for e in REGISTRY.values() if e.cls is type(layer)), None)
-    text = (type(layer).__doc__ or type(layer).__name__).strip().split("\n")[0]
-    return {
-        "summary": entry.summary if entry else text, "paper": entry.paper if entry else "",
-        "parameters": sum(p.numel() for p in layer.parameters()),
-    }  # fmt: skip
-
-
-def _identity(layer: nn.Module, x: Tensor) -> dict[str, Any]:
-    system = system_of(layer, x[:, :CERTIFIED])
-    found = spectrum(system)
-    grows = system.readout.cached
-    contractive, why = contraction(system, promised=getattr(layer, "contractive", False), found=found)
-    return {
-        "system": repr(system_of(layer, x[:, :1])), "transition": describe(system),
-        "state_size": 0 if grows else system.state_size, "state_growth": system.state_size if grows else 0,
-        "contractive": contractive, "contractive_why": why, "spectral_radius": None if grows else found.radius,
-        "eigenvalue_range": found.to_dict(),
-        "eigenvalue_of": "eta_{t-1}/eta_t, as A_t = I (the DSF's coordinates)" if grows else "A_t",
-    }  # fmt: skip
-
-
-def _certificate(layer: nn.Module, x: Tensor) -> dict[str, Any]:
-    system = system_of(layer, x)
-    want = run(system, "recurrent")
-    assert isinstance(want, Tensor)
-    errors: dict[str, float] = {}
-    for form in exists(system):
-        got = run(system, form)
-        assert isinstance(got, Tensor)
-        errors[form] = torch.inf if why_no_proof(want) else largest(relative_error(wide(got), wide(want), heads=True))
-    allowed, worst = tolerance(torch.float64, x.shape[1]), max(errors.values())
-    refused = {name: why.partition(";")[0] for name, why in system.forms().items() if why is not None}
-    return {
-        "ok": worst <= allowed, "worst": worst, "tolerance": allowed, "dtype": "float64", "length": x.shape[1],
-        "forms": errors, "refused": refused,
-    }  # fmt: skip
-
-
 def _dynamics(layer: nn.Module, x: Tensor, data: bytes) -> dict[str, Any]:
     system = system_of(layer, x[:, :1024])
     values = spectrum(system[:CERTIFIED]).sample(600)
@@ -273,41 +192,3 @@ def _dynamics(layer: nn.Module, x: Tensor, data: bytes) -> dict[str, Any]:
         "horizon": found.to_dict(),
         "coefficients": effective_attention(system, [printable(c) for c in data[:SHOWN]], range(SHOWN_HEADS)),
     }
-
-
-def printable(byte: int) -> str:
-    """A byte as it is shown."""
-    return chr(byte) if byte < 127 else f"\\x{byte:02x}"
-
-
-# -- pairs --------------------------------------------------------------------------------------------------------
-
-
-def _pairs(names: list[str]) -> Iterator[tuple[str, str]]:
-    for i, a in enumerate(names):
-        for b in names[i + 1 :]:
-            yield a, b
-
-
-def _pair(name_a: str, a: nn.Module, name_b: str, b: nn.Module, x: Tensor, seed: int) -> dict[str, Any]:
-    """Whether two layers are one function when they share the weights that have the same names and shapes."""
-    generator = torch.Generator().manual_seed(seed)
-    shared = share_weights(a, b, lambda layer: redraw(layer, generator, "own"))
-    found = equivalent(shared.a, shared.b, x)
-    first = None if found.equal else {"row": found.row, "position": found.position}
-    if not shared.names:
-        text = "no weights of the same name and shape: nothing can be made equal"
-    elif found.equal:
-        text = f"the same function of {len(shared.names)} shared weights, {found.text}"
-    else:
-        text = f"different functions with {len(shared.names)} weights shared: {found.text}"
-    if shared.unshared:
-        text += f"; not shared: {', '.join(shared.unshared[:6])}{' ...' if len(shared.unshared) > 6 else ''}"
-    drawn = [copy.deepcopy(layer) for layer in (a, b)]
-    for layer in drawn:
-        redraw(layer, generator, "own")
-    return {
-        "a": name_a, "b": name_b, "equal": found.equal, "error": found.error, "first": first,
-        "shared": len(shared.names), "unshared": len(shared.unshared), "text": text,
-        "special": special_case(drawn[0], drawn[1], x),
-    }  # fmt: skip

@@ -24,8 +24,8 @@ from ..system import System
 from ..text import read_text
 from ..train import Experiment
 from ..train.parent import EXPERIMENT
-from .compare import DTYPES, embed, printable
 
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 SHOWN, EXCERPT = 256, 240
 """Tokens, and bytes of the text, that a report shows."""
 
@@ -109,6 +109,18 @@ def _own(name: str, model: SequenceModel, source: str, ids: Tensor, words: list[
     labels = [f"{i}: {kind}" for i, kind in enumerate(kinds)]
     return Subject(name, model, source, ids, words, excerpt, model.config.d_model, kinds, labels,
                    lambda: _layers(model, ids), model)  # fmt: skip
+
+
+def embed(data: bytes, d_model: int, seed: int) -> Tensor:
+    """Embed bytes as tokens, each a fixed random vector of unit variance: [1,T,d_model] in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    table = torch.randn(256, d_model, generator=generator, dtype=torch.float64)
+    return table[torch.frombuffer(bytearray(data), dtype=torch.uint8).long()].unsqueeze(0)
+
+
+def printable(byte: int) -> str:
+    """A byte as it is shown."""
+    return chr(byte) if byte < 127 else f"\\x{byte:02x}"
 
 
 def _layer(layer: nn.Module, ids: Tensor, seed: int) -> Iterator[Look]:

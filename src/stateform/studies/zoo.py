@@ -28,6 +28,7 @@ from ..layer import has_system, system_of
 from ..result import Result
 from ..system import System
 from ..text import decoded, read_bytes
+from .words import LETTERS
 
 MARKS = "<!-- zoo -->", "<!-- /zoo -->"
 """Between these two lines of a Markdown file stands the table."""
@@ -37,7 +38,6 @@ LEGEND = (
     "m matrix, v convolution, n Newton. Tracks: what one layer's transitions were seen to reach (or cannot), as "
     "necessary conditions for it; `stateform show NAME` has the reasons."
 )
-LETTERS = {"recurrent": "r", "chunkwise": "c", "scan": "s", "matrix": "m", "convolution": "v", "newton": "n"}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import StateformError, nearest, require
 from ..files import write_atomically
@@ -20,6 +20,10 @@ from ..result import Paged
 from ..train.config import read_value
 from .claims import SEED, Claim, Verdict, judge
 from .store import Run, Store
+from .summary import markdown, tables
+
+if TYPE_CHECKING:
+    from ..report.page import Page
 
 ORDER = ("waiting", "running", "failed")
 Row = dict[str, Any]
@@ -166,23 +170,19 @@ class Results(Paged):
 
     def to_markdown(self) -> str:
         """Claims, what the runs were computed on, and the table of means, as Markdown."""
-        from ..report.results import results_markdown
-
-        return results_markdown(self.to_dict())
+        return markdown(self.to_dict())
 
     def save_markdown(self, path: str | Path) -> None:
         """Write it, whole or not at all."""
         write_atomically(Path(path), self.to_markdown().encode())
 
-    def html(self, plotlyjs: str = "inline") -> str:
-        from ..report.results import render_results  # Plotly is slow to import and not needed until now
+    def page(self) -> Page:
+        from .figures import page  # Plotly is slow to import and not needed until now
 
-        return render_results(self.to_dict(), plotlyjs)
+        return page(self.to_dict())
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
-        from ..report.results import result_tables
-
-        yield from result_tables(self.to_dict())
+        yield from tables(self.to_dict())
 
 
 def results(

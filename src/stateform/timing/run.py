@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,9 +20,12 @@ from ..result import Paged, Progress, Record, Steps, header, until_interrupted
 from ..system.precision import GRADIENT, HALF, PROJECTED
 from .pair import MODES, Operation, Pair, Rival, Setting, like, version_of
 from .rivals.party import Inputs, Party, copying
-from .rivals.plain import lines
 from .rounds import RECOVERABLE, Clock, Job, one_line, spread, take_turns
+from .summary import tables
 from .table import PACKAGES, PAIRS
+
+if TYPE_CHECKING:
+    from ..report.page import Page
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -45,18 +48,13 @@ class Bench(Record, Paged):
         """By pair whose own layer failed: why."""
         return {pair["name"]: pair["failed"] for pair in self.result["pairs"] if "failed" in pair}
 
-    def html(self, plotlyjs: str = "inline") -> str:
-        from ..report.bench import render_bench  # Plotly is slow to import and not needed until now
+    def page(self) -> Page:
+        from .figures import page  # Plotly is slow to import and not needed until now
 
-        return render_bench(self.result, plotlyjs)
+        return page(self.result)
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
-        try:
-            from ..report.bench import bench_tables
-        except ImportError as error:  # of a drawing library, which is no reason to lose the numbers
-            yield from lines(self.result, f"Plain, as the tables cannot be made: {error}.")
-            return
-        yield from bench_tables(self.result)
+        yield from tables(self.result)
 
 
 def bench(

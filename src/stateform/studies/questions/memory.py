@@ -1,98 +1,41 @@
-"""What is kept: which token reads which, how far back, how much state it needs, and how the state fades or turns."""
+"""How far back each head looks: the tokens that hold 95% of what an output reads."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from ...analysis import has_weights, influence, state_need
-from ...system import System
-from .question import (
+from ...report import Column, Figure, Grid, Headline, Panel, View, at, units
+from ...report.figure import FEW, colour, drawing, layer_rows, line, logarithmic, named_ends, scatter, short
+from ...report.units import MISSING
+from ...report.words import capitalised
+from ..words import (
     FAINT,
-    SHOWN,
     Answer,
-    Finding,
-    Question,
     Rows,
-    Site,
     answered,
-    begin,
     count,
-    layers_of,
+    has,
+    layer_row,
+    layers,
+    name_of,
     of_heads,
     place,
-    rounded,
     share_read,
+    span,
 )
+from .question import Beside, Finding, Question, Told
+from .spectrum import eigenvalue_range
+from .state import dimensions
 
-MAPS, EIGENVALUES = 96, 4800
-"""How many maps and eigenvalues all layers together keep for drawing."""
-TOLERANCE, SPLITS = 0.01, 8
-"""The state that is needed is that for this relative error, looked at so many splits of the text."""
-
-
-# -- which token reads which ---------------------------------------------------------------------------------------
+_SPREAD = 46
+"""Pixels of the row of a layer."""
 
 
-def effective_attention(system: System, tokens: Sequence[str], heads: Sequence[int] | None = None) -> Answer:
-    """Maps of the effective attention of the first tokens, for some heads (default: all; one where heads mix)."""
-    first = system[:SHOWN]
-    mixed = system.w_out is not None
-    shown = [0] if mixed else [h for h in (heads or range(system.H)) if h < system.H]
-    maps = influence(first, heads=None if mixed else shown)[0]
-    return {
-        "tokens": list(tokens[: first.T]),
-        "heads": [
-            {"head": h, "alpha": [rounded(line) for line in alpha]} for h, alpha in zip(shown, maps, strict=True)
-        ],
-        "what": "weights alpha_ij" if has_weights(system) else "norm of the contribution",
-    }
-
-
-def _coefficients(site: Site) -> Answer:
-    """Maps of the heads whose memory is shortest, longest and evenly between."""
-    many = max(1, min(site.system.H, MAPS // site.layers, 12))
-    reach = site.horizon.tensor_per_head()
-    order = reach.argsort().tolist()
-    picked = sorted({order[round(i * (len(order) - 1) / max(1, many - 1))] for i in range(many)})
-    return {"maps": effective_attention(site.system, site.tokens, picked)}
-
-
-# -- spectrum, memory ----------------------------------------------------------------------------------------------
-
-
-def _spectrum(site: Site) -> Answer:
-    """Of a softmax, whose A_t is I, the eigenvalues are those of the DSF's coordinates: drawn only where alone."""
-    found, cached = site.spectrum, site.system.readout.cached
-    values = found.sample(max(100, min(600, EIGENVALUES // site.layers)))
-    drawn = None if cached and site.layers > 1 else {"re": rounded(values.real), "im": rounded(values.imag)}
-    heads = None if cached else rounded(found.eigenvalues.abs().amax(dim=(0, 1, 3)))
-    of = "eta_{t-1}/eta_t" if cached else "A_t"
-    return {**found.to_dict(), "of": of, "heads": heads, "eigenvalues": drawn}
-
-
-def _said_of_spectrum(rows: Rows, _: Answer) -> Iterator[Finding]:
-    known = [(one["abs_max"], i) for i, one in answered(rows, "spectrum") if one["of"] == "A_t"]
-    if not known:
-        return
-    largest, i = max(known)
-    if largest > 1 + 1e-9:
-        yield Finding(begin(f"{place(rows, i)} has a transition with a |λ| of {largest:.4g}, above 1."),
-                      0.9, layer=i)  # fmt: skip
-    turning = [i for i, one in answered(rows, "spectrum") if one["complex"] and one["of"] == "A_t"]
-    if turning:
-        s = "s" if len(turning) == 1 else ""
-        yield Finding(begin(f"{layers_of(rows, turning)} turn{s} the state: some eigenvalues are complex."), 0.35)
-    least, i = min((one["real_min"], i) for i, one in answered(rows, "spectrum") if one["of"] == "A_t")
-    if least < -1e-3 and i not in turning:
-        yield Finding(
-            begin(f"{place(rows, i)} flips the sign of parts of its state (eigenvalue {least:.2g})."), 0.45, layer=i
-        )
-
-
-def _said_of_memory(rows: Rows, _: Answer) -> Iterator[Finding]:
+def say(rows: Rows, _: Answer) -> Iterator[Finding]:
+    """Tell which head looks furthest, what most do, and which layers remember least and longest."""
     every = of_heads(rows, "memory")
     if not every:
         return
@@ -106,8 +49,8 @@ def _said_of_memory(rows: Rows, _: Answer) -> Iterator[Finding]:
         text += " (95% of what it reads)" if _limited(rows, i, h) else " (95% of what it reads, median over the text)"
         need = dict(answered(rows, "state")).get(i, {})
         if h < len(need.get("heads") or []):
-            text += f"; it needs {_dimensions(need['heads'][h], need, h)}"
-        yield Finding(begin(f"{text}."), 0.6 + 0.35 * contrast, layer=i, head=h)
+            text += f"; it needs {dimensions(need['heads'][h], need, h)}"
+        yield Finding(capitalised(f"{text}."), 0.6 + 0.35 * contrast, layer=i, head=h)
     if len(every) > 1:
         yield Finding(_reach_of_most(rows, every), 0.5)
     if len(rows) > 3:
@@ -132,7 +75,7 @@ def _said_of_sinks(rows: Rows) -> Iterator[Finding]:
         f"{place(rows, i, h)} reads to the first token at every position: {weight:.0%} of its weight lies there "
         f"(median over the text), and 95% of the rest in the last {rest}{more}."
     )
-    yield Finding(begin(text), 0.7, layer=i, head=h)
+    yield Finding(capitalised(text), 0.7, layer=i, head=h)
 
 
 def _reach_of_most(rows: Rows, every: Sequence[tuple[float, int, int]]) -> str:
@@ -147,7 +90,7 @@ def _reach_of_most(rows: Rows, every: Sequence[tuple[float, int, int]]) -> str:
 
 
 def answered_of(rows: Rows, layer: int) -> Answer:
-    """What is known of a layer's memory."""
+    """Give what is known of a layer's memory."""
     return dict(answered(rows, "memory"))[layer]
 
 
@@ -171,89 +114,219 @@ def _tokens(rows: Rows, tokens: float, layer: int, head: int) -> str:
     )
 
 
-# -- how much state ------------------------------------------------------------------------------------------------
+def horizons(horizon: Any) -> list[tuple[float, str]]:
+    """Give the horizon of each head, in tokens and as it is written: with a sign where it is a bound from below."""
+    heads, limited = at(horizon, "heads") or [], at(horizon, "limited") or []
+    signs = ["≥ " if far else "" for far in limited] + [""] * (len(heads) - len(limited))
+    return [(float(h), sign + units.count(round(h))) for h, sign in zip(heads, signs, strict=True) if h is not None]
 
 
-def _state(site: Site) -> Answer:
-    found = state_need(site.system, TOLERANCE, splits=SPLITS)
-    least, most = found.ranks()
-    return {
-        "heads": found.per_head(), "dimensions": found.state, "tokens": found.length, "tol": found.tol,
-        "limited": found.limited(), "exact": found.exact, "within": int((most - least).amax()) if most.numel() else 0,
-    }  # fmt: skip
+def reach(one: Mapping[str, Any]) -> str:
+    """Write the span of the horizons, those that are bounds from below with their sign."""
+    texts = dict(horizons(one))
+    return span(list(texts), lambda v: texts.get(v) or units.count(round(v)))
 
 
-def _dimensions(n: float, need: Answer, head: int) -> str:
-    """How much state, in words, and of what; a bound from below where the text is too short to need more."""
-    least = "at least " if (need.get("limited") or [])[head : head + 1] == [True] else ""
-    if need["dimensions"] is None:
-        return f"{least}{count(int(n), 'dimension')} of state instead of a cache of {need['tokens']} tokens"
-    return f"{least}{int(n)} of the {need['dimensions']} dimensions of its state"
+def memory_horizon(result: Told, *where: str) -> Figure | None:
+    """Draw how many tokens back hold most of what an output reads: per layer and head, and along the text.
+
+    Args:
+        result: with the layers.
+        where: each layer has its horizon.
+    """
+    every = [(i, layer, found) for i, layer in enumerate(layers(result)) if (found := at(layer, *where))]
+    views = [view for view in (_horizon_spread(every), _horizon_along(every)) if view]
+    if not views:
+        return None
+    return Figure(
+        "horizon",
+        "How far back does each layer remember?",
+        "How many tokens back hold 95% of the weight with which an output reads its past. The bar spans the middle 80% "
+        "of positions and heads, the dot is the median, each ring is one head.",
+        tuple(views),
+    )
 
 
-def _said_of_state(rows: Rows, _: Answer) -> Iterator[Finding]:
-    every = of_heads(rows, "state")
-    if not every:
-        return
-    most, i, h = max(every)
-    need = rows[i]["answers"]["state"]
-    if max(of_heads(rows, "memory"), default=(0.0, -1, -1))[1:] != (i, h):  # else it was said with its memory
-        text = f"{place(rows, i, h)} needs {_dimensions(most, need, h)} (to {need['tol']:.0%} of its operator)"
-        rest = ", most of all heads" if len(every) > 1 else ""
-        yield Finding(begin(f"{text}{rest}."), 0.5, layer=i, head=h)
-    held = [
-        (need, one["dimensions"]) for _, one in answered(rows, "state") if one["dimensions"] for need in one["heads"]
-    ]
-    if held:
-        used, there = sum(need for need, _ in held), sum(n for _, n in held)
-        text = f"The {len(held)} heads with a finite state need" if len(held) > 1 else "The one head needs"
-        yield Finding(
-            f"{text} {used:.0f} of {count(there, 'dimension')} on this text ({used / there:.0%}).",
-            0.5 + 0.35 * (1 - used / there),
+def _horizon_spread(every: Sequence[tuple[int, Any, Any]]) -> View | None:
+    traces: list[Any] = []
+    values: list[float] = []
+    rows: list[tuple[int, str]] = []
+    for i, layer, horizon in every:
+        written = horizons(horizon)
+        heads = [h for h, _ in written]
+        low, middle, high = (at(horizon, "quantiles", key) for key in ("0.1", "0.5", "0.9"))
+        if not heads and middle is None:
+            continue
+        row = len(rows)
+        rows.append((i, name_of(layer)))
+        shared = {"meta": {"layer": i}, "hovertemplate": "%{text}<extra></extra>"}
+        if low is not None and high is not None:
+            line = {"color": colour(i, "soft"), "width": 16}
+            bar = scatter(x=short([max(low, 1), max(high, 1)]), y=[row, row], mode="lines", line=line, hoverinfo="skip")
+            traces.append(bar.update(meta={"layer": i}))
+            values += [low, high]
+        traces.append(
+            scatter(
+                x=short([max(h, 1.0) for h in heads]),
+                y=[row] * len(heads),
+                mode="markers",
+                marker={"symbol": "circle-open", "size": 10, "color": colour(i), "line": {"width": 1.5}},
+                text=[f"head {k}: {text} tokens" for k, (_, text) in enumerate(written)],
+                **shared,
+            )
         )
-    cached = [one["heads"] for _, one in answered(rows, "state") if not one["dimensions"]]
-    small = sorted(x for heads in cached for x in heads)
-    if len(small) > 1:
-        yield Finding(f"Half of the {len(small)} heads with a cache could do with {small[len(small) // 2]:.0f} "
-                      "dimensions of state or fewer on this text.", 0.55)  # fmt: skip
+        values += heads
+        if middle is not None:
+            text = f"median {units.count(round(middle))} tokens"
+            if low is not None and high is not None:
+                text += f"<br>80% between {units.count(round(low))} and {units.count(round(high))}"
+            mark = {"size": 13, "color": colour(i), "line": {"width": 2, "color": "var(--panel)"}}
+            traces.append(
+                scatter(x=short([max(middle, 1.0)]), y=[row], mode="markers", marker=mark, text=[text], **shared)
+            )
+            values.append(middle)
+    if not rows:
+        return None
+    axis = logarithmic(1.0, max(10.0, *values), units.count, "tokens back")
+    figure = drawing(
+        traces,
+        xaxis=axis,
+        hovermode="closest",
+        **layer_rows(rows, _SPREAD),
+    )
+    return View("Spread", (Panel(figure, height=90 + _SPREAD * len(rows)),))
 
 
-QUESTIONS = (
-    Question(
-        "memory",
-        "How far back does each head look?",
-        lambda site: site.horizon.to_dict(),
-        None,
-        _said_of_memory,
-        heads="tokens back",
-        reading="How many tokens back hold 95% of the weight with which an output reads its past, median over the "
-        "text; of a head that reads as far as the text or its window goes, how far that is (≥).",
-    ),
-    Question(
-        "state",
-        "How much state does each head need?",
-        _state,
-        None,
-        _said_of_state,
-        heads="dimensions needed",
-        reading=f"The least state that reproduces a head on this text to {TOLERANCE:.0%} of the Frobenius norm of "
-        f"its operator: the most over {SPLITS} splits of the text into past and future (Hankel rank).",
-    ),
-    Question(
-        "coefficients",
-        "Which token reads which?",
-        _coefficients,
-        None,
-        reading="Effective attention: the weight of each earlier token in the output at a token. Exact.",
-    ),
-    Question(
-        "spectrum",
-        "How does each state fade or turn?",
-        _spectrum,
-        None,
-        _said_of_spectrum,
-        heads="largest |λ|",
-        reading="The largest modulus of an eigenvalue of the transitions, over 32 tokens of the text. A softmax "
-        "has none: it keeps every token.",
-    ),
+def _horizon_along(every: Sequence[tuple[int, Any, Any]]) -> View | None:
+    traces, ends, values, furthest = [], [], [1.0], 1.0
+    for i, layer, horizon in every:
+        where, medians = at(horizon, "by_position", "t") or [], at(horizon, "by_position", "median") or []
+        points = [(t + 1, max(m, 1.0)) for t, m in zip(where, medians) if None not in (t, m)]
+        if len(points) < 2:
+            continue
+        tips = [f"{units.count(round(m))} tokens back" for _, m in points]
+        traces.append(line([t for t, _ in points], [m for _, m in points], i, name_of(layer), tips, mode="lines"))
+        ends.append((i, name_of(layer), points[-1][1]))
+        values += [m for _, m in points]
+        furthest = max(furthest, points[-1][0])
+    if not traces:
+        return None
+    top = max(*values, furthest)
+    limit = scatter(
+        x=[1, furthest],
+        y=[1, furthest],
+        mode="lines",
+        line={"color": "var(--axis)", "width": 1.25, "dash": "dot"},
+        hoverinfo="skip",
+    )
+    axis = logarithmic(1.0, top, units.count, "tokens back (median)")
+    hint = {
+        "text": "all that was read",
+        "x": math.log10(furthest) * 0.5,
+        "y": math.log10(furthest) * 0.5,
+        "showarrow": False,
+        "xanchor": "right",
+        "xshift": -6,
+        "yshift": 8,
+        "font": {"color": "var(--muted)", "size": 12},
+    }
+    figure = drawing(
+        [limit, *traces],
+        xaxis=logarithmic(1.0, furthest, units.count, "position in the text", 0.02),
+        meta={"over": "position %{x}"},
+        yaxis=axis,
+        hovermode="x unified",
+        annotations=[hint, *named_ends(ends, axis)],
+    )
+    return View("Along the text", (Panel(figure),))
+
+
+def draw(result: Told) -> Figure | None:
+    """Draw the distribution over heads and text; along the text only for few layers, whose lines can be told apart."""
+    drawn = memory_horizon(result, "answers", "memory")
+    if drawn is None:
+        return None
+    views = drawn.views if len(layers(result)) <= FEW else drawn.views[:1]
+    return Figure(drawn.key, "How does it vary over heads and over the text?", drawn.reading, views)
+
+
+def table(result: Told) -> Grid | None:
+    """Tell how far back each layer reads on this text, and the eigenvalues behind it."""
+    if not (has(result, "dynamics") or has(result, "identity", "eigenvalue_range")):
+        return None
+    rows = []
+    for i, layer in enumerate(layers(result)):
+        quantiles = at(layer, "dynamics", "horizon", "quantiles")
+        heads = horizons(at(layer, "dynamics", "horizon"))
+        ends = list(dict.fromkeys(pick(heads)[1] for pick in (min, max))) if heads else [MISSING]
+        sign = "≥ " if _mostly_limited(layer) else ""
+        cells = [
+            MISSING if q is None else sign + units.count(round(q))
+            for q in (at(quantiles, k) for k in ("0.1", "0.5", "0.9"))
+        ]
+        rows.append(layer_row(i, layer, *cells, " to ".join(ends), eigenvalue_range(layer)))
+    columns = (
+        Column("Layer"),
+        Column("10%", numeric=True),
+        Column("median", numeric=True),
+        Column("90%", numeric=True),
+        Column("heads", numeric=True),
+        Column("Eigenvalues", numeric=True),
+    )
+    notes = ["How many tokens back hold 95% of what an output reads: over all positions and heads, then per head."]
+    if any(any(at(layer, "dynamics", "horizon", "limited") or []) for layer in layers(result)):
+        notes.append(
+            "≥: heads that read as far back as the text or their window goes, whose number is how far that is."
+        )
+    sinks = [
+        f"head {h} of {name_of(layer)} ({x:.0%})"
+        for layer in layers(result)
+        for h, x in enumerate(at(layer, "dynamics", "horizon", "sinks") or [])
+        if x is not None
+    ]
+    if sinks:
+        more = f" and {len(sinks) - 6} more" if len(sinks) > 6 else ""
+        named = f"{', '.join(sinks[:6])}{more}"
+        notes.append(f"Read to the first token at every position, with this share of their weight: {named}.")
+    return Grid("memory", "How many tokens back does each layer reach?", columns, tuple(rows), tuple(notes))
+
+
+def _mostly_limited(layer: Mapping[str, Any]) -> bool:
+    """True if more than half of the heads read as far back as the text or their window goes."""
+    limited = at(layer, "dynamics", "horizon", "limited") or []
+    return 2 * sum(limited) > len(limited)
+
+
+def _headlines(result: Told) -> Iterator[Headline]:
+    every = layers(result)
+    reach = [(i, q) for i, layer in enumerate(every) if (q := at(layer, "dynamics", "horizon", "quantiles", "0.5"))]
+    if reach:
+        i, tokens = max(reach, key=lambda pair: pair[1])
+        detail = f"95% of what an output reads lies within {units.count(round(tokens))} tokens (median)."
+        if _mostly_limited(every[i]):
+            detail = "Most heads read as far back as the text or their window goes."
+        yield Headline("Longest memory", name_of(every[i]), detail, i)
+
+
+QUESTION = Question(
+    "memory",
+    "How far back does each head look?",
+    lambda site: site.horizon.to_dict(),
+    None,
+    say,
+    heads="tokens back",
+    reading="How many tokens back hold 95% of the weight with which an output reads its past, median over the "
+    "text; of a head that reads as far as the text or its window goes, how far that is (≥).",
+    figures=lambda result: [draw(result)],
+    column=Column("Tokens back", numeric=True),
+    cell=reach,
+    order=1,
+)
+BESIDE = Beside(
+    "dynamics",
+    70,
+    lambda result, lengths: [table(result)],
+    lambda result: [memory_horizon(result, "dynamics", "horizon")],
+    _headlines,
+    tables_order=90,
 )

@@ -1,4 +1,7 @@
-"""What a question is, and what the questions share: the layer that is asked, a finding, and places in words."""
+"""What a question is: what it asks of a layer or a model, what is remarkable in the answers, and how they are drawn.
+
+It may also be put to layers side by side (`Beside`). All of it stands in one file, which the folder's door finds.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from ...analysis import Horizon, Spectrum, horizon, spectrum
+from ...report import Column, Figure, Grid, Headline
 from ...system import System
+from ..words import Answer, Rows
 
 SHOWN = 64
 """Tokens of the maps of effective attention, and on which transitions are written out."""
-
-FAINT = 1e-3
-"""A head of whose state less than this share of the strongest head's is read does not say how a layer remembers."""
+Told = Mapping[str, Any]
+"""The dict of an analysis, or of a comparison."""
 
 
 class Site:
@@ -57,11 +61,6 @@ class Finding:
     head: int | None = None
 
 
-Answer = dict[str, Any]
-Rows = Sequence[Mapping[str, Any]]
-"""The layers of a result, each with its `answers`."""
-
-
 @dataclass(frozen=True)
 class Question:
     """One part of the analysis.
@@ -72,10 +71,14 @@ class Question:
         layer: the answer for one layer (None: not a question about a layer).
         model: the answer for a model on token ids (None: not a question about a model).
         found: what is remarkable in the answers, most of all first or not.
-        heads: what the answers' numbers of `heads` are, with their unit.
-        depth: what the numbers of `depth` in the model's answer are.
+        heads: what the answers' numbers of `heads` are, with their unit: they are drawn as a map of depth and heads.
+        depth: what the numbers of `depth` in the model's answer are: they are drawn as curves.
         reading: how to read the drawing of the heads (or of the question's own).
         through: how to read the curves through depth.
+        figures: the question's own, from the whole result.
+        column: the heading of its column in the table of layers (None: it has none).
+        cell: what stands there, from a layer's answer.
+        order: its place in the report, the least first.
     """
 
     name: str
@@ -87,59 +90,28 @@ class Question:
     depth: str = ""
     reading: str = ""
     through: str = ""
+    figures: Callable[[Told], Sequence[Figure | None]] = lambda result: ()
+    column: Column | None = None
+    cell: Callable[[Answer], str] = str
+    order: int = 1000
 
 
-def place(rows: Rows, layer: int, head: int | None = None) -> str:
-    """Where something is, in words: "head 3 of layer 2 (mamba2)"."""
-    named = "the layer" if len(rows) == 1 else f"layer {layer} ({rows[layer]['kind']})"
-    if head is None or rows[layer]["heads"] == 1:
-        return named
-    return f"head {head}" if len(rows) == 1 else f"head {head} of {named}"
+@dataclass(frozen=True)
+class Beside:
+    """One part of the comparison: a question that is put to layers side by side.
 
+    Args:
+        section: the part of the page where it stands, see `comparison.SECTIONS`.
+        order: its place there and in the terminal, the least first.
+        tables: from the dict of a comparison and how many lengths a table has room for.
+        figures: from the dict of a comparison.
+        headlines: what a reader wants first.
+        tables_order: the place of its tables, where they do not stand right behind its figures.
+    """
 
-def begin(sentence: str) -> str:
-    """With a capital letter."""
-    return sentence[:1].upper() + sentence[1:]
-
-
-def answered(rows: Rows, name: str) -> list[tuple[int, Answer]]:
-    """The layers that have an answer to a question."""
-    return [(i, row["answers"][name]) for i, row in enumerate(rows) if name in row["answers"]]
-
-
-def of_heads(rows: Rows, name: str) -> list[tuple[float, int, int]]:
-    """The numbers of all heads, with layer and head."""
-    return [(x, i, h) for i, one in answered(rows, name) for h, x in enumerate(one.get("heads") or []) if x is not None]
-
-
-def share_read(rows: Rows, layer: int, head: int) -> float:
-    """How much is read from the state of a head, over the strongest head's; 1 where it is not known."""
-    shares = dict(answered(rows, "stability")).get(layer, {}).get("carried") or []
-    return float(shares[head]) if head < len(shares) else 1.0
-
-
-def count(n: int, what: str) -> str:
-    """So many of them: "1 token", "3 tokens"."""
-    return f"{n} {what}{'' if n == 1 else 's'}"
-
-
-def layers_of(rows: Rows, which: Sequence[int]) -> str:
-    """Layers in words, in ranges: "layers 0-3 and 7"."""
-    if len(rows) == 1:
-        return "the layer"
-    if len(which) == len(rows):
-        return f"all {len(rows)} layers"
-    runs: list[list[int]] = []
-    for i in which:
-        if runs and i == runs[-1][-1] + 1:
-            runs[-1].append(i)
-        else:
-            runs.append([i])
-    texts = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
-    listed = texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
-    return f"layer{'' if len(which) == 1 else 's'} {listed}"
-
-
-def rounded(x: Tensor) -> list[float]:
-    """As numbers of four digits, enough to draw."""
-    return [float(f"{v:.4g}") for v in x.flatten().tolist()]
+    section: str
+    order: int
+    tables: Callable[[Told, int], Sequence[Grid | None]] = lambda result, lengths: ()
+    figures: Callable[[Told], Sequence[Figure | None]] = lambda result: ()
+    headlines: Callable[[Told], Iterator[Headline]] = lambda result: iter(())
+    tables_order: int | None = None

@@ -1,4 +1,4 @@
-"""A benchmark for people: tables for the terminal, figures and a page, from its dict alone."""
+"""A benchmark in words and tables, for the terminal and the page alike; from its dict alone."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import RenderableType
-from rich.text import Text
 
-from . import figures, units
-from .content import Column, Grid, Row, at, listing, visible
-from .figures import SMALL, Figure, Panel, View
-from .units import MISSING
+from ..report import Column, Grid, GridRow, answer, at, listing, units, visible
+from ..report.table import opening
+from ..report.units import MISSING
 
 TITLES = {
     "forward": ("How long does a forward pass take?", "One sequence of T tokens, no gradients."),
@@ -32,8 +30,6 @@ COLUMNS = {
     "memory of training": "training, {rows} × {tokens}",
 }
 """Headings of cases."""
-_LEGEND = 19  # pixels of a row of a legend
-_BOUND = "var(--muted)"
 
 
 def pairs(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -79,7 +75,9 @@ def equality(result: Mapping[str, Any]) -> Grid | None:
                 continue
             errors = party.get("errors") or {}
             cells = [units.error(errors.get(mode)) for mode in ("forward", "decode", "training")]
-            rows.append(Row((visible(pair["name"]), visible(party["name"]), visible(party["package"]), *cells), None))
+            rows.append(
+                GridRow((visible(pair["name"]), visible(party["name"]), visible(party["package"]), *cells), None)
+            )
             said = "; ".join(map(str, party.get("notes") or []))
             if said:
                 notes.append(visible(f"{pair['name']}, {party['name']}: {said}."))
@@ -93,17 +91,17 @@ def equality(result: Mapping[str, Any]) -> Grid | None:
 
 def times(result: Mapping[str, Any], mode: str) -> Grid | None:
     """What was measured in one mode: a row for each party, two columns for each case."""
-    cases = _cases(result, mode)
+    cases = cases_of(result, mode)
     if not cases:
         return None
     columns = [Column("Layer"), Column("")]
     for case in cases:
         columns += [Column(COLUMNS[case[0]].format(rows=case[1], tokens=case[2]), numeric=True), Column("", True)]
-    rows: list[Row] = []
+    rows: list[GridRow] = []
     reasons: dict[str, list[str]] = {}
     for pair in pairs(result):
         by_case = {(c["mode"], c["rows"], c["tokens"]): c for c in pair.get("cases") or []}
-        for i, party in _drawn(pair):
+        for i, party in numbered(pair):
             cells: list[str] = []
             for case in cases:
                 found = at(by_case.get(case), "found", party["name"])
@@ -111,7 +109,7 @@ def times(result: Mapping[str, Any], mode: str) -> Grid | None:
                 if (reason := at(by_case.get(case), "left_out", party["name"])) is not None:
                     reasons.setdefault(str(reason), []).append(f"{pair['name']}: {party['name']}")
             if any(cell != MISSING for cell in cells[::2]):
-                rows.append(Row((visible(pair["name"]), visible(party["name"]), *cells), i))
+                rows.append(GridRow((visible(pair["name"]), visible(party["name"]), *cells), i))
     if not rows:
         return None
     notes = [f"{TITLES[mode][1]} ×: how many times as much as stateform."]
@@ -121,7 +119,8 @@ def times(result: Mapping[str, Any], mode: str) -> Grid | None:
     return Grid(mode, TITLES[mode][0], tuple(columns), tuple(rows), tuple(notes))
 
 
-def _cases(result: Mapping[str, Any], mode: str) -> list[tuple[str, int, int]]:
+def cases_of(result: Mapping[str, Any], mode: str) -> list[tuple[str, int, int]]:
+    """List the cases of a mode: which of it, rows and tokens."""
     every = [(c["mode"], c["rows"], c["tokens"]) for pair in pairs(result) for c in pair.get("cases") or []]
     return [case for case in dict.fromkeys(every) if case[0].split()[0] == mode]
 
@@ -141,20 +140,15 @@ def _ratio(found: Mapping[str, Any] | None, party: Mapping[str, Any]) -> str:
     return "" if ratio is None else units.times(ratio)
 
 
-def bench_tables(result: Mapping[str, Any]) -> list[RenderableType]:
+def tables(result: Mapping[str, Any]) -> list[RenderableType]:
     """The benchmark for a terminal of 80 columns or more: are they equal, then a table for each mode.
 
     Args:
         result: what `bench` found, as plain values (the content of its JSON file). Missing parts are left out.
     """
-    from .table import _answer
-
-    parts: list[RenderableType] = [Text.assemble(("Stateform benchmark", "bold"), ": ", subject(result))]
-    stopped = interrupted(result)
-    if stopped:
-        parts.append(Text(stopped, style="bold yellow"))
+    parts = opening("Stateform benchmark", subject(result), interrupted(result))
     for grid in grids(result):
-        parts += _answer(_once(grid))
+        parts += answer(_once(grid))
     return parts
 
 
@@ -163,120 +157,12 @@ def _once(grid: Grid) -> Grid:
     rows, last = [], ""
     for row in grid.rows:
         name, *rest = row.cells
-        rows.append(Row(("" if name == last else name, *rest), row.layer))
+        rows.append(GridRow(("" if name == last else name, *rest), row.layer))
         last = name
     return Grid(grid.key, grid.title, grid.columns, tuple(rows), grid.notes)
 
 
-# -- figures --------------------------------------------------------------------------------------------------------
-
-
-def drawings(result: Mapping[str, Any]) -> list[Figure]:
-    """Time over T, and the bars of the other modes."""
-    drawn = [time_over_length(result), *(bars(result, mode) for mode in ("training", "decode", "memory"))]
-    return [figure for figure in drawn if figure is not None]
-
-
-def time_over_length(result: Mapping[str, Any]) -> Figure | None:
-    """A panel for each pair: its parties over T, the floor dotted."""
-    panels = []
-    most = max((len(pair.get("parties") or []) for pair in pairs(result)), default=0)
-    for pair in pairs(result):
-        panel = _lines(pair, most)
-        if panel is not None:
-            panels.append(panel)
-    if not panels:
-        return None
-    styles = (
-        ("median; the band spans all rounds", "solid"),
-        ("linear maps alone: what no implementation is spared", "dot"),
-    )
-    reading = "Both axes are logarithmic; every panel has its own."
-    return Figure("forward", TITLES["forward"][0], reading, (View("Forward", tuple(panels), True, styles),))
-
-
-def _lines(pair: Mapping[str, Any], most: int) -> Panel | None:
-    """The panel of a pair, with room for a legend of `most` rows, so that panels side by side align."""
-    cases = [c for c in pair.get("cases") or [] if c["mode"] == "forward" and c.get("found")]
-    traces, values = [], []
-    for i, party in _drawn(pair):
-        points = [(c["tokens"], c["found"][party["name"]]) for c in cases if party["name"] in c["found"]]
-        if not points:
-            continue
-        x = [T for T, _ in points]
-        low, middle, high = ([found[what] for _, found in points] for what in ("low", "median", "high"))
-        tips = [units.milliseconds(value) for value in middle]
-        is_floor = party["kind"] == "floor"
-        line = figures._line(x, middle, i or 0, party["name"], tips)
-        band = figures._band(x, low, high, i or 0)
-        line.marker.size, band.showlegend = 6, False
-        if is_floor:
-            line.line.update(color=_BOUND, dash="dot")
-            line.marker.update(color=_BOUND, size=3)
-        traces += [line] if is_floor else [band, line]
-        values += low + high
-    if not values:
-        return None
-    axis = figures._logarithmic(min(values), max(values), units.milliseconds, "")
-    lengths = [c["tokens"] for c in cases]
-    figure = figures._figure(
-        traces, xaxis=figures._length_axis(lengths, "T"), yaxis=axis, hovermode="x unified", meta={"over": "T = %{x}"},
-        showlegend=True, legend={"orientation": "v", "x": 0, "xanchor": "left", "y": -0.3, "yanchor": "top",
-                                 "font": {"size": 11}},
-    )  # fmt: skip
-    return Panel(figure, visible(pair["name"]), None, SMALL + _LEGEND * most)
-
-
-def bars(result: Mapping[str, Any], mode: str) -> Figure | None:
-    """A panel for each pair and case of a mode: a bar for each party."""
-    views = []
-    for case in _cases(result, mode):
-        panels = []
-        for pair in pairs(result):
-            found: Mapping[str, Any] = next((c["found"] for c in pair.get("cases") or []
-                          if (c["mode"], c["rows"], c["tokens"]) == case), {})  # fmt: skip
-            every = _drawn(pair)
-            key = "bytes" if mode == "memory" else "median"
-            rows = [
-                (k, visible(party["name"]), float(value))
-                for k, (_, party) in enumerate(every)
-                if (value := at(found, party["name"], key)) is not None
-            ]
-            if rows:
-                figure = figures._bars(rows, units.size if mode == "memory" else units.milliseconds)
-                figure.layout.xaxis.range = [0, 1.8 * max(value for *_, value in rows)]  # small panels: room for text
-                for (k, *_), bar in zip(rows, figure.data):
-                    if every[k][0] is None:
-                        bar.marker.color = _BOUND
-                panels.append(Panel(figure, visible(pair["name"]), None, 12 + figures._BAR * len(rows)))
-        if panels:
-            views.append(View(COLUMNS[case[0]].format(rows=case[1], tokens=case[2]), tuple(panels), True))
-    return Figure(mode, TITLES[mode][0], TITLES[mode][1] + " Shorter is better.", tuple(views)) if views else None
-
-
-def _drawn(pair: Mapping[str, Any]) -> list[tuple[int | None, Mapping[str, Any]]]:
-    """The parties, each with the number of its colour; what bounds them from below has none."""
+def numbered(pair: Mapping[str, Any]) -> list[tuple[int | None, Mapping[str, Any]]]:
+    """Give the parties, each with the number of its colour; what bounds them from below has none."""
     every = enumerate(pair.get("parties") or [])
     return [(None if party["kind"] in ("floor", "copy") else i, party) for i, party in every]
-
-
-def render_bench(result: Mapping[str, Any], plotlyjs: str = "inline") -> str:
-    """The benchmark as the text of one HTML page; as `render_html` for the rest."""
-    from .html import page
-
-    drawn = drawings(result)
-    tables = {grid.key: grid for grid in grids(result)}
-    return page(
-        "bench.html.j2",
-        result,
-        drawn,
-        plotlyjs,
-        subject=subject(result),
-        interrupted=interrupted(result),
-        sections=[
-            {"key": key, "title": SECTIONS[key], "figures": [f.key for f in drawn if f.key == key]}
-            for key in ("equal", *TITLES)
-            if key in tables
-        ],
-        grids=tables,
-    )

@@ -1,0 +1,44 @@
+"""What reports are written with: values out of nested dicts, texts fit to be shown, lists in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .units import MISSING
+
+
+def at(tree: Any, *keys: str) -> Any:
+    """Look under `keys` in nested dicts; None where a level is missing or None."""
+    for key in keys:
+        if not isinstance(tree, Mapping):
+            return None
+        tree = tree.get(key)
+    return tree
+
+
+def visible(text: str) -> str:
+    """Write everything in `text` that does not print (control characters, lone surrogates) as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+
+
+def text_of(value: Any) -> str:
+    """Write a value fit to be shown; a dash where there is none."""
+    return visible(str(value)) if value not in (None, "") else MISSING
+
+
+def thinned(values: Sequence[int], most: int) -> list[int]:
+    """Keep at most `most` of `values`: the first, the last and even steps between."""
+    if len(values) <= most:
+        return list(values)
+    return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]
+
+
+def listing(items: Sequence[str]) -> str:
+    """List items as people do: a, b and c."""
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def capitalised(sentence: str) -> str:
+    """Begin with a capital letter."""
+    return sentence[:1].upper() + sentence[1:]
