@@ -28,7 +28,7 @@ from torch.nn.functional import logsigmoid, normalize
 
 import stateform as sf
 from stateform.forms import choose, exists
-from stateform.forms.predict import features
+from stateform.forms.cost.predict import features
 from stateform.machine import machine
 
 Draw = Callable[..., Tensor]
@@ -128,7 +128,7 @@ def kernels(run: Callable[[], None]) -> dict[str, float]:
 
 
 def fitted(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The constants of `stateform.forms.predict` with the least relative errors, and how much the form they choose is
+    """The constants of `forms.cost.predict` with the least relative errors, and how much the form they choose is
     slower than the fastest; the same for what `auto` took. What it never takes is left out: softmax has ways of its
     own, and the matrix of dense transitions.
     """

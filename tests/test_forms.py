@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 import stateform as sf
-from stateform.forms import calibrate, choose, predict
+from stateform.forms import choose
+from stateform.forms.cost import calibrate, predict
 from stateform.forms.form import FORMS
 from stateform.system.core import fold
 from stateform.system.precision import tolerance
@@ -279,7 +280,7 @@ def test_calibration_is_kept_and_used(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setenv("STATEFORM_CACHE", str(tmp_path))
     monkeypatch.setattr(calibrate, "LENGTHS", (8,))
     monkeypatch.setattr(calibrate, "seconds", lambda run: 1e-3)  # tests time nothing
-    predict._stored.cache_clear()
+    predict.stored_in.cache_clear()
     with pytest.raises(sf.StateformError, match="expected cpu or cuda"):
         calibrate.calibrate("tpu")
     seen: list[str] = []
@@ -289,6 +290,6 @@ def test_calibration_is_kept_and_used(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert source.startswith("this machine")
     assert all(c >= 0 for three in table.values() for c in three)
     path.write_text("{}")
-    predict._stored.cache_clear()
+    predict.stored_in.cache_clear()
     assert not predict.constants("cpu", False)[1].startswith("this machine")  # a broken file is no obstacle
-    predict._stored.cache_clear()
+    predict.stored_in.cache_clear()

@@ -1,4 +1,4 @@
-"""The constants of `stateform.forms.predict` for a GPU, from the times in this folder: python results/gpu-h100/fit.py
+"""The constants of `forms.cost.predict` for a GPU, from the times in this folder: python results/gpu-h100/fit.py
 
 What counts is the choice. From the constants with the least relative errors of the predicted times, a search moves one
 constant after the other to where the forms chosen are the least slower than the fastest, with a pull towards the times
@@ -20,10 +20,10 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1] / "benchmarks"))
 
 from forms import system  # noqa: E402
-
-from stateform.forms.constants import BUILT_IN  # noqa: E402
-from stateform.forms.predict import ROOM_ELSEWHERE, features  # noqa: E402
 from stateform.forms.work import work  # noqa: E402
+
+from stateform.forms.cost.constants import BUILT_IN  # noqa: E402
+from stateform.forms.cost.predict import ROOM_ELSEWHERE, features  # noqa: E402
 
 FILES = ("forms.json", "choice.json")
 PULL, ROUNDS, TOO_SLOW = 0.2, 5, 1.5

@@ -16,6 +16,7 @@ FORMER = {
     "stateform.experiments.plan": "stateform.sweep.plan",
     "stateform.experiments.results": "stateform.sweep.results",
     "stateform.experiments.sweep": "stateform.sweep.run",
+    "stateform.forms.predict": "stateform.forms.cost.predict",
     "stateform.hub.adapters": "stateform.hub.families",
     "stateform.hub.adapters.attention": "stateform.hub.families.softmax",
     "stateform.hub.plain": "stateform.hub.formats",

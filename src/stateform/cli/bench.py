@@ -162,7 +162,7 @@ def numbers(option: str, given: list[str] | None, usual: str) -> list[int]:
 def _calibrate(device: str) -> None:
     import torch
 
-    from ..forms.calibrate import calibrate as measure_forms
+    from ..forms.cost.calibrate import calibrate as measure_forms
 
     with Bar() as bar:
         kept = measure_forms(device, on_progress=bar)

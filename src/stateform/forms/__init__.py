@@ -10,8 +10,8 @@ import importlib
 import pkgutil
 
 from ..loops.backend import backend
+from .cost.predict import Choice, decide
 from .form import FORMS, exists, known_form
-from .predict import Choice, decide
 from .run import blank_state, choose, compute, nothing_of, put_rows, run
 
 for _module in pkgutil.iter_modules(__path__):

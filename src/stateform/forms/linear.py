@@ -14,10 +14,10 @@ from ..system.precision import real_dtype
 from ..system.readout import LinearRead
 from ..system.shapes import spread_heads
 from ..system.state import unchecked
+from .cost.work import work_of_recurrence
 from .form import Form, register_reads
 from .matrix import solve, solve_rows
 from .stabilise import exponential, stabilise
-from .work import work_of_recurrence
 
 
 class LinearForms:

@@ -30,10 +30,10 @@ from ..system.core import Core, contract, fold
 from ..system.precision import upcast
 from ..system.readout import LINEAR, RidgeRead, Solver
 from ..system.shapes import split_heads
+from .cost.work import number_size
 from .form import FORMS, Form, register_reads
 from .linear import LinearForms
 from .opaque import pulled
-from .work import number_size
 
 TILE = 2**22
 """Numbers that the Gram matrices written out side by side may take."""

@@ -14,9 +14,9 @@ from ..system import State, System
 from ..system.precision import DOUBLE, without_autocast
 from ..system.state import grows, lengthened
 from . import compiled as _compiled
+from .cost.predict import Choice, decide
 from .form import FORMS, exists, known_form, reads_of
 from .packing import check_cu_seqlens, groups
-from .predict import Choice, decide
 
 
 def run(

@@ -28,8 +28,8 @@ from ..system.precision import DOUBLE, angles, real_dtype, upcast, wrap
 from ..system.readout import SoftmaxRead
 from ..system.shapes import spread_heads
 from ..system.state import State, grows
+from .cost.work import number_size
 from .form import Form, register_reads
-from .work import number_size
 
 
 @dataclass(frozen=True)

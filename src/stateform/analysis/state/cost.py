@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ...forms.work import work
+from ...forms.cost.work import work
 from ...system import System
 from .._plots import lines
 

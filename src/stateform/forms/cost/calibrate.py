@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import require
-from ..files import write_atomically
-from ..loops.backend import backend
-from ..machine import machine
-from ..result import Progress, Steps
-from ..system import System
-from . import compiled as _compiled
-from .predict import _stored, features, path, stored, ways_of
+from ...errors import require
+from ...files import write_atomically
+from ...loops.backend import backend
+from ...machine import machine
+from ...result import Progress, Steps
+from ...system import System
+from .. import compiled as _compiled
+from .predict import features, path, stored, stored_in, ways_of
 from .work import work
 
 LENGTHS = (16, 128, 1024)
@@ -62,7 +62,7 @@ def samples(T: int, device: str) -> dict[str, System]:
 
 def job(system: System, way: str, training: bool) -> Callable[[], Any]:
     """One run of a way; in training with the gradients of all parts."""
-    from .run import run
+    from ..run import run
 
     form = "recurrent" if way == "compiled" else way
     leaf = system.map(lambda _, x: x.detach().requires_grad_(training))
@@ -158,5 +158,5 @@ def calibrate(device: str = "cpu", *, on_progress: Progress | None = None) -> Pa
                "constants": {**kept, **fit(rows, device)}, "rows": rows}  # fmt: skip
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_atomically(target, json.dumps(content).encode())
-    _stored.cache_clear()
+    stored_in.cache_clear()
     return target

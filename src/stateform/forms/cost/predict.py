@@ -5,7 +5,7 @@ A way is a form, or the compiled loops (the form `recurrent`, see stateform.loop
     calls c_1 + loops c_2 + work c_3 + numbers c_4        [seconds]
 
 with the calls (operations started once, in units of the simplest structure), the loops (steps of the recurrence,
-chunks, levels of the scan) and the numbers written out counted from the structure, the work from `forms.work`, and four
+chunks, levels of the scan) and the numbers written out counted from the structure, the work from `work`, and four
 constants a way, for inference and for training each. They were measured: by `calibrate` on the machine at hand where
 that was run, else on those that BUILT_IN names.
 """
@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 
-from ..loops.build import cache_folder, processor
-from ..system import System
-from . import compiled as _compiled
-from . import scan
+from ...loops.build import cache_folder, processor
+from ...system import System
+from .. import compiled as _compiled
+from .. import scan
+from ..form import FORMS
 from .constants import BUILT_IN
-from .form import FORMS
 from .work import work
 
 ROOM = {"cpu": 2e9}
@@ -186,11 +186,12 @@ VERSION = 4
 
 def stored() -> dict[str, Any]:
     """What `calibrate` kept for this machine and number of threads, or nothing."""
-    return _stored(path())
+    return stored_in(path())
 
 
 @functools.cache
-def _stored(file: Path) -> dict[str, Any]:
+def stored_in(file: Path) -> dict[str, Any]:
+    """Read the constants in a file; none where there is no such file, or no sense in it."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         rows = [row for table in found["constants"].values() for row in table.values()]

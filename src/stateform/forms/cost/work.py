@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ..system import System
-from ..system.precision import upcast
-from . import chunkwise, scan
-from .form import reads_of
+from ...system import System
+from ...system.precision import upcast
+from .. import chunkwise, scan
+from ..form import reads_of
 
 
 def work(system: System, form: str, *, chunk_size: int = 64) -> tuple[float, float]:
