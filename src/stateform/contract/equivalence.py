@@ -81,7 +81,6 @@ def _output(thing: Any, x: Tensor | None) -> Tensor:
         return thing
     if isinstance(thing, System):
         y = run(thing)
-        assert isinstance(y, Tensor)
         return y
     require(callable(thing), f"cannot compare a {type(thing).__name__}; expected a layer, a System or a tensor")
     require(x is not None, "to compare layers, give the input x [B,T,d_model]")

@@ -65,14 +65,12 @@ def certify(system: System, original: System, text: str, *, rtol: float | None =
 def outputs(system: System) -> Tensor:
     """y of a system as it is."""
     y = run(system)
-    assert isinstance(y, Tensor)
     return y
 
 
 def reference(system: System) -> Tensor:
     """y in float64, token by token (all at once where there is no causal order)."""
     y = run(system.to(torch.float64), "recurrent" if system.causal else "matrix")
-    assert isinstance(y, Tensor)
     return y
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -17,6 +17,27 @@ from . import compiled as _compiled
 from .cost.predict import Choice, decide
 from .form import FORMS, exists, known_form, reads_of
 from .packing import check_cu_seqlens, groups
+
+
+@overload
+def run(
+    system: System, form: str = ..., *, initial_state: State | Tensor | None = ..., return_state: Literal[False] = ...,
+    cu_seqlens: Tensor | None = ..., explain: Literal[False] = ...,
+) -> Tensor: ...  # fmt: skip
+
+
+@overload
+def run(
+    system: System, form: str = ..., *, initial_state: State | Tensor | None = ..., return_state: Literal[True],
+    cu_seqlens: Tensor | None = ..., explain: Literal[False] = ...,
+) -> tuple[Tensor, State]: ...  # fmt: skip
+
+
+@overload
+def run(
+    system: System, form: str = ..., *, initial_state: State | Tensor | None = ..., return_state: bool = ...,
+    cu_seqlens: Tensor | None = ..., explain: bool = ...,
+) -> Any: ...  # fmt: skip
 
 
 def run(

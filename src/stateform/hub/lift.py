@@ -118,7 +118,6 @@ class Lift(Mapping[str, System], Result):
                 past = Past()
                 system = layer.system(u, past) if system is None else system
                 y = run(system, "auto" if system.causal else "matrix")
-                assert isinstance(y, Tensor)
                 got = layer.output(y, u, system, past)
                 want = own.module(u, **_arguments(site, u.dtype))
         except StateformError as error:

@@ -116,7 +116,6 @@ def normaliser(system: System) -> Tensor:
     assert system.v is not None
     ones = torch.ones_like(system.v[..., :1])
     eta = run(replace(system, v=ones, eta=None, eta_floor=None))
-    assert isinstance(eta, Tensor)
     eta = eta.squeeze(-1)
     return eta if system.eta_floor is None else torch.maximum(eta.abs(), system.gate("eta_floor").to(eta.dtype))
 

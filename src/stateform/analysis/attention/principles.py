@@ -178,7 +178,6 @@ def _position(system: System, seed: int) -> Principle:
     order = torch.cat([order, torch.tensor([T - 1], device=system.device)])
     mixed = system.gather(lambda x, r: x.unflatten(1, (T, r))[:, order].flatten(1, 2))
     y, other = (run(x) for x in (system, mixed))
-    assert isinstance(y, Tensor) and isinstance(other, Tensor)
     last = y[:, -1]
     change = float((last - other[:, -1]).norm() / last.norm().clamp_min(torch.finfo(y.dtype).tiny))
     still = all(getattr(system, x) is None for x in ("log_decay", "phase", "sign", "transition", "f"))

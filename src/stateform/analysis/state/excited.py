@@ -120,7 +120,6 @@ def carried(system: System) -> Tensor:
     w_out = system.w_out
     system = replace(system, d=None) if w_out is None else replace(system, d=None, q=None, w_out=None)
     y = run(system)
-    assert isinstance(y, Tensor)
     if w_out is not None:
         y = y * w_out.abs().square().sum(0).sqrt()
     size = y.abs().double().square().movedim(2, 0).flatten(1).mean(1).sqrt()
