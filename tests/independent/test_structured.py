@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import stateform as sf
-from stateform.architectures.lti import diagonalised_legs
+from stateform.architectures.ssm.hippo import diagonalised_legs
 
 from .helpers import assert_close, assert_same_function, drawn, inputs, numbers, short_convolution, sigmoid
 

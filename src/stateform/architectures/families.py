@@ -11,15 +11,7 @@ from .registry import REGISTRY
 
 ORDER = ("attention", "gated", "rwkv", "delta", "learning", "ssm", "dense", "rnn", "nonlinear")
 """The families as they are listed; one that is not here comes after them."""
-LOOSE = {
-    "rwkv": ("rwkv", "RWKV"),
-    "ttt": ("learning", "States that learn: test-time training and regression"),
-    "ridge": ("learning", "States that learn: test-time training and regression"),
-    "ssm": ("ssm", "State-space models"),
-    "lti": ("ssm", "State-space models"),
-    "dense": ("dense", "Dense transitions from the input"),
-    "nonlinear": ("nonlinear", "Nonlinear recurrent networks"),
-}
+LOOSE = {"ttt": ("learning", "States that learn: test-time training and regression")}
 """Files that hold several."""
 YOURS = "yours", "Yours"
 """The family of layers that are not in a folder here."""

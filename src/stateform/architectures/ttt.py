@@ -25,7 +25,7 @@ class InnerNorm(nn.Module):
         self.weight, self.bias = nn.Parameter(torch.ones(n_heads, p)), nn.Parameter(torch.zeros(n_heads, p))
 
     def standardised(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """(z - mean) / std and std."""
+        """Give (z - mean) / std and std."""
         z = z - z.mean(-1, keepdim=True)
         std = torch.sqrt(z.square().mean(-1, keepdim=True) + self.eps)
         return z / std, std
@@ -34,7 +34,7 @@ class InnerNorm(nn.Module):
         return precise(self.weight) * self.standardised(z)[0] + precise(self.bias)
 
     def descent(self, z: Tensor, target: Tensor) -> Tensor:
-        """Minus the gradient of 1/2 ||LN(z) - target||^2 by z."""
+        """Find minus the gradient of 1/2 ||LN(z) - target||^2 by z."""
         x, std = self.standardised(z)
         e = precise(self.weight) * (target - precise(self.weight) * x - precise(self.bias))
         return (e - e.mean(-1, keepdim=True) - x * (e * x).mean(-1, keepdim=True)) / std
@@ -114,27 +114,27 @@ class TTTLinear(Layer):
         self.out_proj = nn.Linear(d_model, d_model, bias=False)
 
     def rotated(self, x: Tensor, place: Tensor) -> Tensor:
-        """x [B,T,H,n] turned by its place in the block [B,T]."""
+        """Turn x [B,T,H,n] by its place in the block [B,T]."""
         angle = place[..., None, None] * rope_angles(x.shape[-1], self.rope_base, place.device)
         z = pair_up(x)
         z = z * torch.polar(torch.ones_like(angle), angle).to(z.dtype)
         return torch.cat([z.real, z.imag], -1)
 
     def counts(self) -> Tensor:
-        """c_1 .. c_block, 0 or more."""
+        """Give c_1 .. c_block, 0 or more."""
         assert self.c is not None
         c = precise(self.c)
         return (1 / torch.arange(1, self.block + 1, device=c.device, dtype=c.dtype) + c).clamp_min(0)
 
     def errors(self, W: Tensor, k: Tensor, target: Tensor) -> Tensor:
-        """v' [B,t,H,p] at the weights W [B,H,n,p], of the keys [B,t,H,n] and what W^T k (or its norm) should be."""
+        """Find v' [B,t,H,p] at the weights W [B,H,n,p], for keys [B,t,H,n] and what W^T k (or its norm) should be."""
         z = torch.einsum("bthn,bhnp->bthp", k, W)
         return target - z if self.inner_norm is None else descent(self.inner_norm, z, target)
 
     def learn(
         self, k: Tensor, target: Tensor, written: Tensor, S: Tensor, start: Tensor, first: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """v' of all tokens, and the state at the start of the last one's block, one step a block.
+        """Find v' of all tokens, and the state at the start of the last one's block, one step a block.
 
         Args:
             k: [B,T,H,n].

@@ -22,8 +22,12 @@ from ..analysis.linear.balance import balred
 from ..analysis.linear.control import freqresp, own_frequencies
 from ..analysis.linear.gramian import poles
 from ..analysis.linear.statespace import StateSpace, written
-from ..architectures.lti import DSS, LSSL, S4, S5
-from ..architectures.ssm import LRU, S4D
+from ..architectures.ssm.dss import DSS
+from ..architectures.ssm.lru import LRU
+from ..architectures.ssm.lssl import LSSL
+from ..architectures.ssm.s4 import S4
+from ..architectures.ssm.s4d import S4D
+from ..architectures.ssm.s5 import S5
 from ..errors import require
 from ..layer import Convolved, Layer
 from ..system import System

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...architectures import build
-from ...architectures.rwkv import mixed
+from ...architectures.rwkv.shared import mixed
 from ...layer import Layer, Past
 from ...layer.parts import precise
 from ...system import System

@@ -1,0 +1,1 @@
+"""Dense transitions from the input."""

@@ -1,0 +1,1 @@
+"""States that learn: test-time training and regression."""
