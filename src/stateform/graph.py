@@ -23,19 +23,30 @@ def any_length(T: int) -> bool:
     return not has_static_value(T)
 
 
-def over_time(
-    step: Callable[[Tensors, Tensors], tuple[Tensors, Tensors]], state: Tensors, xs: Tensors
-) -> tuple[Tensors, Tensors]:
-    """Loop over time inside a graph, for any number of steps: torch's own operator for that.
+def constant(x: float) -> float:
+    """A number as it is: torch.compile(dynamic=True) makes a symbol of it, which no loop over time may hold."""
+    if not torch.compiler.is_compiling():
+        return x
+    from torch.fx.experimental.symbolic_shapes import guard_scalar
 
-    Args:
-        step: from the state before t and x_t [B,...] to the state after t, of the same shapes, and y_t [B,...].
-        state: before the first step.
-        xs: [B,T,...] each.
+    return float(guard_scalar(x))
 
-    Returns:
-        The state after the last step, and y [B,T,...] each.
-    """
+
+Step = Callable[[Tensors, Tensors], tuple[Tensors, Tensors]]
+"""From the state before t and the x_t [B,...] to the state after t, of the same shapes, and the y_t [B,...]."""
+
+
+def one_by_one(step: Step, state: Tensors, xs: Tensors) -> tuple[Tensors, Tensors]:
+    """The state after the last step, and the y [B,T,...], of the x [B,T,...], 1 or more of them."""
+    found = []
+    for now in zip(*(x.unbind(1) for x in xs), strict=True):
+        state, y = step(state, now)
+        found.append(y)
+    return state, tuple(torch.stack(ys, 1) for ys in zip(*found, strict=True))
+
+
+def over_time(step: Step, state: Tensors, xs: Tensors) -> tuple[Tensors, Tensors]:
+    """The same inside a graph, for any number of steps: torch's own operator for that."""
     from torch._higher_order_ops.scan import scan  # a prototype in torch 2.11 to 2.13, and there under this name
 
     def fresh(state: Tensors, x: Tensors) -> tuple[Tensors, Tensors]:  # no result may be a view, or be there twice

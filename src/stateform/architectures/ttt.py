@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import require
+from ..graph import Tensors, any_length, constant, one_by_one, over_time
 from ..layer import Layer, Past, ShortConv
 from ..layer.parts import above_zero, heads, pair_up, plain, precise, precise_linear, rope_angles, split_size
 from ..system import System
@@ -27,7 +28,7 @@ class InnerNorm(nn.Module):
     def standardised(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Give (z - mean) / std and std."""
         z = z - z.mean(-1, keepdim=True)
-        std = torch.sqrt(z.square().mean(-1, keepdim=True) + self.eps)
+        std = torch.sqrt(z.square().mean(-1, keepdim=True) + constant(self.eps))
         return z / std, std
 
     def forward(self, z: Tensor) -> Tensor:
@@ -146,23 +147,31 @@ class TTTLinear(Layer):
                 together; what is empty writes nothing.
         """
         B, T = k.shape[:2]
-        W0 = precise(self.W0)
+        W0, many = precise(self.W0), any_length(T)
         blocks = (T - 1 + (0 if first is None else self.block - 1)) // self.block + 1
-        if blocks <= 1:
+        if many:
+            blocks = blocks + 1  # two or more: a graph would hold for one, or for more than one
+        elif blocks <= 1:
             return self.errors(W0 + start, k, target), start
         at = torch.arange(T, device=k.device).expand(B, T) + (0 if first is None else first[:, None])
         slots = (at + blocks * self.block * torch.arange(B, device=k.device)[:, None]).flatten()
+        end = at[:, -1] // self.block
 
-        def by_block(x: Tensor) -> tuple[Tensor, ...]:
+        def by_block(x: Tensor) -> Tensor:
             wide = x.new_zeros(B * blocks * self.block, *x.shape[2:]).index_copy(0, slots, x.flatten(0, 1))
-            return wide.unflatten(0, (B, blocks, self.block)).unbind(1)
+            return wide.unflatten(0, (B, blocks, self.block))
 
-        found, last = [], start
-        for i, (k_i, target_i, written_i) in enumerate(zip(*map(by_block, (k, target, written)), strict=True)):
-            last = torch.where((at[:, -1] // self.block == i)[:, None, None, None], start, last)
-            found.append(self.errors(W0 + start, k_i, target_i))
-            S = start = S + torch.einsum("bthn,bthp->bhnp", written_i, found[-1])
-        return torch.cat(found, 1).flatten(0, 1)[slots].unflatten(0, (B, T)), last
+        def step(state: Tensors, x: Tensors) -> tuple[Tensors, Tensors]:
+            (S, start, last), (k, target, written, i) = state, x
+            last = torch.where((end == i)[:, None, None, None], start, last)
+            values = self.errors(W0 + start, k, target)
+            S = S + torch.einsum("bthn,bthp->bhnp", written, values)
+            return (S, S, last), (values,)
+
+        numbers = torch.arange(blocks, device=k.device).expand(B, blocks)
+        xs, state = (*map(by_block, (k, target, written)), numbers), (S, start, start)
+        (_, _, last), (values,) = over_time(step, state, xs) if many else one_by_one(step, state, xs)
+        return values.flatten(1, 2).flatten(0, 1)[slots].unflatten(0, (B, T)), last
 
     def system(self, u: Tensor, past: Past | None = None) -> System:
         past = past or Past()
