@@ -14,11 +14,9 @@ from stateform.system.precision import GRADIENT, tolerance
 from .test_contract import quick_unless
 
 D = 8
-LAYERS = ["softmax", "linear", "gla", "mamba", "mamba2", "s4d", "mlstm", "gated_softmax"]
-LAYERS += ["deltanet", "gated_deltanet", "sliding_window"]
-LAYERS += ["s4", "lssl", "short_conv", "block_diagonal", "sd_ssm", "urn", "mesa", "kalmanet"]
-LAYERS += ["lstm", "gru", "slstm", "lem", "ltc"]
+LAYERS = sf.names()
 FEW = {"softmax", "sliding_window", "s4", "lstm"}
+MODELS = ["mamba softmax", "gru sliding_window s4 gated_deltanet ttt_linear"]
 TRAINED = ["lssl", "s4", "mesa", "gated_deltanet", "slstm"]
 FORMS = ["linear chunkwise", "gla chunkwise", "mamba2 chunkwise", "deltanet chunkwise", "gated_deltanet chunkwise"]
 FORMS += ["s4d convolution", "gla matrix", "lru scan", "block_diagonal recurrent"]
@@ -113,12 +111,12 @@ class Logits(nn.Module):
         return self.model(ids).logits
 
 
-@pytest.mark.parametrize("name", quick_unless({*LAYERS, "a model"} - FEW, [*LAYERS, "a model"]))
+@pytest.mark.parametrize("name", quick_unless({*LAYERS, *MODELS} - FEW - {MODELS[0]}, [*LAYERS, *MODELS]))
 @torch.no_grad()
 def test_exported_for_every_length(name: str) -> None:
     torch.manual_seed(0)
-    if name == "a model":
-        m: nn.Module = Logits(sf.LanguageModel("mamba softmax", d_model=D, vocab_size=11)).eval()
+    if name in MODELS:
+        m: nn.Module = Logits(sf.LanguageModel(name, d_model=D, vocab_size=11)).eval()
         inputs = {T: torch.randint(0, 11, (2, T)) for T in (12, 9, 150)}
     else:
         m = sf.build(name, d_model=D).eval()
@@ -127,3 +125,37 @@ def test_exported_for_every_length(name: str) -> None:
     program = torch.export.export(m, (inputs.pop(12),), dynamic_shapes=({1: length},)).module()
     for x in inputs.values():
         torch.testing.assert_close(program(x), m(x))
+
+
+class Called(nn.Module):
+    """A layer called with one thing more."""
+
+    def __init__(self, name: str, options: dict[str, Any], more: str) -> None:
+        super().__init__()
+        self.layer, self.more = sf.build(name, d_model=D, **options).eval(), more
+
+    def forward(self, x: Tensor, given: Any) -> Tensor:
+        y: Tensor = self.layer(x, **{self.more: given})
+        return y
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "more", "given", "says"),
+    [
+        ("linear", {}, "attention_mask", torch.ones(1, 12), "attention_mask .* follows from its values; leave it out"),
+        ("linear", {}, "cu_seqlens", torch.tensor([0, 5, 12]), "cu_seqlens .* follows from its values; leave it out"),
+        ("gru", {}, "form", "newton", "the form 'newton' of a cell .* expected the form 'auto' or 'recurrent'"),
+        ("gru", {}, "form", "scan", "the form 'scan' of a cell .* expected the form 'auto' or 'recurrent'"),
+        ("mesa", {"solver": "cg"}, "form", "auto", "follow from values .* expected Solver"),
+    ],
+)
+@torch.no_grad()
+def test_what_no_export_holds_is_told_in_a_line(
+    name: str, options: dict[str, Any], more: str, given: Any, says: str
+) -> None:
+    length = torch.export.Dim("T", min=8, max=4096)
+    sizes = {1: length} if more == "attention_mask" else None
+    with pytest.raises(sf.StateformError, match=says):
+        torch.export.export(
+            Called(name, options, more), (torch.randn(1, 12, D), given), dynamic_shapes=({1: length}, sizes)
+        )

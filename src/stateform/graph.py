@@ -11,6 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .errors import require
+
 Tensors = tuple[Tensor, ...]
 
 
@@ -21,6 +23,13 @@ def any_length(T: int) -> bool:
     from torch.fx.experimental.symbolic_shapes import has_static_value  # takes time, and is there once torch traces
 
     return not has_static_value(T)
+
+
+def require_exportable(what: str, why: str, instead: str) -> None:
+    """Raise where torch.export writes down what it cannot: what is done would follow from values."""
+    require(
+        not torch.compiler.is_exporting(), f"torch.export cannot write down {what} for other inputs: {why}; {instead}"
+    )
 
 
 def constant(x: float) -> float:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import StateformError, require, require_values, values_checked
+from ..graph import require_exportable
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ def check_cu_seqlens(cu_seqlens: Tensor, tokens: int, batch: int, device: torch.
     require(batch == 1, f"packed sequences lie in one row (B = 1); this input has B = {batch}")
     if cu_seqlens.device.type != "cpu" and cu_seqlens.device != device:
         raise StateformError(f"cu_seqlens is on {cu_seqlens.device}, the input on {device}; move it with .to(device)")
+    _require_values(cu_seqlens, "cu_seqlens")
     if torch.compiler.is_compiling():
         return
-    _require_values(cu_seqlens, "cu_seqlens")
     ends = cu_seqlens.tolist()  # the forms need them as numbers in any case
     require(ends[0] == 0, f"cu_seqlens starts at {ends[0]}; expected 0")
     require(ends[-1] == tokens, f"cu_seqlens ends at {ends[-1]}; expected the number of tokens, {tokens}")
@@ -55,6 +56,9 @@ def check_cu_seqlens(cu_seqlens: Tensor, tokens: int, batch: int, device: torch.
 
 def _require_values(x: Tensor, name: str) -> None:
     """Raise unless a tensor has values: which tokens go together follows from them."""
+    require_exportable(
+        name, "which tokens go together follows from its values", "leave it out there, one length a batch"
+    )
     require(not x.is_meta, f"{name} is on the device meta, where it has no values; leave it out there")
 
 

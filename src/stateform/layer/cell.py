@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import StateformError, require
 from ..forms import compute
 from ..forms.newton import Newton, Trajectory, each, linearized, scanned, solve
-from ..graph import Tensors, any_length, over_time
+from ..graph import Tensors, any_length, over_time, require_exportable
 from ..loops.backend import current_backend, transformed
 from ..system import System
 from ..system.precision import without_autocast
@@ -150,6 +150,9 @@ class Cell(Layer):
         return y, State({**new, **past.kept}, self.fingerprint)
 
     def _by_system(self, wide: Cell, s0: Tensor, x: Any, form: str, length: int) -> Tensor:
+        if form == "newton" or any_length(length):
+            why = "it is computed along a trajectory, from values and derivatives that torch does not trace"
+            require_exportable(f"the form {form!r} of a cell", why, "expected the form 'auto' or 'recurrent'")
         if form == "newton":
             found = solve(wide.cell, s0, x, length, self.newton)
             if not found.converged:
