@@ -154,24 +154,22 @@ class TTTLinear(Layer):
         elif blocks <= 1:
             return self.errors(W0 + start, k, target), start
         at = torch.arange(T, device=k.device).expand(B, T) + (0 if first is None else first[:, None])
-        slots = (at + blocks * self.block * torch.arange(B, device=k.device)[:, None]).flatten()
-        end = at[:, -1] // self.block
+        slots = (torch.arange(B, device=k.device)[:, None], at // self.block, at % self.block)
+        ends = torch.arange(blocks, device=k.device) == slots[1][:, -1:]
 
         def by_block(x: Tensor) -> Tensor:
-            wide = x.new_zeros(B * blocks * self.block, *x.shape[2:]).index_copy(0, slots, x.flatten(0, 1))
-            return wide.unflatten(0, (B, blocks, self.block))
+            return x.new_zeros(B, blocks, self.block, *x.shape[2:]).index_put(slots, x)
 
         def step(state: Tensors, x: Tensors) -> tuple[Tensors, Tensors]:
-            (S, start, last), (k, target, written, i) = state, x
-            last = torch.where((end == i)[:, None, None, None], start, last)
+            (S, start, last), (k, target, written, end) = state, x
+            last = torch.where(end[:, None, None, None], start, last)
             values = self.errors(W0 + start, k, target)
             S = S + torch.einsum("bthn,bthp->bhnp", written, values)
             return (S, S, last), (values,)
 
-        numbers = torch.arange(blocks, device=k.device).expand(B, blocks)
-        xs, state = (*map(by_block, (k, target, written)), numbers), (S, start, start)
+        xs, state = (*map(by_block, (k, target, written)), ends), (S, start, start)
         (_, _, last), (values,) = over_time(step, state, xs) if many else one_by_one(step, state, xs)
-        return values.flatten(1, 2).flatten(0, 1)[slots].unflatten(0, (B, T)), last
+        return values[slots], last
 
     def system(self, u: Tensor, past: Past | None = None) -> System:
         past = past or Past()
