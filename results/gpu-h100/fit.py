@@ -20,10 +20,10 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1] / "benchmarks"))
 
 from forms import system  # noqa: E402
-from stateform.forms.work import work  # noqa: E402
 
 from stateform.forms.cost.constants import BUILT_IN  # noqa: E402
 from stateform.forms.cost.predict import ROOM_ELSEWHERE, features  # noqa: E402
+from stateform.forms.cost.work import work  # noqa: E402
 
 FILES = ("forms.json", "choice.json")
 PULL, ROUNDS, TOO_SLOW = 0.2, 5, 1.5
