@@ -13,8 +13,9 @@ from stateform.cli import app
 from stateform.sweep.claims import Claim, judge, read_claims
 from stateform.sweep.plan import Plan, read_plan
 from stateform.sweep.presets import file_of, preset_names
+from stateform.train import train
 from stateform.train.config import Experiment
-from stateform.train.loop import flat, train
+from stateform.train.folder import flat
 
 
 def rows(scores: dict[tuple[str, Any, int], float], **more: Any) -> list[dict[str, Any]]:

@@ -43,6 +43,7 @@ from stateform.train import (
     trainee,
 )
 from stateform.train import checkpoint as checkpoints
+from stateform.train import folder as folders
 from stateform.train import lock as locks
 from stateform.train.data import Batches, fresh, held_out, pool
 
@@ -1034,8 +1035,7 @@ def test_of_two_trainings_that_start_together_one_is_refused(
         if folder.exists():
             other.take()
         else:  # the other one makes the folder while this one has found none
-            module = sys.modules["stateform.train.loop"]  # the name is that of a function too
-            monkeypatch.setattr(module, "make_folder", lambda path: (path.mkdir(), other.take()))
+            monkeypatch.setattr(folders, "make_folder", lambda path: (path.mkdir(), other.take()))
         with pytest.raises(StateformError, match="is in use by another training"):
             train(made, folder, machine=CPU)
         assert "outcome.json" not in files(folder)

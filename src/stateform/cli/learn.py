@@ -55,7 +55,8 @@ def train_command(
     from ..layer.spec import names_file
     from ..train import Experiment, Machine, overridden, read_toml, train
     from ..train.checkpoint import CHECKPOINT
-    from ..train.loop import OUTCOME, first_process
+    from ..train.folder import OUTCOME
+    from ..train.process import first_process
 
     values: dict[str, Any] = {} if config is None else read_toml(config)
     if task is not None:
@@ -126,7 +127,7 @@ def eval_command(
     from ..files import write_json
     from ..layer.spec import run_file
     from ..train import evaluate
-    from ..train.loop import length_table
+    from ..train.folder import length_table
 
     check_writable(json=json)
     try:

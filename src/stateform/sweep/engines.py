@@ -42,7 +42,7 @@ Runner = Callable[[dict[str, Any], Path, Progress], dict[str, Any]]
 
 def trained(experiment: dict[str, Any], folder: Path, on_progress: Progress) -> dict[str, Any]:
     """The runner of a sweep: `train`, on one device. A folder whose books are damaged is set aside."""
-    from ..train.loop import Machine, train
+    from ..train import Machine, train
 
     made, machine = Experiment.from_dict(experiment), Machine(devices=1, threads=torch.get_num_threads())
     try:

@@ -1,7 +1,10 @@
-"""Experiments: training, sweeps over settings, the store of their results, presets that reproduce findings."""
+"""Training: an Experiment in, a model and its Outcome out."""
 
 from .config import Experiment, Training, overridden, read_toml
-from .loop import Machine, Outcome, evaluate, load_trained, train
+from .folder import Outcome, load_trained
+from .loop import train
+from .process import Machine
+from .scores import evaluate
 
 __all__ = [
     "Experiment", "Machine", "Outcome", "Training", "evaluate", "load_trained", "overridden", "read_toml", "train",

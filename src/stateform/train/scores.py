@@ -1,20 +1,27 @@
-"""How well a model does a task: the loss that is learned from, and the metric that is reported."""
+"""How well a model does a task: what is learned from, what is reported, and how a trained one does."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import validate
+from ..errors import StateformError, require, validate
+from ..files import read_json
 from ..layer.parts import precise
 from ..models import Classifier, LanguageModel
 from ..tasks import Batch, Task
 from .data import held_out, pieces
+from .folder import load_trained
+from .parent import EXPERIMENT
+from .process import say
+from .sources import changes, sources
 
 
 @dataclass(frozen=True)
@@ -129,3 +136,55 @@ def test(
 def better(task: Task, new: float, old: float | None) -> bool:
     """Whether a value of the task's metric is better than another (than none: yes)."""
     return old is None or (new > old if task.metric == "accuracy" else new < old)
+
+
+def evaluate(
+    folder: str | Path, *, lengths: Sequence[int] | None = None, examples: int | None = None,
+    batch_size: int | None = None, device: str = "cpu",
+) -> dict[str, dict[str, float]]:  # fmt: skip
+    """Test a trained model at some lengths, on examples that no training saw.
+
+    Args:
+        folder: what a training wrote.
+        lengths: tokens an example; default: those at which it was tested.
+        examples: how many at each length; default: as it was tested.
+        batch_size: how many at once; default: that of the training.
+        device: where.
+
+    Returns:
+        By length, the metric, and for accuracies the share of examples that are `whole`, every answer right.
+
+    Raises:
+        StateformError: see `load_trained`; a length for which the task does not exist.
+    """
+    experiment, model = load_trained(folder)
+    changed, _ = changes(read_json(Path(folder) / EXPERIMENT).get("sources"), sources(experiment), experiment)
+    if changed is not None:
+        say(f"{changed} the training in {folder}: this tests on what is there now")
+    task, given = experiment.task, experiment.train
+    lengths = tuple(experiment.test_lengths if lengths is None else lengths)
+    require(lengths, "lengths is empty; expected one or more")
+    for length in lengths:
+        task.check_length(length)
+    limit = model.config.max_positions
+    require(limit is None or max(lengths) <= limit,
+            f"the model has learned {limit} positions; ask for lengths up to that, not {max(lengths)}")  # fmt: skip
+    n = given.test_examples if examples is None else examples
+    rows = given.batch_size if batch_size is None else batch_size
+    for name, value in (("examples", n), ("batch_size", rows)):
+        require(isinstance(value, int) and value >= 1, f"{name} is {value!r}; expected a whole number, 1 or more")
+    try:
+        model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise StateformError(f"cannot use the device {device!r}: {str(error).splitlines()[0]}") from None
+    return test(model, task, lengths, n, rows)
+
+
+@torch.no_grad()
+def state_size(model: LanguageModel | Classifier, task: Task) -> int:
+    """Count the numbers that the model keeps after one example of the training length (a complex one counts twice)."""
+    example = task.sample(1)
+    _, state = model.eval().hidden(as_read(model, example.inputs.to(model.device)), return_state=True)
+    assert state is not None
+    kept = [x for name, x in state.tensors.items() if not name.endswith("position")]
+    return sum(x.numel() * (2 if x.is_complex() else 1) for x in kept)
