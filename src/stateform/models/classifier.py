@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from ..errors import StateformError, require, values_checked
 from ..layer.parts import precise
 from ..system.state import State
-from .blocks import SequenceModel, positions
 from .config import ModelConfig
 from .language import IGNORED, ModelOutput, mean_loss
+from .trunk import SequenceModel, positions
 
 
 class Classifier(SequenceModel):

@@ -1,179 +1,27 @@
-"""Importing this makes transformers know these models: AutoConfig and AutoModelForCausalLM open their folders.
-
-    import stateform.models.auto
-    model = AutoModelForCausalLM.from_pretrained("folder")        # one that LanguageModel.save_pretrained wrote
-
-What one saves, the other loads. Saving, loading, generating, training and adapting are those of transformers; the
-mathematics is that of the LanguageModel inside (`.model`).
-"""
+"""A language model with the arguments, the outputs and the methods of transformers."""
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ..errors import StateformError, require
-from ..files import write_atomically
-from ..system.state import State
-from . import beside
-from .blocks import checkpointing
-from .config import MODEL_TYPE, OTHERS, ModelConfig
-from .generation import padded_left
-from .language import LanguageModel
-
-try:
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
-    from transformers.cache_utils import Cache
-    from transformers.modeling_outputs import CausalLMOutputWithPast
-except ImportError as error:
-    raise ImportError(
-        "stateform.models.auto needs transformers 5 or newer; install it with: pip install 'stateform[hub]'"
-    ) from error
-
-_OURS = tuple(f.name for f in fields(ModelConfig))
-_TOP = ("dtype", "transformers_version")
-"""Settings of transformers that a ModelConfig overlooks where they stand in config.json."""
-_EDITS = itertools.count(1)
-
-
-class StateformConfig(PreTrainedConfig):
-    """A ModelConfig, as transformers wants it; its fields are attributes.
-
-    They may be edited: a model that is made from it takes them as they are then, and one that is there already follows
-    (dropout, norm_eps, ...) or says at the next call that it cannot.
-    """
-
-    model_type = MODEL_TYPE
-    attribute_map = {  # noqa: RUF012
-        "hidden_size": "d_model", "num_hidden_layers": "n_layers", "tie_word_embeddings": "tie_embeddings"
-    }  # fmt: skip
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
-
-    def __init__(self, **settings: Any) -> None:
-        for name in ("format", "auto_map", "model_type"):
-            settings.pop(name, None)
-        settings.update(settings.pop(OTHERS, {}))
-        given = {self.attribute_map.get(name, name): name for name in settings}
-        ours = {name: settings.pop(given[name]) for name in _OURS if name in given}
-        self.use_cache = settings.pop("use_cache", True)
-        super().__init__(**settings)
-        made = asdict(ModelConfig(**ours)) if ours else dict.fromkeys(_OURS)
-        for name, value in made.items():
-            setattr(self, name, value)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if self.attribute_map.get(name, name) in _OURS:
-            self.__dict__["_edited"] = next(_EDITS)
-
-    @property
-    def model(self) -> ModelConfig:
-        """The configuration that a model is made from, with all edits.
-
-        Raises:
-            StateformError: as ModelConfig.
-        """
-        require(
-            getattr(self, "pattern", None) is not None,
-            "this configuration is empty; give a pattern, d_model, vocab_size, ...",
-        )
-        return ModelConfig(**{name: getattr(self, name) for name in _OURS})
-
-    def to_dict(self) -> dict[str, Any]:
-        values = super().to_dict()
-        values.pop("_edited", None)
-        return {**values, "architectures": [LanguageModel.__name__], "auto_map": dict(beside.AUTO_MAP)}
-
-    def to_diff_dict(self) -> dict[str, Any]:
-        """What config.json holds: what `LanguageModel.save_pretrained` writes, and what else was set, apart."""
-        diff = super().to_diff_dict()
-        ours = {} if self.pattern is None else self.model.to_dict()
-        top = {"model_type": MODEL_TYPE, "architectures": [LanguageModel.__name__], "auto_map": dict(beside.AUTO_MAP)}
-        known = {*_OURS, *ours, *top, *_TOP} | ({"use_cache"} if self.use_cache is True else set())
-        others = {name: value for name, value in diff.items() if name not in known}
-        kept = {name: diff[name] for name in _TOP if name in diff}
-        return {**top, **ours, **kept, **({OTHERS: others} if others else {})}
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **options: Any) -> None:
-        """Write config.json, and beside it what other programs need to open the folder."""
-        super().save_pretrained(save_directory, *args, **options)
-        for name, data in beside.files(self.tokenizer).items():
-            write_atomically(Path(save_directory) / name, data)
-
-    @classmethod
-    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
-        """Do nothing: the code is that of this package, none is copied into folders."""
-
-
-class StateCache(Cache):
-    """A model's State (`.state`, None before the first token), as transformers hands it on, reorders and repeats it."""
-
-    def __init__(self, state: State | None = None) -> None:
-        super().__init__(layers=[])
-        self.state = state
-        self.length = 0 if state is None or not state.rows else int(state["position"].max())
-        """Columns of input seen, padding too, which the state's own positions leave out."""
-
-    def __bool__(self) -> bool:
-        return True
-
-    def __repr__(self) -> str:
-        return f"StateCache({self.length} tokens, {self.state})"
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.length
-
-    def get_max_length(self, layer_idx: int | None = None) -> int:
-        return -1
-
-    @property
-    def batch_size(self) -> int:
-        return -1 if self.state is None else self.state.rows
-
-    @property
-    def is_croppable(self) -> bool:
-        return False
-
-    def reset(self) -> None:
-        self.state, self.length = None, 0
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        self.state = None if self.state is None else self.state.select(beam_idx)
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        self.reorder_cache(indices)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        self.state = None if self.state is None else self.state.repeat(repeats)
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Do nothing for 0. Raises StateformError otherwise: a state cannot forget its last tokens."""
-        require(
-            tokens_to_remove == 0,
-            f"a state cannot forget its last {abs(tokens_to_remove)} tokens; keep the state from before them",
-        )
-
-    @classmethod
-    def of(cls, given: State | Cache | None) -> StateCache:
-        """The cache given, a new one of a State given, or an empty one."""
-        if isinstance(given, StateCache):
-            return given
-        empty = isinstance(given, Cache) and not getattr(given, "is_initialized", False)
-        if given is None or empty:
-            return cls()
-        if not isinstance(given, State):
-            raise StateformError(
-                f"past_key_values is a {type(given).__name__}; expected what an earlier output gave, or a State"
-            )
-        return cls(given)
+from ...errors import require
+from ...system.state import State
+from ..blocks import checkpointing
+from ..config import ModelConfig
+from ..generation import padded_left
+from ..language import LanguageModel
+from .cache import StateCache
+from .config import OURS, StateformConfig
 
 
 class StateformForCausalLM(PreTrainedModel, GenerationMixin):
@@ -223,7 +71,7 @@ class StateformForCausalLM(PreTrainedModel, GenerationMixin):
         follow = {"dropout", "norm_eps", "init_std", "tokenizer"} | (
             {"vocab_size"} if rows == {wanted.vocab_size} else set()
         )
-        for name in _OURS:
+        for name in OURS:
             old, new = getattr(made, name), getattr(wanted, name)
             require(
                 old == new or name in follow,
@@ -418,7 +266,3 @@ def _made(config: ModelConfig) -> LanguageModel:
     with _single() as dtype:
         model = LanguageModel(config)
     return model if dtype == torch.float32 else model.to(dtype)
-
-
-AutoConfig.register(MODEL_TYPE, StateformConfig, exist_ok=True)
-AutoModelForCausalLM.register(StateformConfig, StateformForCausalLM, exist_ok=True)
