@@ -180,7 +180,7 @@ model.save_pretrained({str(tmp_path / "again")!r})
     assert done.returncode == 0, done.stderr
     ours = sf.LanguageModel.from_pretrained(tmp_path / "lm")
     want = ours.generate(torch.tensor([[97, 98]]), max_new_tokens=3).tolist()
-    assert done.stdout.split("\n")[-2] == f"stateform.models.auto {want}"
+    assert done.stdout.split("\n")[-2] == f"stateform.models.auto.causal {want}"
     files = {p.name for p in (tmp_path / "lm").iterdir()}
     assert files | {"generation_config.json"} == {p.name for p in (tmp_path / "again").iterdir()}
     assert torch.equal(sf.LanguageModel.from_pretrained(tmp_path / "again")(ids(1, 5)).logits, ours(ids(1, 5)).logits)

@@ -22,8 +22,10 @@ from typer.testing import CliRunner
 
 from stateform import StateformError
 from stateform.cli import app
-from stateform.sweep import engines, search
+from stateform.result import Progress
 from stateform.sweep import run as sweeps
+from stateform.sweep import search
+from stateform.sweep.engines.processes import visible_gpu
 from stateform.sweep.plan import Plan, read_plan
 from stateform.sweep.run import sweep
 from stateform.sweep.store import CRASHES, Store
@@ -65,14 +67,14 @@ def calls(folder: Path) -> Counter[str]:
     return Counter(line.split()[0] for line in path.read_text().splitlines()) if path.exists() else Counter()
 
 
-def works(experiment: dict[str, Any], folder: Path, on_progress: engines.Progress) -> dict[str, Any]:
+def works(experiment: dict[str, Any], folder: Path, on_progress: Progress) -> dict[str, Any]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     begun(folder)
     on_progress("training", 5, 10)
     return outcome(experiment)
 
 
-def dies(experiment: dict[str, Any], folder: Path, on_progress: engines.Progress) -> dict[str, Any]:
+def dies(experiment: dict[str, Any], folder: Path, on_progress: Progress) -> dict[str, Any]:
     """Killed as long as there are tokens to take, in the middle of the run."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     begun(folder)
@@ -83,14 +85,14 @@ def dies(experiment: dict[str, Any], folder: Path, on_progress: engines.Progress
     return outcome(experiment)
 
 
-def fails(experiment: dict[str, Any], folder: Path, on_progress: engines.Progress) -> dict[str, Any]:
+def fails(experiment: dict[str, Any], folder: Path, on_progress: Progress) -> dict[str, Any]:
     print("what it printed")
     if experiment["train"]["seed"] == 1 and not (folder.parent.parent / "mended").exists():
         raise RuntimeError("the loss is not finite")
     return works(experiment, folder, on_progress)
 
 
-def waits(experiment: dict[str, Any], folder: Path, on_progress: engines.Progress) -> dict[str, Any]:
+def waits(experiment: dict[str, Any], folder: Path, on_progress: Progress) -> dict[str, Any]:
     """Some are done at once; the others wait until the file `go` is there."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     begun(folder)
@@ -99,7 +101,7 @@ def waits(experiment: dict[str, Any], folder: Path, on_progress: engines.Progres
     return outcome(experiment)
 
 
-def interrupts(experiment: dict[str, Any], folder: Path, on_progress: engines.Progress) -> dict[str, Any]:
+def interrupts(experiment: dict[str, Any], folder: Path, on_progress: Progress) -> dict[str, Any]:
     if experiment["train"]["seed"] == 1 and not (folder.parent.parent / "mended").exists():
         raise KeyboardInterrupt
     return works(experiment, folder, on_progress)
@@ -444,7 +446,7 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
-def exits(experiment: dict[str, Any], folder: Path, on_progress: engines.Progress) -> dict[str, Any]:
+def exits(experiment: dict[str, Any], folder: Path, on_progress: Progress) -> dict[str, Any]:
     """Ended by SIGTERM, as `train` ends then, when it is begun first."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     key = begun(folder)
@@ -521,8 +523,8 @@ def test_what_cannot_be_asked_of_it(tmp_path: Path) -> None:
 
 
 def test_gpus_are_dealt_out() -> None:
-    assert [engines.visible_gpu(k, None) for k in range(2)] == ["0", "1"]
-    assert engines.visible_gpu(1, "3, 5") == "5"
+    assert [visible_gpu(k, None) for k in range(2)] == ["0", "1"]
+    assert visible_gpu(1, "3, 5") == "5"
 
 
 def test_missing_extras_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -566,7 +568,7 @@ def test_a_search_that_was_stopped_goes_on(tmp_path: Path) -> None:
     optuna = pytest.importorskip("optuna")
     count = 0
 
-    def stops(experiment: dict[str, Any], folder: Path, on_progress: engines.Progress) -> dict[str, Any]:
+    def stops(experiment: dict[str, Any], folder: Path, on_progress: Progress) -> dict[str, Any]:
         nonlocal count
         count += 1
         if count == 4:
@@ -713,7 +715,7 @@ def test_too_many_runs_are_counted_before_one_is_made(
     def made(*_: Any, **__: Any) -> None:
         raise AssertionError("work before the count")
 
-    monkeypatch.setattr("stateform.sweep.plan.Cell", made)
+    monkeypatch.setattr("stateform.sweep.plan.Combination", made)
     monkeypatch.setattr(Experiment, "from_dict", made)
     with pytest.raises(StateformError, match=said):
         read_plan(BASE | more)

@@ -43,8 +43,8 @@ def sweep_command(
 ) -> None:
     """Run all experiments of a file that have no outcome yet; run it again after Ctrl-C or a kill, and it goes on."""
     from ..sweep.plan import read_plan
+    from ..sweep.rows import described
     from ..sweep.run import STORE, sweep
-    from ..sweep.store import described
 
     check_writable(plotlyjs, html=html, markdown=markdown)
     plan = read_plan(file, quick=quick, as_released=as_released, overrides=settings or ())

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import StateformError, require, require_finite, require_seed
 from ..system.state import State
-from .blocks import SequenceModel
+from .trunk import SequenceModel
 
 PREFILL = 2048
 """Tokens of all rows together that are read at a time, unless said otherwise: enough to keep a machine busy."""

@@ -15,7 +15,6 @@ from ..system.state import State
 from . import beside
 from .config import ModelConfig
 from .generation import Generating
-from .trunk import SequenceModel
 
 IGNORED = -100
 """The label of a token that is not to be predicted."""

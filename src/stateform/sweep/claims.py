@@ -69,7 +69,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ClaimVerdict:
     """What became of a claim: the word, and the numbers behind it."""
 
     claim: Claim
@@ -121,7 +121,7 @@ def read_claims(tables: Any, labels: Sequence[str]) -> Iterator[Claim]:
         yield Claim(text, table.get("source", ""), kind, about, table.get("column", "score"), where)
 
 
-def judge(claim: Claim, rows: Sequence[Row]) -> Verdict:
+def judge(claim: Claim, rows: Sequence[Row]) -> ClaimVerdict:
     """What the rows of some results (`Results.rows`) say about a claim."""
     labels = {claim.about[name] for name in LABELS if name in claim.about}
     asked = [r for r in rows if r["label"] in labels and all(_same(r.get(k), v) for k, v in claim.where.items())]
@@ -133,30 +133,30 @@ def judge(claim: Claim, rows: Sequence[Row]) -> Verdict:
     return replace(found, numbers=f"{found.numbers}; {len(asked) - len(done)} of {len(asked)} runs are not done")
 
 
-def _judged(claim: Claim, rows: Sequence[Row]) -> Verdict:
+def _judged(claim: Claim, rows: Sequence[Row]) -> ClaimVerdict:
     x = claim.about.get("x")
     of = {name: _points(rows, claim.about[name], x, claim.column) for name in LABELS if name in claim.about}
     missing = [str(claim.about[name]) for name, points in of.items() if not points]
     if missing:
-        return Verdict(claim, "not measured", f"no finished runs of {', '.join(missing)}")
+        return ClaimVerdict(claim, "not measured", f"no finished runs of {', '.join(missing)}")
     one = of["label"]
     if claim.kind in ("reaches", "stays"):
         means = {at: statistics.fmean(scores.values()) for at, scores in one.items()}
         worst = min(means.values()) if claim.kind == "reaches" else max(means.values())
         held = worst >= claim.about["at_least"] if claim.kind == "reaches" else worst <= claim.about["at_most"]
         told = ", ".join(f"{mean:.3f}" + (f" at {at}" if x else "") for at, mean in means.items())
-        return Verdict(claim, "confirmed" if held else "not confirmed", f"mean over seeds {told}")
+        return ClaimVerdict(claim, "confirmed" if held else "not confirmed", f"mean over seeds {told}")
     if claim.kind == "approaches":
         return _approaches(claim, one, of["to"])
     if claim.kind == "above":
         word, numbers = _above(one, of["than"])
-        return Verdict(claim, word, f"{claim.about['label']} - {claim.about['than']}: {numbers}")
+        return ClaimVerdict(claim, word, f"{claim.about['label']} - {claim.about['than']}: {numbers}")
     low, below = _above(one, of["low"])
     high, over = _above(of["high"], one)
     label = claim.about["label"]
     word = "reversed" if "reversed" in (low, high) else low if low != "confirmed" else high
     numbers = f"{label} - {claim.about['low']}: {below}; {claim.about['high']} - {label}: {over}"
-    return Verdict(claim, word, numbers)
+    return ClaimVerdict(claim, word, numbers)
 
 
 Word = Literal["confirmed", "not confirmed", "reversed", "not measured"]
@@ -171,15 +171,15 @@ def _above(one: Points, other: Points) -> tuple[Word, str]:
     return word, f"{mean:+.3f} ± {error:.3f} over {len(pairs)} pairs"
 
 
-def _approaches(claim: Claim, one: Points, other: Points) -> Verdict:
+def _approaches(claim: Claim, one: Points, other: Points) -> ClaimVerdict:
     shared = sorted(x for x in one if x in other)
     if len(shared) < 2:
-        return Verdict(claim, "not measured", "fewer than two values of x that both have")
+        return ClaimVerdict(claim, "not measured", "fewer than two values of x that both have")
     gaps, alone = [], False
     for x in (shared[0], shared[-1]):
         pairs = _differences({x: other[x]}, {x: one[x]})
         if not pairs:
-            return Verdict(claim, "not measured", f"no seeds that both have at {x}")
+            return ClaimVerdict(claim, "not measured", f"no seeds that both have at {x}")
         alone = alone or len(pairs) < 2
         gaps.append(_mean(pairs))
     (first, error), (last, error_last) = gaps
@@ -191,7 +191,7 @@ def _approaches(claim: Claim, one: Points, other: Points) -> Verdict:
     numbers = f"gap {first:.3f} ± {error:.3f} at {shared[0]}, {last:.3f} ± {error_last:.3f} at {shared[-1]}"
     if alone:
         word, numbers = "not measured", f"{numbers}; one seed has no error"
-    return Verdict(claim, word, numbers)
+    return ClaimVerdict(claim, word, numbers)
 
 
 def _differences(one: Points, other: Points) -> list[float]:

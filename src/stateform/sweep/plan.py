@@ -37,28 +37,31 @@ import itertools
 import json
 import math
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ..errors import StateformError, nearest, require
-from ..train.config import Experiment, inherited, overridden, put, read_toml, read_value
+from ..train.config import Experiment, inherited, read_toml
 from .claims import Claim, read_claims
 from .presets import file_of
-from .store import described
-
-PARTS = ("task", "model", "train")
-FROM = "from"
-"""The part that names the run from whose weights all runs of a sweep begin."""
-OVERLAYS = ("quick", "as-released")
-"""Tables that are laid over the file where they are asked for; variants are matched by their labels."""
-KNOWN = (*PARTS, FROM, "name", "about", "grid", "variants", "cases", "search", "claims", *OVERLAYS)
-"""The parts of a file; `about` is for readers."""
-MOST = 100_000
-"""Runs that a sweep may have."""
+from .rows import described
+from .tables import (
+    FROM,
+    KNOWN,
+    MOST,
+    OVERLAYS,
+    PARTS,
+    drop_setting,
+    flatten,
+    merge,
+    override,
+    put_setting,
+    read_axes,
+    setting_names,
+)
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Combination:
     """A combination of the grid with a variant: the settings of an experiment, or where a search starts from."""
 
     label: str
@@ -98,7 +101,7 @@ class Cell:
         settings = self.settings | dict(more or {})
         try:
             for name, value in (more or {}).items():
-                _put(values, name, value)
+                put_setting(values, name, value)
             experiment = Experiment.from_dict(values, run_files=True)
         except StateformError as error:
             where = ", ".join(filter(None, [self.label, *described(settings)])) or "the experiment"
@@ -134,7 +137,7 @@ class Plan:
     """A sweep: its name, its combinations, and the search in each of them, if there is one."""
 
     name: str
-    cells: tuple[Cell, ...]
+    cells: tuple[Combination, ...]
     space: dict[str, Space] = field(default_factory=dict)
     trials: int = 0
     about: str = ""
@@ -206,15 +209,15 @@ def read_plan(
     if "from" in values:
         require(isinstance(values["from"], str), f"from is {values['from']!r}; expected the folder of a run")
         values = inherited(values)
-    values = _flat(values)
+    values = flatten(values)
     asked = [name for name, on in zip(OVERLAYS, (quick, as_released), strict=True) if on]
     for name in asked:
         change, parts = changes[name], [part for part in KNOWN if part not in OVERLAYS]
         require(isinstance(change, Mapping), f"this sweep has no table [{name}]; leave out --{name}, or write one")
         for part in change:
             require(part in parts, f"[{name}] has no part {part!r}: {nearest(part, parts)}")
-        values = _merged(values, _flat(dict(change)))
-    values = _override(values, overrides)
+        values = merge(values, flatten(dict(change)))
+    values = override(values, overrides)
     name = values.get("name", where)
     require(isinstance(name, str) and re.fullmatch(r"[\w.-]+", name),
             f"the sweep's name is {name!r}; expected letters, digits, and . _ -")  # fmt: skip
@@ -232,150 +235,10 @@ def read_plan(
 # -- reading -------------------------------------------------------------------------------------------------------
 
 
-def _dotted(table: Any, what: str) -> dict[str, Any]:
-    """{"model": {"d_state": [4]}} and {"model.d_state": [4]} alike as the latter."""
-    require(isinstance(table, Mapping), f"{what} is {table!r}; expected a table of settings by dotted names")
-    found: dict[str, Any] = {}
-    for name, value in table.items():
-        inner = isinstance(value, Mapping) and "." not in name
-        found |= {f"{name}.{k}": v for k, v in value.items()} if inner else {name: value}
-    for name in found:
-        part, dot, _ = name.partition(".")
-        require(name == "task" or (dot and part in PARTS),
-                f"{what} has {name!r}; expected task.NAME, model.NAME or train.NAME"
-                + (f": {nearest(part, PARTS)}" if dot else ""))  # fmt: skip
-    return found
-
-
-def _flat(values: dict[str, Any]) -> dict[str, Any]:
-    """A file's tables with every name of what is varied as one string."""
-    values = dict(values)
-    if "grid" in values:
-        values["grid"] = _dotted(values["grid"], "[grid]")
-    if "variants" in values:
-        variants = values["variants"]
-        require(isinstance(variants, list) and variants and all(isinstance(v, Mapping) for v in variants),
-                f"variants is {variants!r}; expected tables [[variants]], or none of them")  # fmt: skip
-        values["variants"] = [dict(v) for v in variants]
-        for variant in values["variants"]:
-            label = variant.get("label")
-            require(isinstance(label, str) and label, f"a variant has the label {label!r}; expected a text")
-            parts = ("label", "set", "grid", "skip")
-            for name in variant:
-                require(name in parts, f"the variant {label!r} has no part {name!r}: {nearest(name, parts)}")
-            for name in ("set", "grid"):
-                variant[name] = _dotted(variant.get(name, {}), f"{name} of the variant {label!r}")
-            skip = variant.setdefault("skip", [])
-            require(isinstance(skip, list), f"skip of the variant {label!r} is {skip!r}; expected a list of axes")
-        labels = [v["label"] for v in values["variants"]]
-        twice = next((label for label, count in Counter(labels).items() if count > 1), None)
-        require(twice is None, f"two variants have the label {twice!r}; give each its own")
-    if "cases" in values:
-        cases = values["cases"]
-        fits = isinstance(cases, list) and cases and all(isinstance(c, Mapping) and set(c) == {"set"} for c in cases)
-        require(fits, f"cases is {cases!r}; expected tables [[cases]], each with `set` alone")
-        values["cases"] = [{"set": _dotted(case["set"], "set of a case")} for case in cases]
-    if "search" in values:
-        search = values["search"]
-        require(isinstance(search, Mapping), f"search is {search!r}; expected a table")
-        values["search"] = dict(search)
-        if "space" in search:
-            values["search"]["space"] = _dotted(search["space"], "[search.space]")
-    return values
-
-
-def _merged(values: Any, change: Any) -> Any:
-    """Tables are laid over one another, and variants over those of the same label; anything else is replaced."""
-    if _labelled(values) and _labelled(change):
-        new = {variant["label"]: variant for variant in values}
-        for variant in change:
-            said = {name: value for name, value in variant.items() if value}
-            new[variant["label"]] = _merged(new.get(variant["label"], variant), said)
-        return list(new.values())
-    if isinstance(values, Mapping) and isinstance(change, Mapping):
-        merged = dict(values)
-        for name, value in change.items():
-            merged[name] = _merged(values[name], value) if name in values else value
-        return merged
-    return change
-
-
-def _labelled(values: Any) -> bool:
-    return isinstance(values, list) and bool(values) and all(isinstance(v, Mapping) and "label" in v for v in values)
-
-
-def _override(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    for text in overrides:
-        name, _, rest = (part.strip() for part in text.partition("="))
-        part, _, setting = name.partition(".")
-        grid = values.get("grid", {})
-        space = values.get("search", {}).get("space", {})
-        axes = [grid, *(v["grid"] for v in values.get("variants", ()))]
-        sets = [part["set"] for part in (*values.get("variants", ()), *values.get("cases", ()))]
-        varied, shared = any(name in axis for axis in axes), False
-        if name == "task":  # a whole task
-            value = read_value(rest)
-            require(varied or isinstance(value, str), f"task is {value!r}; expected one task, as the sweep varies none")
-            values = values if isinstance(value, list) else values | {"task": value}
-        else:
-            value = overridden({"task": values.get("task", {})}, [text])[part][setting]
-            require(part in (*PARTS, "grid", "search"), f"{name!r} names no setting of a sweep: {nearest(part, KNOWN)}")
-            # What only some variants vary is set for the others too, where they have it.
-            shared = name not in grid and not isinstance(value, list) and (part == "train" or name in _settings(values))
-        for axis in axes:
-            if name in axis:
-                axis[name] = value if isinstance(value, list) else [value]
-        space.pop(name, None)
-        for settings in sets:
-            settings.pop(name, None)
-        if part == "task" and setting and not varied:  # whole tasks elsewhere would replace that of the file
-            for axis in axes:
-                if isinstance(axis.get("task"), list):
-                    axis["task"] = list(dict.fromkeys(_with_option(task, text) for task in axis["task"]))
-            for settings in sets:
-                if "task" in settings:
-                    settings["task"] = _with_option(settings["task"], text)
-        if name != "task" and (not varied or shared):
-            values = overridden(values, [text])
-    if "cases" in values:  # those that differed in what is fixed now are one
-        cases = values["cases"]
-        values["cases"] = [case for i, case in enumerate(cases) if case not in cases[:i]]
-    if "search" in values and not values["search"].get("space", True):  # all that was searched is fixed
-        values = {k: v for k, v in values.items() if k != "search"}
-    return values
-
-
-def _with_option(task: Any, text: str) -> str:
-    """The text of a whole task with one option of it replaced."""
-    options = overridden({"task": task}, [text])["task"]
-    name = options.pop("name", "")
-    return f"{name}({', '.join(f'{option}={value!r}' for option, value in options.items())})"
-
-
-def _axes(grid: Mapping[str, Any], what: str) -> dict[str, list[Any]]:
-    for name, axis in grid.items():
-        require(isinstance(axis, list), f"{what}: {name} is {axis!r}; expected a list of values")
-        require(axis, f"{what}: {name} has no values; give some, or leave it out")
-        require(len(axis) <= MOST, f"{what}: {name} has {len(axis):,} values; expected {MOST:,} at most")
-        seen: set[tuple[type, str]] = set()
-        for x in axis:
-            place = type(x), repr(0.0 if x == 0.0 and isinstance(x, float) else x)
-            require(place not in seen, f"{what}: {name} has {x!r} twice")
-            seen.add(place)
-    return dict(grid)
-
-
-def _put(values: dict[str, Any], name: str, value: Any) -> None:
-    if name == "task":
-        values["task"] = value
-    else:
-        put(values, name, value)
-
-
-def _cells(values: Mapping[str, Any], space: Mapping[str, Space], trials: int) -> Iterator[Cell]:
+def _cells(values: Mapping[str, Any], space: Mapping[str, Space], trials: int) -> Iterator[Combination]:
     """The combinations of a file; how many runs there will be is known, and small enough, before the first is made."""
     base = {part: values[part] for part in (*PARTS, FROM) if part in values}
-    grid = _axes(values.get("grid", {}), "[grid]")
+    grid = read_axes(values.get("grid", {}), "[grid]")
     variants = values.get("variants") or [{"label": "", "set": {}, "grid": {}, "skip": []}]
     cases = [case["set"] for case in values.get("cases") or [{"set": {}}]]
     for axis in grid:
@@ -387,10 +250,10 @@ def _cells(values: Mapping[str, Any], space: Mapping[str, Space], trials: int) -
         label = variant["label"]
         bare = json.loads(json.dumps(base))
         for name in variant["skip"]:
-            require(name in grid or _dropped(bare, name),
+            require(name in grid or drop_setting(bare, name),
                     f"the variant {label!r} skips {name!r}, which is neither an axis nor a setting of the experiment: "
-                    f"{nearest(str(name), [*grid, *_settings(base)])}")  # fmt: skip
-        own = _axes(variant["grid"], f"grid of the variant {label!r}")
+                    f"{nearest(str(name), [*grid, *setting_names(base)])}")  # fmt: skip
+        own = read_axes(variant["grid"], f"grid of the variant {label!r}")
         axes = {name: axis for name, axis in (grid | own).items()
                 if name not in variant["skip"] and (name in own or name not in variant["set"])}  # fmt: skip
         for name in space:
@@ -404,21 +267,8 @@ def _cells(values: Mapping[str, Any], space: Mapping[str, Space], trials: int) -
             settings = case | dict(zip(axes, chosen))
             # The whole task first: task.NAME is a setting of that one.
             for name, value in sorted((variant["set"] | settings).items(), key=lambda pair: pair[0] != "task"):
-                _put(made, name, value)
-            yield Cell(variant["label"], settings, made)
-
-
-def _settings(base: Mapping[str, Any]) -> list[str]:
-    return [f"{part}.{name}" for part, table in base.items() if isinstance(table, Mapping) for name in table]
-
-
-def _dropped(values: dict[str, Any], name: str) -> bool:
-    """Leave out a setting; False if there is none of that name."""
-    part, _, setting = str(name).partition(".")
-    if f"{part}.{setting}" not in _settings(values):
-        return False
-    del values[part][setting]
-    return True
+                put_setting(made, name, value)
+            yield Combination(variant["label"], settings, made)
 
 
 def _search(search: Mapping[str, Any] | None) -> tuple[dict[str, Space], int]:
@@ -438,7 +288,7 @@ def _search(search: Mapping[str, Any] | None) -> tuple[dict[str, Space], int]:
 def _space(name: str, value: Any) -> Space:
     what = f"[search.space]: {name}"
     if isinstance(value, list):
-        _axes({name: value}, "[search.space]")
+        read_axes({name: value}, "[search.space]")
         require(all(x is None or isinstance(x, bool | int | float | str) for x in value),
                 f"{what} is {value!r}; expected numbers, texts or truth values")  # fmt: skip
         return Space(choices=tuple(value))

@@ -18,8 +18,9 @@ from ..errors import StateformError, nearest, require
 from ..files import write_atomically
 from ..result import Paged
 from ..train.config import read_value
-from .claims import SEED, Claim, Verdict, judge
-from .store import Run, Store
+from .claims import SEED, Claim, ClaimVerdict, judge
+from .rows import Run
+from .store import Store
 from .summary import markdown, tables
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class Results(Paged):
         }  # fmt: skip
 
     @property
-    def verdicts(self) -> list[Verdict]:
+    def verdicts(self) -> list[ClaimVerdict]:
         """What these numbers say about each claim."""
         return [judge(claim, self.rows) for claim in self.claims]
 

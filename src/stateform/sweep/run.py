@@ -19,8 +19,9 @@ from .engines import WORKER, Engine, Event, Here, Processes, Ray, Runner, note, 
 from .own import Origin, by_value, origins
 from .plan import Plan, Planned, read_plan
 from .results import Results, headline
+from .rows import Run
 from .search import Search
-from .store import Run, Store
+from .store import Store
 
 STORE = "store.db"
 """The store's file in the folder of sweeps."""

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StateformError
-from .plan import Cell, Plan, Planned, Space
-from .store import Run
+from .plan import Combination, Plan, Planned, Space
+from .rows import Run
 
 _KEY = "key"
 """The attribute of a trial that names its run."""
@@ -58,7 +58,7 @@ class Search:
             return d.IntDistribution(int(space.low), int(space.high), log=space.log, step=int(space.step or 1))
         return d.FloatDistribution(space.low, space.high, log=space.log, step=space.step)
 
-    def _study(self, cell: Cell) -> Any:
+    def _study(self, cell: Combination) -> Any:
         name = f"{self.plan.name}: {cell.name}"
         better = "maximize" if cell.planned(self._start()).experiment.task.metric == "accuracy" else "minimize"
         with warnings.catch_warnings():

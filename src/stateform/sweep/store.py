@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import secrets
 import shutil
@@ -37,14 +36,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 from ..errors import StateformError, require
 from ..files import make_folder
+from .rows import Run, as_json, fault_of
 
 FORMAT = 1
 """Version of the tables."""
@@ -69,36 +67,6 @@ BEGIN SELECT RAISE(ABORT, 'this run is done already'); END;
 _COLUMNS = (
     "id, sweep, key, label, settings, experiment, status, worker, attempts, crashes, started, finished, outcome, error"
 )
-
-
-@dataclass(frozen=True)
-class Run:
-    """A row of the store."""
-
-    id: int
-    sweep: str
-    key: str
-    label: str
-    settings: dict[str, Any]
-    experiment: dict[str, Any]
-    status: str
-    worker: str | None
-    attempts: int
-    crashes: int
-    started: str | None
-    finished: str | None
-    outcome: dict[str, Any] | None
-    error: str | None
-
-    @property
-    def name(self) -> str:
-        """The label and what was varied, in a line."""
-        return "  ".join([self.label, *described(self.settings)])
-
-
-def described(settings: Mapping[str, Any]) -> list[str]:
-    """Settings as people say them: "d_state 8", "seed 0"."""
-    return [f"{name.partition('.')[2] or name} {value}" for name, value in settings.items()]
 
 
 class Store:
@@ -203,7 +171,9 @@ class Store:
 
         A run that is there already keeps its status and outcome, and takes the label.
         """
-        rows = [(sweep, key, label, _json(settings), _json(experiment)) for key, label, settings, experiment in runs]
+        rows = [
+            (sweep, key, label, as_json(settings), as_json(experiment)) for key, label, settings, experiment in runs
+        ]
         with self._clear(), self._transaction():
             self.connection.executemany(
                 "INSERT INTO runs (sweep, key, label, settings, experiment) VALUES (?, ?, ?, ?, ?) ON CONFLICT "
@@ -233,7 +203,7 @@ class Store:
 
     def finish(self, run: Run, outcome: Mapping[str, Any]) -> bool:
         """Keep the outcome; False if the run is no longer this process's own (then nothing changes)."""
-        return self._end(run, "status = 'done', outcome = ?", _json(outcome))
+        return self._end(run, "status = 'done', outcome = ?", as_json(outcome))
 
     def fail(self, run: Run, error: str) -> bool:
         """Say why there is no outcome; False if the run is no longer this process's own."""
@@ -345,7 +315,7 @@ class Store:
                         f"{self.path} is damaged: the {name} of run {made['id']} is no JSON ({error}); restore the "
                         "file from a copy"
                     ) from None
-            wrong = _wrong(made)
+            wrong = fault_of(made)
             require(
                 wrong is None, f"{self.path} is damaged: of run {made['id']}, {wrong}; restore the file from a copy"
             )
@@ -381,46 +351,6 @@ class Store:
             raise StateformError(f"cannot use the store {self.path}: {error}; {advice}") from None
 
 
-def _wrong(row: Mapping[str, Any]) -> str | None:
-    """What of a run is of another kind than what was written, in words; None: nothing."""
-    experiment, outcome = row["experiment"], row["outcome"]
-    expected: list[tuple[str, Any, tuple[type, ...]]] = [
-        ("settings", row["settings"], (dict,)), ("experiment", experiment, (dict,)),
-        ("outcome", outcome, (dict, NoneType)),
-    ]  # fmt: skip
-    if isinstance(experiment, dict):
-        expected += [(part, experiment.get(part), (dict,)) for part in ("task", "model", "train")]
-        expected += [("from", experiment["from"], (dict,))] if "from" in experiment else []
-        task = experiment.get("task")
-        expected += [("the task's name", task.get("name"), (str,))] if isinstance(task, dict) else []
-    metrics = outcome.get("metrics") if isinstance(outcome, dict) else {}
-    expected.append(("metrics", metrics, (dict,)))
-    for name, value in metrics.items() if isinstance(metrics, dict) else ():
-        expected += [(f"metrics.{name}", value, _KINDS[name])] if name in _KINDS else []
-        inner = value.items() if name in ("test", "machine") and isinstance(value, dict) else ()
-        for key, one in inner:
-            allowed = (*_NUMBER, dict) if name == "test" else (*_NUMBER, str)
-            expected.append((f"metrics.{name}.{key}", one, allowed))
-            scores = one.items() if isinstance(one, dict) else ()
-            expected += [(f"metrics.{name}.{key}.{score}", x, _NUMBER) for score, x in scores]
-    for name, value, kinds in expected:
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            words = " or ".join(_WORDS[kind] for kind in kinds)
-            return f"{name} is {_WORDS.get(type(value), type(value).__name__)}, not {words}"
-    return None
-
-
-_WORDS = {dict: "a table", str: "a text", int: "a number", float: "a fraction", list: "a list", NoneType: "nothing",
-          bool: "true or false"}  # fmt: skip
-_NUMBER = (int, float, NoneType)
-_KINDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("valid", "best", "loss", "steps", "seconds", "parameters", "state_size"), _NUMBER),
-    **dict.fromkeys(("metric", "stopped", "name", "stateform"), (str, NoneType)),
-    **dict.fromkeys(("test", "machine", "sources"), (dict, NoneType)),
-}
-"""Of what kind the numbers of an outcome are that tables and figures are made of."""
-
-
 def _code(error: sqlite3.Error) -> int:
     """SQLite's own number of an error, without what it adds to it."""
     return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
@@ -453,16 +383,3 @@ def _lives(worker: str | None, heartbeat: float | None) -> bool:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _json(value: Any) -> str:
-    return json.dumps(finite(value), allow_nan=False)
-
-
-def finite(value: Any) -> Any:
-    """Plain values with None for what JSON has no number for."""
-    if isinstance(value, Mapping):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,14 @@
+"""Where the runs of a sweep are computed: in processes of this machine, in this process, or on a Ray cluster.
+
+An engine is handed runs and tells what became of them; it knows neither the store nor the plan. A run is computed by a
+*runner*, a function of a module (so that other processes can import it): the experiment as plain values, a folder, a
+progress callback; it returns the outcome as plain values, and goes on from what it finds in the folder.
+"""
+
+from .cluster import Ray
+from .engine import Engine, Event
+from .here import Here
+from .processes import WORKER, Processes
+from .runner import Runner, note, trained
+
+__all__ = ["WORKER", "Engine", "Event", "Here", "Processes", "Ray", "Runner", "note", "trained"]
