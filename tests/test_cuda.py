@@ -11,8 +11,8 @@ from torch import Tensor
 
 import stateform as sf
 from stateform.architectures import REGISTRY, accepted
-from stateform.contract.check import Report
 from stateform.contract.draws import sensitivity
+from stateform.contract.outcome import Report
 from stateform.system.precision import GRADIENT, HALF, PROJECTED, UNIT, relative_error, tolerance, wide
 
 DEVICE = "cuda"

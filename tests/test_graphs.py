@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import stateform as sf
 from stateform.system.precision import GRADIENT, tolerance
 
-from .test_contract import quick_unless
+from .contract.test_layer import quick_unless
 
 D = 8
 LAYERS = sf.names()

@@ -4,10 +4,10 @@ from . import convert as convert
 from .architectures import build as build
 from .architectures import names as names
 from .architectures import register as register
-from .contract.check import Report as Report
 from .contract.check import check as check
 from .contract.equivalence import Equivalence as Equivalence
 from .contract.equivalence import equivalent as equivalent
+from .contract.outcome import Report as Report
 from .errors import StateformError as StateformError
 from .errors import validate as validate
 from .forms import backend as backend

@@ -17,7 +17,8 @@ pytest.importorskip("transformers")
 import transformers
 
 import stateform as sf
-from stateform.contract import foreign
+from stateform.contract import model as of_models
+from stateform.contract.parts import MODEL
 
 SCRIPTS = Path(__file__).parents[2] / "results" / "check" / "repro"
 WRONG = {
@@ -69,8 +70,9 @@ def close(one: Any, two: Any) -> bool:
 def part_of_check(part: str, model: Any, monkeypatch: pytest.MonkeyPatch) -> sf.Report:
     """`sf.check`, of this part alone and in float32 alone, as large models are checked."""
     with monkeypatch.context() as patch:
-        patch.setattr(foreign, "_LARGE", 0)
-        patch.setattr(foreign, "PARTS", {part: foreign.PARTS[part]})
+        patch.setattr(of_models, "LARGE", 0)
+        for other in {*MODEL} - {part}:
+            patch.delitem(MODEL, other)
         return sf.check(model)
 
 

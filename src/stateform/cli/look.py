@@ -105,7 +105,8 @@ def check_command(
     A pretrained model is checked against its own forward: continued from its cache, padded, packed.
     """
     from ..architectures import build, names
-    from ..contract.check import Report, check
+    from ..contract.check import check
+    from ..contract.outcome import Report
     from ..hub import open_model
     from ..studies.subject import is_folder
 

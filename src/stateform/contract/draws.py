@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -28,11 +29,21 @@ def copied(module: M) -> M:
     return copy.deepcopy(module, {id(x): x.detach().clone() for x in kept})
 
 
+def normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Normal numbers in float64, where the generator is: the same ones for every device and default."""
+    return torch.randn(tuple(shape), generator=generator, dtype=torch.float64, device=generator.device)
+
+
+def uniform(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Numbers in [0, 1) in float64, where the generator is."""
+    return torch.rand(tuple(shape), generator=generator, dtype=torch.float64, device=generator.device)
+
+
 def redraw(layer: nn.Module, generator: torch.Generator, how: str) -> None:
     """New parameters: `own` keeps the initialisation and adds noise, `wide` draws vectors anew."""
     with torch.no_grad():
         for p in layer.parameters():
-            noise = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p)
+            noise = normal(p.shape, generator).to(p)
             if p.ndim < 2 and how == "wide":
                 p.copy_(noise)
             else:
@@ -95,8 +106,7 @@ def in_regime(system: System, regime: str, generator: torch.Generator) -> System
     ]
 
     def draw(x: Tensor) -> Tensor:
-        a = torch.rand(x.shape, generator=generator, dtype=torch.float64) * (high - low) + low
-        return a.log().to(x)
+        return (uniform(x.shape, generator) * (high - low) + low).log().to(x)
 
     g = draw(parts[decay])
     if regime == "reset":
@@ -107,7 +117,7 @@ def in_regime(system: System, regime: str, generator: torch.Generator) -> System
     if "rate" in parts:
         if regime == "reset":
             return replace(system, log_decay=(-g, -torch.ones_like(parts["rate"])))
-        spread = torch.rand(parts["rate"].shape, generator=generator, dtype=torch.float64).to(g) * 0.1 + 0.9
+        spread = uniform(parts["rate"].shape, generator).to(g) * 0.1 + 0.9
         return replace(system, log_decay=(-g, -spread))
     return replace(system, **{decay: g})  # type: ignore[arg-type]
 
@@ -122,7 +132,7 @@ def sensitivity(system: System, state: State | None, generator: torch.Generator)
     def moved(name: str, x: Tensor) -> Tensor:
         if name in ("phase", "sign"):
             return x
-        noise = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.device)
+        noise = normal(x.shape, generator).to(x.device)
         return torch.where(x.abs() < torch.inf, x * (1 + small * noise), x)
 
     near = system.map(moved)
@@ -133,7 +143,7 @@ def sensitivity(system: System, state: State | None, generator: torch.Generator)
         S = core.zero_state() if state is None else state["S"].unflatten(1, core.state_heads)
         G, R = problem(system, core, S, FORMS["recurrent"])
         size = system.n**0.5 * (G.norm().unsqueeze(-1) + R.amax(-1, keepdim=True))
-        noise = torch.randn(*size.shape[:-1], system.n, generator=generator, dtype=torch.float64).to(size.device)
+        noise = normal((*size.shape[:-1], system.n), generator).to(size.device)
         ridge = (R + small * size * noise).flatten(2, 3).squeeze(-2)
         read = system.readout
         assert isinstance(read, RidgeRead)
@@ -142,3 +152,16 @@ def sensitivity(system: System, state: State | None, generator: torch.Generator)
     y, other = (run(s, "recurrent", initial_state=state) for s in (system, near))
     assert isinstance(y, Tensor) and isinstance(other, Tensor)
     return float(relative_error(other, y, heads=True).max()) / small if y.numel() else 0.0
+
+
+def some_state(system: System) -> State | None:
+    """A state as it stands after a few tokens like those of the system."""
+    if system.readout.cached and system.T < 2:
+        return None
+    _, state = run(system[: max(1, system.T // 4)], "recurrent", return_state=True)
+    return state.detach()
+
+
+def short(dtype: torch.dtype) -> str:
+    """The name of a precision, without the package's."""
+    return str(dtype).removeprefix("torch.")

@@ -19,7 +19,7 @@ REMEMBERS_NOTHING = (
 
 
 @dataclass
-class Outcome:
+class PartOutcome:
     """What one part of the contract came to."""
 
     part: str
@@ -34,7 +34,7 @@ class Report(Result):
     """Whether a layer or model keeps the contract. `print` it; `bool(report)` and `report.ok` say yes or no."""
 
     name: str
-    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    outcomes: dict[str, PartOutcome] = field(default_factory=dict)
     not_offered: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What makes the comparisons say less than they seem to."""
@@ -85,9 +85,14 @@ class Report(Result):
 
     # -- filling it ----------------------------------------------------------------------------------------------
 
-    def outcome(self, part: str) -> Outcome:
+    def outcome(self, part: str) -> PartOutcome:
         """The outcome of a part, made on first use."""
-        return self.outcomes.setdefault(part, Outcome(part))
+        return self.outcomes.setdefault(part, PartOutcome(part))
+
+    def lacks(self, what: str) -> None:
+        """Say once what is not offered."""
+        if what not in self.not_offered:
+            self.not_offered.append(what)
 
     def note(self, text: str) -> None:
         """Keep a note, once."""
@@ -137,3 +142,10 @@ class Report(Result):
         if not condition:
             outcome.failures.append(text)
             outcome.worst = math.inf
+
+
+def close(got: Tensor, want: Tensor, allowed: float) -> bool:
+    """True if two tensors have the same shape and agree, within a relative error."""
+    if got.shape != want.shape:
+        return False
+    return want.numel() == 0 or bool((relative_error(wide(got), wide(want)) <= allowed).all())

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..contract.foreign import CACHES
+from ..contract.model import CACHES
 from ..errors import nearest, require, require_finite_weights, require_seed
 from ..hub import accelerate, undo
 from ..hub.lift import check_tokens, evaluating

@@ -343,6 +343,22 @@ def test_a_module_that_keeps_results_of_earlier_calls_is_checked() -> None:
     assert sf.equivalent(shared.a, shared.b, torch.randn(1, 3, 8))
 
 
+@pytest.mark.parametrize("name", ["gla", "mesa", "softmax"])
+def test_numbers_are_drawn_where_the_layer_is(name: str) -> None:
+    """A default device is for what is made without one: nothing of a check is, and it finds the same."""
+    torch.manual_seed(0)
+    layer = sf.build(name, d_model=8)
+    with torch.device("meta"):
+        report = sf.check(layer)
+    assert report.ok, str(report)
+    assert report == sf.check(layer)
+
+
+def test_a_layer_without_weights_is_refused() -> None:
+    with pytest.raises(sf.StateformError, match=r"GLA has no weights yet: [\w.]+ is on the device 'meta'; load the"):
+        sf.check(sf.build("gla", d_model=8).to("meta"))
+
+
 def test_a_module_that_continues_wrongly_is_caught() -> None:
     assert "differs first at position" in failures(Running(8, broken_at=1), "splits")
 

@@ -17,8 +17,8 @@ from stateform.forms import exists
 from stateform.forms.dense import normaliser
 from stateform.system.precision import relative_error, tolerance
 
-from .drawn import Recipe, differences, recipes
-from .systems import CASES, T, c, r, u
+from ..drawn import Recipe, differences, recipes
+from ..systems import CASES, T, c, r, u
 
 ALLOWED = 10 * tolerance(torch.float64, T)
 

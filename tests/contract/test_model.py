@@ -235,6 +235,13 @@ def test_a_kind_with_errors_that_are_known() -> None:
     assert "gives [3, 3] for [3, 1] (rows, tokens)" in found["steps"]
 
 
+def test_numbers_are_drawn_where_the_model_is() -> None:
+    model = small("gpt2")
+    with torch.device("meta"):
+        report = sf.check(model)
+    assert report == sf.check(model) and report.ok, str(report)
+
+
 # -- what cannot be checked ---------------------------------------------------------------------------------------
 
 
