@@ -9,7 +9,6 @@ import io
 import itertools
 import weakref
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from stateform.hub import FAMILIES, accelerate, undo
 from stateform.hub.lifted import ADAPTERS, CACHES
 from stateform.hub.supported import mixers
 from stateform.hub.widen import widened
-from tests.fixtures.foreign import families, small
+from tests.fixtures.foreign import families, shared, small
 
 UNADAPTED: set[str] = set()
 """Families with a mixer that has no adapter yet: to stay empty."""
@@ -50,19 +49,14 @@ EXACT = {"rtol": 0.0, "atol": 1e-10}
 @pytest.fixture
 def exact(kind: str) -> Iterator[None]:
     """Casts to float32 are to float64, so that what differs is what is computed, not how it is rounded."""
-    _built(kind)
+    shared(kind)
     with widened(torch.float64):
         yield
 
 
-@cache
-def _built(kind: str) -> Any:
-    return small(kind)
-
-
 def original(kind: str) -> Any:
     """A model in float64, its experts one by one: their grouped products have no float64."""
-    net = copy.deepcopy(_built(kind)).double()
+    net = small(kind).double()
     net.config._experts_implementation = "eager"
     for module in mixers(net).values():
         ADAPTERS[type(module).__name__].exact(module)
@@ -283,7 +277,7 @@ def test_packed_rows_of_a_mixer(kind: str) -> None:
     """Where the model does not hand on what it is told; the state that is kept is that of the last row."""
     from transformers import DynamicCache
 
-    net = copy.deepcopy(_built(kind))
+    net = small(kind)
     accelerate(net)
     mixer = next(iter(mixers(net).values()))
     u = torch.randn(1, LENGTH, 32, generator=torch.Generator().manual_seed(0))
@@ -310,7 +304,7 @@ def packed() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_what_was_replaced_and_what_was_left() -> None:
-    net = copy.deepcopy(_built("bamba"))
+    net = small("bamba")
     done = accelerate(net)
     assert done.replaced == {"model.layers.0.mamba": "BambaMixer", "model.layers.2.mamba": "BambaMixer"}
     assert list(done.left) == ["model.layers.1.self_attn"]
@@ -320,7 +314,7 @@ def test_what_was_replaced_and_what_was_left() -> None:
 
 @pytest.mark.parametrize("kind", in_short(EACH))
 def test_undo_gives_the_model_as_it_was(kind: str) -> None:
-    net = copy.deepcopy(_built(kind))
+    net = small(kind)
     names, classes = list(net.state_dict()), [type(m) for m in net.modules()]
     before = logits(net, TEXT)
     done = accelerate(net)
@@ -336,7 +330,7 @@ def test_undo_gives_the_model_as_it_was(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", in_short(FEW))
 def test_copies_compute_with_their_own_weights(kind: str) -> None:
-    net = copy.deepcopy(_built(kind))
+    net = small(kind)
     accelerate(net)
     before = logits(net, TEXT)
     buffer = io.BytesIO()
@@ -357,7 +351,7 @@ def test_copies_compute_with_their_own_weights(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", in_short(FEW))
 def test_saved_and_loaded(kind: str, tmp_path: Path) -> None:
-    plain, net = _built(kind), copy.deepcopy(_built(kind))
+    plain, net = shared(kind), small(kind)
     accelerate(net)
     net.save_pretrained(tmp_path)
     loaded = type(net).from_pretrained(tmp_path).eval()
@@ -375,7 +369,7 @@ def test_steps_of_training(kind: str) -> None:
     """With and without activation checkpointing: the losses of the original."""
     losses = []
     for how in ("plain", "fast", "checkpointed"):
-        net = copy.deepcopy(_built(kind)).train()
+        net = small(kind).train()
         if how != "plain":
             accelerate(net)
         if how == "checkpointed" and net.supports_gradient_checkpointing:
@@ -400,7 +394,7 @@ def test_steps_of_training(kind: str) -> None:
 @pytest.mark.parametrize("kind", in_short(EACH))
 def test_half_precision(kind: str, how: str) -> None:
     """As near to the model in float64 as the original in half precision is, or so; from the cache too."""
-    plain = copy.deepcopy(_built(kind))
+    plain = small(kind)
     with widened(torch.float64):
         want = logits(original(kind), TEXT)
     plain = plain.bfloat16() if how == "bfloat16" else plain
@@ -431,7 +425,7 @@ def test_mixers_may_share_their_weights(kind: str) -> None:
             setattr(other.get_submodule(owner), last, p)
     fast = copy.deepcopy(plain)
     accelerate(fast)
-    assert len(list(fast.parameters())) < len(list(_built(kind).parameters()))
+    assert len(list(fast.parameters())) < len(list(shared(kind).parameters()))
     torch.testing.assert_close(logits(fast, TEXT), logits(plain, TEXT), **EXACT)
     torch.testing.assert_close(in_chunks(fast, [5, 1, LENGTH - 6], TEXT), logits(plain, TEXT), **EXACT)
 
@@ -590,7 +584,7 @@ def test_a_mixer_goes_to_the_original_where_a_part_that_is_not_called_was_altere
 
 @pytest.mark.parametrize("kind", FEW)
 def test_a_cache_that_the_original_began_is_read_as_our_loops_take_it(kind: str) -> None:
-    net = copy.deepcopy(_built(kind))
+    net = small(kind)
     name = next(name for name in CACHES if takes(net, name))
     with torch.no_grad():
         cache = net(TEXT, use_cache=True)[name]
@@ -637,7 +631,7 @@ def test_a_compiled_model_is_compiled_once(kind: str) -> None:
 
 def test_values_that_are_not_finite_pass() -> None:
     """As in the original: what a model makes of its input is not for us to refuse."""
-    fast = copy.deepcopy(_built("mamba2"))
+    fast = small("mamba2")
     accelerate(fast)
     x = fast.get_input_embeddings()(TEXT).detach()
     x[0, 3] = torch.nan
@@ -648,7 +642,7 @@ def test_values_that_are_not_finite_pass() -> None:
 
 def test_a_model_with_hooks_of_its_own_is_left() -> None:
     """A forward that was put on a module, as device maps do, would be run instead of ours."""
-    net = copy.deepcopy(_built("mamba2"))
+    net = small("mamba2")
     module = next(iter(mixers(net).values()))
     module.forward = module.forward
     done = accelerate(net)
@@ -656,7 +650,7 @@ def test_a_model_with_hooks_of_its_own_is_left() -> None:
 
 
 def test_a_model_is_freed() -> None:
-    net = copy.deepcopy(_built("mamba2"))
+    net = small("mamba2")
     accelerate(net)
     gone = weakref.ref(next(iter(mixers(net).values())))
     del net
@@ -676,7 +670,7 @@ def test_nothing_is_changed_before_all_is_checked() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", FEW)
 def test_compiled(kind: str) -> None:
-    plain, fast = _built(kind), copy.deepcopy(_built(kind))
+    plain, fast = shared(kind), small(kind)
     accelerate(fast)
     compiled = torch.compile(fast, backend="aot_eager")
     torch.testing.assert_close(logits(compiled, TEXT), logits(plain, TEXT), rtol=0, atol=1e-3)
@@ -737,7 +731,7 @@ def test_a_replica_computes_with_its_own_weights() -> None:
 
 @pytest.mark.parametrize("kind", in_short(FEW))
 def test_a_batch_of_padding_alone_has_zero_gradients(kind: str) -> None:
-    net = copy.deepcopy(_built(kind))
+    net = small(kind)
     made = accelerate(net).replaced
     net(input_ids=TEXT, attention_mask=torch.zeros_like(TEXT)).logits.sum().backward()
     given = [p.grad for name in made for p in net.get_submodule(name).parameters()]

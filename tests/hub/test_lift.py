@@ -20,7 +20,7 @@ from stateform.hub import FAMILIES, accelerate, lift
 from stateform.hub.lift import Lift
 from stateform.hub.lifted import ADAPTERS, Lifted
 from stateform.hub.supported import mixers
-from tests.fixtures.foreign import families, small
+from tests.fixtures.foreign import families, shared, small
 
 OPEN = [name for name in families() if name in FAMILIES and name != "gemma2"]  # its soft caps are refused
 UNADAPTED: set[str] = set()
@@ -35,13 +35,8 @@ TEXT = torch.arange(41) * 7 % 60 + 1
 
 
 @cache
-def model(kind: str) -> Any:
-    return small(kind)
-
-
-@cache
 def lifted(kind: str, dtype: str | None = "float64") -> Lift:
-    return lift(model(kind), TEXT, dtype=dtype)
+    return lift(shared(kind), TEXT, dtype=dtype)
 
 
 def test_the_adapters_are_complete() -> None:
@@ -64,7 +59,7 @@ def test_nothing_else_mixes_over_time(kind: str) -> None:
     """Without its mixers, a model looks at each token by itself; and each mixer that ran was lifted."""
     if kind in UNADAPTED | set(BESIDES):
         pytest.skip(BESIDES.get(kind, "a mixer has no adapter yet"))
-    net, ran = model(kind), set()
+    net, ran = shared(kind), set()
 
     def silence(name: str) -> Any:
         def hook(_: nn.Module, __: Any, output: Any) -> Any:
@@ -170,7 +165,7 @@ def test_the_model_is_left_as_it_was() -> None:
 )  # fmt: skip
 def test_errors_come_before_work(options: dict[str, Any], message: str) -> None:
     with pytest.raises(StateformError, match=message):
-        lift(model("mamba2"), **{"tokens": TEXT, **options})
+        lift(shared("mamba2"), **{"tokens": TEXT, **options})
 
 
 def test_what_is_no_model_of_transformers() -> None:
@@ -225,7 +220,7 @@ def test_an_adapter_is_a_layer() -> None:
 @pytest.mark.parametrize("kind", ["mamba", "llama"])
 def test_a_layer_is_the_same_on_every_text(kind: str) -> None:
     """What it is called with besides its input tells no states apart, and is not written out to compare them."""
-    one, two = (lift(model(kind), text) for text in (TEXT, TEXT[:9]))
+    one, two = (lift(shared(kind), text) for text in (TEXT, TEXT[:9]))
     assert one.layer(next(iter(one))).fingerprint == two.layer(next(iter(two))).fingerprint
 
 
@@ -270,13 +265,13 @@ def test_one_layer_without_a_system_leaves_the_others(tmp_path: Path) -> None:
 def test_softmax_with_a_cap_has_no_system_and_says_so() -> None:
     import stateform as sf
 
-    rows = sf.analyze(model("gemma2"), TEXT).to_dict()["layers"]
+    rows = sf.analyze(shared("gemma2"), TEXT).to_dict()["layers"]
     assert all("softcap" in row["certificate"]["refused"] for row in rows)
 
 
 def test_unknown_names_and_single_names() -> None:
     name = "backbone.layers.0.mixer"
-    found = lift(model("mamba"), TEXT, layers=name)
+    found = lift(shared("mamba"), TEXT, layers=name)
     assert list(found) == [name]
     for ask in (found.input, found.layer, found.module, found.certificate, found.__getitem__):
         with pytest.raises(StateformError, match="there is no layer 'x'"):
@@ -285,17 +280,17 @@ def test_unknown_names_and_single_names() -> None:
 
 @pytest.mark.parametrize("kind", ["gpt2", "bert"])
 def test_more_tokens_than_learned_positions(kind: str) -> None:
-    config = model(kind).config
+    config = shared(kind).config
     most = getattr(config, "n_positions", None) or config.max_position_embeddings
     with pytest.raises(StateformError, match=f"the model has {most} positions"):
-        lift(model(kind), torch.ones(most + 1, dtype=torch.long))
+        lift(shared(kind), torch.ones(most + 1, dtype=torch.long))
 
 
 def test_what_was_opened_has_the_model_in_it() -> None:
     import stateform as sf
     from stateform.hub import Opened, undo
 
-    opened: Any = Opened("mine", model("mamba"), None)
+    opened: Any = Opened("mine", shared("mamba"), None)
     for call in (lambda: lift(opened, TEXT), lambda: accelerate(opened), lambda: sf.check(opened)):
         with pytest.raises(StateformError, match=r"give \.model"):
             call()

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 _NARROW = (torch.float32, torch.bfloat16, torch.float16)
+_CASTS = frozenset((Tensor.float, Tensor.half, Tensor.bfloat16))
 
 
 class Widened(TorchFunctionMode):
@@ -19,10 +20,12 @@ class Widened(TorchFunctionMode):
     """
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function in (Tensor.float, Tensor.half, Tensor.bfloat16):
+        if function in _CASTS:
             function = Tensor.double
-        # A dtype is an argument itself, never part of one: every function of a module comes through here.
-        return function(*[_wide(x) for x in args], **{name: _wide(x) for name, x in (kwargs or {}).items()})
+        # A dtype is an argument itself, never part of one. Every function of a module comes through here, most without.
+        if torch.dtype in map(type, args):
+            args = [_wide(x) for x in args]
+        return function(*args, **{name: _wide(x) for name, x in kwargs.items()}) if kwargs else function(*args)
 
 
 def _wide(x: Any) -> Any:
