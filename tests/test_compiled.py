@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
 import sys
+import tempfile
 import threading
+import traceback
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -25,6 +30,7 @@ from stateform.loops.modes import modes, modes_reference
 from stateform.loops.norm import norm, norm_reference
 from stateform.system.precision import GRADIENT, tolerance
 
+from .program import Ended
 from .systems import CASES
 
 try:
@@ -389,23 +395,59 @@ def test_an_unknown_backend_is_named() -> None:
         pass
 
 
-def run_fresh(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+Run = Callable[..., Ended]
+
+
+def begun_here(code: str, **environment: str) -> Ended:
+    """Run code as if this process had just begun: it has looked for no library, and said nothing of it."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(io.StringIO()) as out,
+        redirect_stderr(io.StringIO()) as err,
+    ):
+        for name in [name for name in os.environ if name.startswith("STATEFORM_")]:
+            patch.delenv(name)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        patch.setattr(build, "_found", {})
+        patch.setattr(sys.modules["stateform.loops.backend"], "_told", False)
+        patch.setattr(tempfile, "tempdir", None)
+        code_of_exit = 0
+        try:
+            exec(code, {})
+        except Exception:
+            traceback.print_exc()
+            code_of_exit = 1
+    return Ended(code_of_exit, out.getvalue(), err.getvalue())
+
+
+def begun(code: str, **environment: str) -> Ended:
+    """Run code in a process of its own."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("STATEFORM_")}
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False, env=kept | environment
     )  # fmt: skip
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(
+    params=[pytest.param(begun_here, id="here"), pytest.param(begun, id="a process", marks=pytest.mark.slow)]
+)
+def run_fresh(request: pytest.FixtureRequest) -> Run:
+    """What runs code as a process that begins does."""
+    return cast(Run, request.param)
 
 
 SMALL = "import torch, stateform as sf; x = torch.ones(1, 9, 1, 2); print(sf.run(sf.System(x, x, x)).sum().item())"
 
 
-def test_without_a_compiler_everything_works_and_says_once_what_is_missing(tmp_path: Path) -> None:
+def test_without_a_compiler_everything_works_and_says_once_what_is_missing(run_fresh: Run, tmp_path: Path) -> None:
     done = run_fresh(f"{SMALL}; {SMALL}", STATEFORM_CACHE=str(tmp_path), PATH=str(tmp_path), STATEFORM_NO_ZIG="1")
     assert done.stdout.split() == ["180.0", "180.0"], done.stderr
     assert done.stderr.count("stateform[cpu]") == 1
 
 
-def test_a_compiler_that_fails_is_named_and_the_torch_forms_are_used(tmp_path: Path) -> None:
+def test_a_compiler_that_fails_is_named_and_the_torch_forms_are_used(run_fresh: Run, tmp_path: Path) -> None:
     broken = tmp_path / "cc"
     broken.write_text("#!/bin/sh\necho 'no room' >&2\nexit 1\n")
     broken.chmod(0o700)
@@ -420,38 +462,43 @@ def test_a_compiler_that_fails_is_named_and_the_torch_forms_are_used(tmp_path: P
     assert "StateformError: there are no compiled loops" in forced.stderr
 
 
-def quick_compiler(folder: Path) -> str:
-    """The machine's C compiler without optimisation."""
+@pytest.fixture(scope="module")
+def quick_compiler(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The machine's C compiler without optimisation; what it has compiled once with some flags it gives again."""
+    folder = tmp_path_factory.mktemp("compiler")
     script = folder / "quick-cc"
-    script.write_text(f'#!/bin/sh\nexec {" ".join(build.find_compiler())} "$@" -O0\n')
+    script.write_text(f"""#!/bin/sh
+for word; do test "$before" = -o && draft=$word; before=$word; done
+kept={folder}/$(printf '%s\\n' "$@" | grep -vxF "$draft" | cksum | tr -d ' ')
+test -e "$kept" || {" ".join(build.find_compiler())} "$@" -O0 -o "$kept" || exit
+cp "$kept" "$draft"
+""")
     script.chmod(0o700)
     return str(script)
 
 
 @needed
-def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_no_obstacle(run_fresh: Run, quick_compiler: str, tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
-    done = run_fresh(
-        SMALL, STATEFORM_CACHE=str(blocked / "cache"), TMPDIR=str(tmp_path), STATEFORM_CC=quick_compiler(tmp_path)
-    )
+    done = run_fresh(SMALL, STATEFORM_CACHE=str(blocked / "cache"), TMPDIR=str(tmp_path), STATEFORM_CC=quick_compiler)
     assert done.stdout.strip() == "180.0"
     assert list(tmp_path.glob("stateform-*/loops32-*.so"))
 
 
 @needed
-def test_the_library_is_compiled_once(tmp_path: Path) -> None:
-    compiler = quick_compiler(tmp_path)
-    first, second = (run_fresh(SMALL, STATEFORM_CACHE=str(tmp_path), STATEFORM_CC=compiler) for _ in range(2))
+def test_the_library_is_compiled_once(run_fresh: Run, quick_compiler: str, tmp_path: Path) -> None:
+    first, second = (run_fresh(SMALL, STATEFORM_CACHE=str(tmp_path), STATEFORM_CC=quick_compiler) for _ in range(2))
     assert first.stderr.count("compiling") == 1
     assert second.stderr == ""
     assert first.stdout == second.stdout
 
 
 @needed
-def test_added_flags_reach_the_compiler_and_make_a_library_of_their_own(tmp_path: Path) -> None:
-    compiler = quick_compiler(tmp_path)
-    given: dict[str, str] = {"STATEFORM_CACHE": str(tmp_path), "STATEFORM_CC": compiler}
+def test_added_flags_reach_the_compiler_and_make_a_library_of_their_own(
+    run_fresh: Run, quick_compiler: str, tmp_path: Path
+) -> None:
+    given: dict[str, str] = {"STATEFORM_CACHE": str(tmp_path), "STATEFORM_CC": quick_compiler}
     code = f"{SMALL}; {SMALL}"
     for flags in ({}, {"STATEFORM_CFLAGS": "-fno-strict-aliasing '-DNAMED=a b'"}):
         assert run_fresh(code, **given, **flags).stdout.split() == ["180.0", "180.0"]
