@@ -207,8 +207,10 @@ def test_steps_follow_from_the_condition_number() -> None:
 
 @pytest.mark.parametrize("form", ["recurrent", "chunkwise", "matrix"])
 @pytest.mark.parametrize("solver", [sf.Solver(), sf.Solver("cg"), sf.Solver("chebyshev")], ids=lambda s: s.method)
-@pytest.mark.parametrize("relative", [False, True])
-def test_gradients_by_finite_differences(form: str, solver: sf.Solver, relative: bool) -> None:
+@pytest.mark.parametrize(
+    "relative, second", [(False, True), (True, False), pytest.param(True, True, marks=pytest.mark.slow)]
+)
+def test_gradients_by_finite_differences(form: str, solver: sf.Solver, relative: bool, second: bool) -> None:
     s = regression(T=3, n=2, mix=torch.rand(2, 3, 2).double(), relative=relative)
     s = s.gather(lambda x, _: x[:1]).select_heads([0])
     whole = [s.q, s.k, s.v, s.b, s.log_decay, s.parts["ridge"], s.parts["mix"], state_of(s)]
@@ -225,7 +227,8 @@ def test_gradients_by_finite_differences(form: str, solver: sf.Solver, relative:
     assert torch.autograd.gradcheck(compute, leaves)
     if form == "chunkwise" and solver.method == "exact":
         assert torch.autograd.gradcheck(compute, leaves, check_forward_ad=True, check_backward_ad=False)
-        assert torch.autograd.gradgradcheck(compute, leaves)
+        if second:
+            assert torch.autograd.gradgradcheck(compute, leaves)
 
 
 def state_of(s: sf.System) -> Tensor:
@@ -262,10 +265,11 @@ def test_an_iteration_costs_one_run_a_step(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("solver", [sf.Solver(), sf.Solver("cg", steps=5)], ids=lambda s: s.method)
 def test_memory_is_linear_in_length(solver: sf.Solver) -> None:
     n = 32
-    sizes = {T: peak_bytes(lambda T=T: sf.run(regression(T, n, solver=solver), "chunkwise")) for T in (2048, 8192)}
-    assert sizes[8192] < 4.5 * sizes[2048]
-    assert sizes[8192] < 0.5 * 2 * 8192 * 2 * n * n * 8  # less than half of what all G_t would take
-    system = regression(8192, n, solver=solver)
+    short, long = 2048, 8192
+    sizes = {T: peak_bytes(lambda T=T: sf.run(regression(T, n, solver=solver), "chunkwise")) for T in (short, long)}
+    assert sizes[long] < 4.5 * sizes[short]
+    assert sizes[long] < 0.5 * 2 * long * 2 * n * n * 8  # less than half of what all G_t would take
+    system = regression(long, n, solver=solver)
     assert peak_bytes(lambda: sf.run(system, "chunkwise")) < 4 * cost(system, "chunkwise").bytes
 
 
