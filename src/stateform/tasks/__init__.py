@@ -1,13 +1,16 @@
-"""Tasks: recall, state tracking, in-context learning, long range, text; data from a seed, and their solution."""
+"""Tasks: recall, state tracking, in-context learning, long range, text; data from a seed, and their solution.
 
-from . import images as images
-from . import incontext as incontext
-from . import listops as listops
-from . import mad as mad
-from . import recall as recall
-from . import speech as speech
-from . import text as text
-from . import tracking as tracking
+A task is one file, found by its folder.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
 from .base import IGNORED, SPLITS, TASKS, Batch, Split, Task, make_task, register_task, task_names
+
+for _module in pkgutil.walk_packages(__path__, f"{__name__}."):
+    importlib.import_module(_module.name)
 
 __all__ = ["IGNORED", "SPLITS", "TASKS", "Batch", "Split", "Task", "make_task", "register_task", "task_names"]

@@ -5,22 +5,22 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
 
-from ..errors import StateformError, require
-from .base import Batch, Split, register_task
-from .data import Digits, Stored, stamp
+from ...errors import StateformError, require
+from ..base import Split
+from ..data import Stored, stamp
 
 PUBLIC = (
     "MNIST's four IDX files, train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and "
     "t10k-labels-idx1-ubyte, each possibly .gz (yann.lecun.com/exdb/mnist and its mirrors)"
 )
+
+
 PIXELS = 784
 
 
@@ -75,54 +75,3 @@ def _read_mnist(place: Path, split: Split, permutation: int | None, version: obj
     if permutation is not None:
         pixels = pixels[:, np.random.RandomState(permutation).permutation(PIXELS)]
     return Stored(torch.from_numpy(pixels.copy()), torch.from_numpy(labels.astype(np.int64)[:, None]), scale=1 / 255)
-
-
-@register_task("smnist", source="sequential MNIST: Le et al. 2015 (arXiv 1504.00941); the data: LeCun et al. 1998")
-@dataclass(frozen=True, kw_only=True)
-class SequentialMNIST(Digits):
-    """Which digit an image shows that comes pixel by pixel, row after row.
-
-    Each of the 784 tokens is one number, a pixel from 0 to 1; the class is 0 to 9. The test images are the official
-    ones; of the 60,000 others the last 5,000 are "valid". `path` is a folder with the four IDX files, .gz or not.
-    """
-
-    length: int = PIXELS
-    """Pixels: 784."""
-    folder: ClassVar[str] = "mnist"
-    public: ClassVar[str] = PUBLIC
-
-    @property
-    def order(self) -> int | None:
-        """The seed by which pixels are permuted; None: they are not."""
-        return None
-
-    def check_length(self, length: int) -> None:
-        super().check_length(length)
-        require(length == PIXELS, f"length is {length}; expected {PIXELS}: an image has 28 by 28 pixels")
-
-    def whole(self, split: Split) -> Batch:
-        return read_mnist(self.place, split, self.order)
-
-
-@register_task(
-    "pmnist", source="permuted sequential MNIST: Le et al. 2015 (arXiv 1504.00941); the data: LeCun et al. 1998"
-)
-@dataclass(frozen=True, kw_only=True)
-class PermutedMNIST(SequentialMNIST):
-    """Which digit an image shows that comes pixel by pixel, in an order that is random, and the same for all images.
-
-    As `smnist`, with the pixels in the order of numpy's `RandomState(permutation).permutation(784)`; seed 92916 is the
-    one in the code of much published work.
-    """
-
-    permutation: int = 92916
-    """The seed of the order."""
-
-    @property
-    def order(self) -> int:
-        return self.permutation
-
-    def check(self) -> None:
-        super().check()
-        seed = 0 <= self.permutation < 2**32
-        require(seed, f"permutation is {self.permutation}; expected a seed, a whole number from 0 to 2**32 - 1")
