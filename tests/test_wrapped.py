@@ -14,9 +14,9 @@ from torch.nn.utils import parametrizations, prune
 
 import stateform as sf
 from stateform.architectures import REGISTRY
+from stateform.architectures.learning.inner_norm import InnerNorm
 from stateform.architectures.registry import accepted
 from stateform.architectures.rnn.rg_lru import BlockLinear
-from stateform.architectures.ttt import InnerNorm
 from stateform.contract.draws import redraw
 from stateform.layer import Convolved, ShortConv
 from stateform.layer.parts import HeadNorm

@@ -11,17 +11,13 @@ from .registry import REGISTRY
 
 ORDER = ("attention", "gated", "rwkv", "delta", "learning", "ssm", "dense", "rnn", "nonlinear")
 """The families as they are listed; one that is not here comes after them."""
-LOOSE = {"ttt": ("learning", "States that learn: test-time training and regression")}
-"""Files that hold several."""
 YOURS = "yours", "Yours"
 """The family of layers that are not in a folder here."""
 
 
 def family_of(cls: type[nn.Module]) -> tuple[str, str]:
     """Find the family of a layer, in a word, and its title."""
-    package, _, file = cls.__module__.rpartition(".")
-    if package == __package__ and file in LOOSE:
-        return LOOSE[file]
+    package = cls.__module__.rpartition(".")[0]
     above, _, word = package.rpartition(".")
     if above != __package__:
         return YOURS

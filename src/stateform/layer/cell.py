@@ -46,25 +46,25 @@ class Cell(Layer):
     # -- what an architecture says -------------------------------------------------------------------------------
 
     def inputs(self, u: Tensor, past: Past | None = None) -> Any:
-        """What the cell sees of the input u [B,T,d_model], for all tokens at once: a tensor [B,T,...] or a tuple.
+        """Give what the cell sees of the input u [B,T,d_model], for all tokens at once: a tensor [B,T,...] or a tuple.
 
         `past` is for short convolutions, as in `Layer.system`.
         """
         return u
 
     def cell(self, s: Tensor, x: Any) -> Tensor:
-        """One step, from the state s [...,n_heads,n] and the inputs there to the next state of the same shape.
+        """Take one step, from the state s [...,n_heads,n] and the inputs there to the next state of the same shape.
 
         Any axes may come before these ([B], or [B,T] for all steps at once); no in-place operations.
         """
         raise NotImplementedError(f"{type(self).__name__} does not say what a step is: define cell(self, s, x)")
 
     def start(self) -> Tensor | None:
-        """The state before the first token [n_heads,n]; None for zero."""
+        """Give the state before the first token [n_heads,n]; None for zero."""
         return None
 
     def loop(self, u: Tensor, s: Tensor) -> tuple[Tensor, Tensor] | None:
-        """The same steps by a library's own loop over time, where there is one (the form `auto` takes it).
+        """Take the same steps by a library's own loop over time, where there is one (the form `auto` uses it).
 
         Args:
             u: the layer's input [B,T,d_model], T > 1. s: the state before it [B,n_heads,n].
@@ -75,7 +75,7 @@ class Cell(Layer):
         return None
 
     def output(self, y: Tensor, u: Tensor, system: System | None = None, past: Past | None = None) -> Tensor:
-        """From the states y [B,T,n_heads,n] to the layer's output [B,T,d_model]."""
+        """Make of the states y [B,T,n_heads,n] the layer's output [B,T,d_model]."""
         y = y.flatten(2)
         out_proj = getattr(self, "out_proj", None)
         return y if out_proj is None else out_proj(y)
@@ -83,8 +83,8 @@ class Cell(Layer):
     # -- what follows --------------------------------------------------------------------------------------------
 
     def system(self, u: Tensor, past: Past | None = None) -> System:
-        """The System along the trajectory of u, see `forms.newton.linearized`; from the zero state where there is no
-        past (then the first input carries what the cell starts from).
+        """Give the System along the trajectory of u, see `forms.newton.linearized`; from the zero state where there is
+        no past (then the first input carries what the cell starts from).
         """
         past = past or Past()
         wide, s0, x = self._prepared(u, past)
@@ -101,7 +101,7 @@ class Cell(Layer):
         return State({**state.tensors, "S": S}, state.fingerprint)
 
     def linearize(self, u: Tensor, *, initial_state: State | None = None) -> System:
-        """The System whose states are those of the cell on u [B,T,d_model], and whose gradients are too.
+        """Give the System whose states are those of the cell on u [B,T,d_model], and whose gradients are too.
 
         Raises:
             StateformError: as `forward` does.
@@ -110,7 +110,7 @@ class Cell(Layer):
         return self.system(u, Past(self._checked_state(initial_state, u, u.shape[0])))
 
     def solve(self, u: Tensor, newton: Newton | None = None, *, initial_state: State | None = None) -> Trajectory:
-        """The states of the cell on u [B,T,d_model] by Newton's method, without gradients, and whether it converged.
+        """Find the states of the cell on u [B,T,d_model] by Newton's method, without gradients; it may not converge.
 
         Args:
             newton: how; default `self.newton`.
@@ -170,7 +170,7 @@ class Cell(Layer):
         return scanned(system, s0) if form == "newton" else compute(system, form, s0.unsqueeze(-1))[0]
 
     def _one_by_one(self, s: Tensor, x: Any) -> Tensor:
-        """The states of every step, [B,T,H,n]."""
+        """Find the states of every step, [B,T,H,n]."""
         first, states = x[0] if isinstance(x, tuple) else x, []
         if any_length(first.shape[1]):
             return self._in_a_graph(s, x)
@@ -204,12 +204,12 @@ class Cell(Layer):
         return widened(self).loop(u, self._before(u, past))
 
     def _prepared(self, u: Tensor, past: Past) -> tuple[Cell, Tensor, Any]:
-        """The cell with weights of the state's precision, the state before u, and the inputs in that precision."""
+        """Give the cell with weights of the state's precision, the state before u, and the inputs in that precision."""
         x = each(self.inputs(u, past), precise)
         return widened(self), self._before(x[0] if isinstance(x, tuple) else x, past), x
 
     def _before(self, x: Tensor, past: Past) -> Tensor:
-        """The state before the first step [B,n_heads,n], in the precision of x."""
+        """Give the state before the first step [B,n_heads,n], in the precision of x."""
         start = self.start()
         if past.state is not None:
             return past.state["S"].squeeze(-1).to(x.dtype)

@@ -1,4 +1,20 @@
-"""Test-time training: the state is the weights of a model that learns, one gradient step a token."""
+"""TTT-Linear: the state is a linear model W, trained on each token to rebuild the value from the key.  arXiv 2407.04620
+
+Per head f(x; W) = x + LN(W^T x) (section 2.7), loss l(W; t) = 1/2 ||f(k_t; W) - v_t||^2, and all `block` tokens of
+a mini-batch take their gradients at W', the weights before it (section 2.4). With W = W_0 + S:
+
+    v'_t = -dl(W'; t)/dz at z = W'^T k_t (without inner norm: v_t - W'^T k_t)
+    S_t = S_{t-1} + b_t k_t v'_t^T     b_t = base_lr sigmoid(W_b u_t) / n     y_t = f(q_t; W_0 + S_t)
+
+The System has no decay, and its values are the errors v' instead of v. They depend on the state, not linearly, and
+are found one block after another. Averaged, as in the authors' code, what a block has learned so far counts c_i
+times at its i-th token, c_i = 1/i + learned:
+
+    W_t = W' + c_i sum_j b_j k_j v'_j^T,  j in the block of t up to t
+
+Two states are then side by side, A for all blocks with the last c and G for the present one, reset where it begins:
+W_t = W_0 + A_t + (c_i - c_last) G_t. The keys are [c_last k, k], the queries [q, (c_i - c_last) q].
+"""
 
 from __future__ import annotations
 
@@ -8,67 +24,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import require
-from ..graph import Tensors, any_length, constant, one_by_one, over_time
-from ..layer import Layer, Past, ShortConv
-from ..layer.parts import above_zero, heads, pair_up, plain, precise, precise_linear, rope_angles, split_size
-from ..system import System
-from ..system.precision import without_autocast
-from .registry import register
+from ...errors import require
+from ...graph import Tensors, any_length, one_by_one, over_time
+from ...layer import Layer, Past, ShortConv
+from ...layer.parts import above_zero, heads, pair_up, precise, precise_linear, rope_angles, split_size
+from ...system import System
+from ...system.precision import without_autocast
+from ..registry import register
+from .inner_norm import InnerNorm, descent
 
 
-class InnerNorm(nn.Module):
-    """Layer normalisation of each head's values, [B,T,H,p], with a weight and a bias per head, and its gradient."""
-
-    def __init__(self, n_heads: int, p: int, *, eps: float = 1e-6) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight, self.bias = nn.Parameter(torch.ones(n_heads, p)), nn.Parameter(torch.zeros(n_heads, p))
-
-    def standardised(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Give (z - mean) / std and std."""
-        z = z - z.mean(-1, keepdim=True)
-        std = torch.sqrt(z.square().mean(-1, keepdim=True) + constant(self.eps))
-        return z / std, std
-
-    def forward(self, z: Tensor) -> Tensor:
-        return precise(self.weight) * self.standardised(z)[0] + precise(self.bias)
-
-    def descent(self, z: Tensor, target: Tensor) -> Tensor:
-        """Find minus the gradient of 1/2 ||LN(z) - target||^2 by z."""
-        x, std = self.standardised(z)
-        e = precise(self.weight) * (target - precise(self.weight) * x - precise(self.bias))
-        return (e - e.mean(-1, keepdim=True) - x * (e * x).mean(-1, keepdim=True)) / std
-
-
-def descent(norm: nn.Module, z: Tensor, target: Tensor) -> Tensor:
-    """Find minus the gradient of 1/2 ||norm(z) - target||^2 by z, through whatever was put on the norm too."""
-    if isinstance(norm, InnerNorm) and plain(norm, InnerNorm):
-        return norm.descent(z, target)
-    y, gradient, *_ = torch.func.vjp(norm, z)
-    (by_z,) = gradient(target - y)
-    found: Tensor = by_z
-    return found
-
-
-@register("ttt_linear", paper="arXiv 2407.04620")
+@register("ttt_linear")
 class TTTLinear(Layer):
-    """TTT-Linear: the state is a linear model W, trained on each token to rebuild the value from the key.
-
-    Per head f(x; W) = x + LN(W^T x) (section 2.7), loss l(W; t) = 1/2 ||f(k_t; W) - v_t||^2, and all `block` tokens of
-    a mini-batch take their gradients at W', the weights before it (section 2.4). With W = W_0 + S:
-
-        v'_t = -dl(W'; t)/dz at z = W'^T k_t (without inner norm: v_t - W'^T k_t)
-        S_t = S_{t-1} + b_t k_t v'_t^T,  b_t = base_lr sigmoid(W_b u_t) / n,  y_t = f(q_t; W_0 + S_t)
-
-    The System has no decay, and its values are the errors v' instead of v. They depend on the state, not linearly, and
-    are found one block after another. Averaged, as in the authors' code, what a block has learned so far counts c_i
-    times at its i-th token, c_i = 1/i + learned:
-
-        W_t = W' + c_i sum_j b_j k_j v'_j^T,  j in the block of t up to t
-
-    Two states are then side by side, A for all blocks with the last c and G for the present one, reset where it begins:
-    W_t = W_0 + A_t + (c_i - c_last) G_t. The keys are [c_last k, k], the queries [q, (c_i - c_last) q].
+    """Heads of linear models that learn, normalised.
 
     Args:
         d_model: width.
@@ -222,4 +190,4 @@ class TTTLinear(Layer):
         y = self.norm(y.flatten(2).to(u.dtype))
         if self.gate_proj is not None:
             y = y * F.gelu(self.gate_proj(u), approximate="tanh")
-        return self.out_proj(y)
+        return self.out_proj(y)  # [B,T,d_model]
