@@ -32,8 +32,9 @@ from .state.condition import Condition, condition
 from .state.cost import Cost, cost
 from .state.excited import Excited, excited
 from .state.memory import Horizon, ReceptiveField, horizon, receptive_field
+from .state.need import StateNeed
 from .state.peak import peak_bytes
-from .state.state_need import StateNeed, state_need
+from .state.state_need import state_need
 from .structure import constant_transition, contraction, describe, describe_read, token_steps, token_transitions
 
 __all__ = [

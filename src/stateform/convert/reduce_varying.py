@@ -24,7 +24,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..analysis.state.state_need import as_real, left_factors, state_need
+from ..analysis.state.by_factors import as_real
+from ..analysis.state.by_rows import left_factors
+from ..analysis.state.state_need import state_need
 from ..errors import require
 from ..forms.stabilise import stabilise
 from ..system import System
