@@ -48,7 +48,7 @@ class Smaller:
     layer: Layer
     """The new layer; the old one itself where no state could be left out."""
     written: bool
-    """Whether it is a new one."""
+    """True if it is a new one."""
     states: tuple[int, int]
     """Real numbers in the state of a channel (of the layer, where all channels share one), before and after."""
     orders: tuple[int, ...]
@@ -62,7 +62,7 @@ class Smaller:
 
     @property
     def ok(self) -> bool:
-        """Whether the error is within the tolerance as measured, and by the bound where that was asked for."""
+        """True if the error is within the tolerance as measured, and by the bound where that was asked for."""
         return bool((self.error <= self.tol).all()) and (self.by == "error" or bool((self.bound <= self.tol).all()))
 
 
@@ -76,7 +76,7 @@ class _Modes:
 
 
 def can_be_smaller(layer: object) -> bool:
-    """Whether `smaller` takes a layer: its class can hold any system of its kind with fewer states."""
+    """True if `smaller` takes a layer: its class can hold any system of its kind with fewer states."""
     return type(layer.layer if isinstance(layer, Convolved) else layer) in _WRITERS
 
 
@@ -84,7 +84,7 @@ def can_be_smaller(layer: object) -> bool:
 def smaller(
     layer: Layer, tol: float, *, by: Literal["bound", "error"] = "bound", modes: int | None = None
 ) -> Smaller:  # fmt: skip
-    """The layer with the fewest modes, the same number in all channels, that keeps each channel to an error of `tol`.
+    """Find the layer with the fewest modes, as many in each channel, that keeps each channel to an error of `tol`.
 
     S4D, DSS, LRU and S5 stay what they are. The modes of S4 and LSSL are shared by the channels, so that no channel
     could leave out its own: they become an S4D, with the same output map.
@@ -114,72 +114,90 @@ def smaller(
     require(kind in _WRITERS, f"{kind.__name__} cannot hold the reduced system as weights; expected one of "
             f"{', '.join(x.__name__ for x in _WRITERS)}")  # fmt: skip
     require(modes is None or (isinstance(modes, int) and modes >= 1), f"modes is {modes!r}; expected 1 or more")
-    weight = next(layer.parameters())
-    s = _space(layer)
-    found = balred(s, order=s.N)
-    sigma, whole = found.hankel.values, found.reduced
-    top = sigma[:, :1]
-    tails = 2 * sigma.flip(-1).cumsum(-1).flip(-1)
-    tails = torch.nn.functional.pad(tails, (0, 1))  # of the values from k on, k = 0 .. N
-    there = (sigma > s.N * torch.finfo(sigma.dtype).eps * top).sum(-1)
-    need = torch.minimum((tails[:, :-1] > tol * top).sum(-1), there)
-    seen = torch.maximum(need, (sigma > torch.finfo(weight.dtype).eps * top).sum(-1))  # what the weights can tell
-    counts: dict[int, Tensor] = {}
+    truncations = _Truncations(layer, tol, by)
+    if modes is not None:
+        return truncations.to(modes, most=True)
+    found = truncations.fewest_by_error() if by == "error" else truncations.fewest_by_bound()
+    return truncations.none() if found is None else found
 
-    def count(r: int) -> Tensor:
-        """The modes of each channel's truncation to r states; too many where it is unstable."""
-        if r not in counts:
-            values = torch.linalg.eigvals(whole.A[:, :r, :r])
+
+class _Truncations:
+    """The balanced truncations of a layer: each channel to an order of its own, all to the same number of modes."""
+
+    def __init__(self, layer: Layer, tol: float, by: Literal["bound", "error"]) -> None:
+        self.layer, self.tol, self.by = layer, float(tol), by
+        weight = next(layer.parameters())
+        s = _space(layer)
+        found = balred(s, order=s.N)
+        self.N, self.whole, self.before = s.N, found.reduced, _slots(layer)
+        sigma = found.hankel.values
+        top = sigma[:, :1]
+        tails = 2 * sigma.flip(-1).cumsum(-1).flip(-1)
+        there = (sigma > s.N * torch.finfo(sigma.dtype).eps * top).sum(-1)
+        self.top = top[:, 0]
+        self.tails = torch.nn.functional.pad(tails, (0, 1))  # of the values from k on, k = 0 .. N
+        self.need = torch.minimum((tails > tol * top).sum(-1), there)
+        # What the weights can tell.
+        self.seen = torch.maximum(self.need, (sigma > torch.finfo(weight.dtype).eps * top).sum(-1))
+        self.counts: dict[int, Tensor] = {}
+
+    def count(self, r: int) -> Tensor:
+        """Count the modes of each channel's truncation to r states; too many where it is unstable."""
+        if r not in self.counts:
+            values = torch.linalg.eigvals(self.whole.A[:, :r, :r])
             stable = (values.abs() < 1).all(-1)
-            counts[r] = torch.where(stable, (values.imag >= 0).sum(-1), s.N + 1)
-        return counts[r]
+            self.counts[r] = torch.where(stable, (values.imag >= 0).sum(-1), self.N + 1)
+        return self.counts[r]
 
-    def orders_for(slots: int, most: bool) -> Tensor:
-        """An order of each channel that fits into so many modes: the largest, or the least that is enough."""
-        best = torch.zeros_like(need)
-        sizes = range(1, min(2 * slots, s.N) + 1)
+    def orders(self, slots: int, most: bool) -> Tensor:
+        """Choose an order of each channel that fits into so many modes: the largest, or the least that is enough."""
+        best = torch.zeros_like(self.need)
+        sizes = range(1, min(2 * slots, self.N) + 1)
         for r in reversed(sizes) if most else sizes:
-            fits = (count(r) <= slots) & (r <= seen) & (best == 0)
-            best = torch.where(fits if most else fits & (r >= need), r, best)
+            fits = (self.count(r) <= slots) & (r <= self.seen) & (best == 0)
+            best = torch.where(fits if most else fits & (r >= self.need), r, best)
             if bool((best > 0).all()):
                 break
         return best
 
-    before = _slots(layer)
+    def to(self, slots: int, most: bool) -> Smaller:
+        """Write the layer with so many modes."""
+        orders = self.orders(slots, most)
+        new = _WRITERS[type(self.layer)](self.layer, _modes(self.whole, orders, slots))
+        bound = self.tails.gather(1, orders[:, None])[:, 0] / self.top.clamp_min(torch.finfo(self.top.dtype).tiny)
+        sizes = (self.N, self.N // self.before * slots)  # as many real numbers a mode as before
+        error = _error(self.layer, new, self.top)
+        return Smaller(new, True, sizes, tuple(orders.tolist()), bound, error, self.tol, self.by)
 
-    def made(slots: int, most: bool) -> Smaller:
-        orders = orders_for(slots, most)
-        new = _WRITERS[kind](layer, _modes(whole, orders, slots))
-        bound = tails.gather(1, orders[:, None])[:, 0] / top[:, 0].clamp_min(torch.finfo(top.dtype).tiny)
-        sizes = (s.N, s.N // before * slots)  # as many real numbers a mode as before
-        error = _error(layer, new, top[:, 0])
-        return Smaller(new, True, sizes, tuple(orders.tolist()), bound, error, float(tol), by)
-
-    if modes is not None:
-        return made(modes, True)
-    if by == "error":
-        best, fails, works = None, 0, before
+    def fewest_by_error(self) -> Smaller | None:
+        """Find the fewest modes whose measured error is within the tolerance, by halving; None: as many as before."""
+        best, fails, works = None, 0, self.before
         while works - fails > 1:
             middle = (works + fails) // 2
-            found_there = made(middle, True)
-            if found_there.ok:
-                best, works = found_there, middle
+            found = self.to(middle, most=True)
+            if found.ok:
+                best, works = found, middle
             else:
                 fails = middle
-        if best is not None:
-            return best
-    else:
-        least = torch.full_like(need, s.N + 1)
-        for r in range(max(1, int(need.min())), min(int(need.max()) + AHEAD, s.N) + 1):
-            near = (r >= need) & (r <= (need + AHEAD).clamp_max(seen.clamp_min(1)))
-            least = torch.where(near, torch.minimum(least, count(r)), least)
-        first = max(1, int(torch.where(need > 0, least, 0).max()))
-        for slots in range(first, min(first + TRIES, before)):
+        return best
+
+    def fewest_by_bound(self) -> Smaller | None:
+        """Find the fewest modes that the bound allows; None: as many as before."""
+        least = torch.full_like(self.need, self.N + 1)
+        for r in range(max(1, int(self.need.min())), min(int(self.need.max()) + AHEAD, self.N) + 1):
+            near = (r >= self.need) & (r <= (self.need + AHEAD).clamp_max(self.seen.clamp_min(1)))
+            least = torch.where(near, torch.minimum(least, self.count(r)), least)
+        first = max(1, int(torch.where(self.need > 0, least, 0).max()))
+        for slots in range(first, min(first + TRIES, self.before)):
             for most in (True, False):  # what is kept below the tolerance may cost more digits than it adds
-                if bool((orders_for(slots, most) >= need).all()) and (one := made(slots, most)).ok:
-                    return one
-    zero = torch.zeros_like(top[:, 0])
-    return Smaller(layer, False, (s.N, s.N), tuple(need.tolist()), zero, zero, float(tol), by)
+                if bool((self.orders(slots, most) >= self.need).all()) and (found := self.to(slots, most)).ok:
+                    return found
+        return None
+
+    def none(self) -> Smaller:
+        """Give the layer itself, no state left out."""
+        zero = torch.zeros_like(self.top)
+        return Smaller(self.layer, False, (self.N, self.N), tuple(self.need.tolist()), zero, zero, self.tol, self.by)
 
 
 def _space(layer: Layer) -> StateSpace:
