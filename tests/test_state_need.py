@@ -124,7 +124,7 @@ def test_half_of_an_operator_may_be_left_out() -> None:
 def test_dropped_rows_are_accounted_for() -> None:
     """Where the carried rows are compressed at every split, least and most still enclose the rank."""
     torch.manual_seed(1)
-    phi = softmax(log_decay=-u(4)).coefficients()
+    phi = softmax(forget=-u(4)).coefficients()
     found = state_need(phi, 0.1, splits=range(1, T), relative="block")
     assert float(found.missing.max()) > 0
     least, most = found.ranks()

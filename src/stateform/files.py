@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from .errors import StateformError, require
+from .text import parse_json
 
 ROOM = 10**7
 """Bytes that a page with its figures may take."""
+DAMAGED = "is damaged, no JSON"
+"""What is said of a file that was written here as JSON, and is none now."""
 
 
 class DamagedError(StateformError):
@@ -128,21 +131,7 @@ def read_json(path: Path) -> dict[str, Any]:
         data = path.read_bytes()
     except OSError as error:
         raise StateformError(f"cannot read {path}: {error.strerror or error}") from None
-    values = parsed_json(data, str(path))
+    values = parse_json(data, path, DAMAGED, kind=DamagedError, bits=None)
     if not isinstance(values, dict):
         raise DamagedError(f"{path} holds {type(values).__name__}; expected a table")
     return values
-
-
-def parsed_json(text: str | bytes, what: str) -> Any:
-    """Read a JSON text of whatever depth; `what` names it in the error.
-
-    Raises:
-        DamagedError: a text that is no JSON, or nested more deeply than Python reads.
-    """
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise DamagedError(f"{what} is damaged, no JSON: {error}") from None
-    except RecursionError:
-        raise DamagedError(f"{what} is damaged: it is nested too deeply; nothing that was written here is") from None

@@ -54,39 +54,55 @@ def decoded(data: bytes, what: str | Path) -> str:
         ) from None
 
 
-def parse_json(data: str | bytes, what: str | Path, fault: str = "is no JSON") -> Any:
-    """What a JSON text holds.
+def parse_json(
+    data: str | bytes, what: str | Path, fault: str = "is no JSON", *, kind: type[StateformError] = StateformError,
+    bits: int | None = BITS,
+) -> Any:  # fmt: skip
+    """Read a JSON text.
+
+    Args:
+        data: the text, or the bytes of a file.
+        what: names it in the error.
+        fault: what is said of it where it is no JSON.
+        kind: the class of the error.
+        bits: how many a whole number may have; None: any number of them.
 
     Raises:
-        StateformError: a text that is no JSON, is nested too deeply, or holds a whole number of more than 64 bits.
+        StateformError: a text that is no JSON, is nested too deeply, or holds a whole number that is too large.
     """
-    text = decoded(data, what) if isinstance(data, bytes) else data
-    return _parsed(json.loads, text, what, f"{what} {fault}")
+    return _parsed(json.loads, data, what, f"{what} {fault}", kind, bits)
 
 
 def parse_toml(data: str | bytes, what: str | Path) -> dict[str, Any]:
-    """What a TOML text holds. Raises StateformError as `parse_json` does."""
-    text = decoded(data, what) if isinstance(data, bytes) else data
-    found: dict[str, Any] = _parsed(tomllib.loads, text, what, f"cannot read {what} as TOML")
+    """Read a TOML text. Raises StateformError as `parse_json` does."""
+    found: dict[str, Any] = _parsed(tomllib.loads, data, what, f"cannot read {what} as TOML", StateformError, BITS)
     return found
 
 
-def _parsed(parse: Callable[[str], Any], text: str, what: str | Path, fault: str) -> Any:
+class TooLargeError(StateformError):
+    """A whole number has more bits than anything here can be."""
+
+
+def _parsed(
+    parse: Callable[[str], Any], data: str | bytes, what: str | Path, fault: str, kind: type[StateformError],
+    bits: int | None,
+) -> Any:  # fmt: skip
     try:
-        values = parse(text)
-        _check_numbers(values, what)
+        values = parse(decoded(data, what) if isinstance(data, bytes) else data)
+        if bits is not None:
+            _check_numbers(values, what, bits)
     except RecursionError:
-        raise StateformError(f"{fault}: it is nested too deeply") from None
-    except StateformError:
-        raise
+        raise kind(f"{fault}: it is nested too deeply") from None
+    except StateformError as error:
+        raise (error if isinstance(error, kind) else kind(str(error))) from None
     except ValueError as error:
-        raise StateformError(f"{fault}: {error}") from None
+        raise kind(f"{fault}: {error}") from None
     return values
 
 
-def _check_numbers(values: Any, what: str | Path) -> None:
-    """Raise if there is a whole number of more than 64 bits anywhere in plain values."""
-    if isinstance(values, int) and values.bit_length() > BITS:
-        raise StateformError(f"{what} holds a whole number of {values.bit_length()} bits; expected {BITS} at most")
+def _check_numbers(values: Any, what: str | Path, bits: int) -> None:
+    """Raise if there is a whole number of more bits anywhere in plain values."""
+    if isinstance(values, int) and values.bit_length() > bits:
+        raise TooLargeError(f"{what} holds a whole number of {values.bit_length()} bits; expected {bits} at most")
     for value in values.values() if isinstance(values, dict) else values if isinstance(values, list) else ():
-        _check_numbers(value, what)
+        _check_numbers(value, what, bits)

@@ -18,7 +18,8 @@ from safetensors.torch import save as as_bytes
 from torch import Tensor
 
 from ..errors import StateformError, require
-from ..files import DamagedError, parsed_json, write_atomically
+from ..files import DAMAGED, DamagedError, write_atomically
+from ..text import parse_json
 
 CHECKPOINT, PREVIOUS, BEST = "checkpoint.safetensors", "previous.safetensors", "best.safetensors"
 """Files of a training on its way: everything, the same a round before, and the weights of the best validation."""
@@ -61,7 +62,8 @@ def read(path: Path) -> dict[str, Any]:
             require(header.get("format") == FORMAT,
                     f"{path} is no checkpoint of a training, or one of another version; expected {FORMAT}: delete it "
                     "to begin this training anew")  # fmt: skip
-            found: dict[str, Any] = _unpack(parsed_json(header["skeleton"], str(path)), file.get_tensor)
+            skeleton = parse_json(header["skeleton"], path, DAMAGED, kind=DamagedError, bits=None)
+            found: dict[str, Any] = _unpack(skeleton, file.get_tensor)
             return found
     except StateformError:
         raise

@@ -18,7 +18,7 @@ from ..layer.spec import file_of, names_file, read_spec, run_file, was_run
 from ..models import Classifier, LanguageModel, ModelConfig
 from ..models.pattern import expand, named_in
 from ..tasks import Task, make_task
-from ..text import parse_toml, read_bytes
+from ..text import TooLargeError, parse_toml, read_bytes
 from .parent import Parent, key_of, settings
 
 FORMAT = 1
@@ -328,13 +328,15 @@ def overridden(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str,
     for text in overrides:
         name, equals, value = text.partition("=")
         require(equals and name.strip(), f"cannot read {text!r}; expected setting=value, e.g. train.lr=3e-3")
-        put(new, name.strip(), read_value(value.strip()))
+        put(new, name.strip(), read_value(value.strip(), name.strip()))
     return new
 
 
-def read_value(text: str) -> Any:
-    """A TOML value, or the text itself where it is none."""
+def read_value(text: str, what: str = "the value") -> Any:
+    """Read a TOML value, or give the text itself where it is none; `what` names it if it is a number too large."""
     try:
-        return parse_toml(f"x = {text}", "the value")["x"]
+        return parse_toml(f"x = {text}", what)["x"]
+    except TooLargeError:
+        raise
     except StateformError:
         return text
