@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid, normalize
 
 import stateform as sf
+from stateform.clock import seconds
 from stateform.forms import choose, exists
 from stateform.forms.cost.predict import features
 from stateform.machine import machine
@@ -109,11 +110,7 @@ def job(made: sf.System, form: str, gradients: bool) -> Callable[[], None]:
 
 def milliseconds(run: Callable[[], None], wait: Callable[[], None]) -> float:
     """Of one run, from an idle device to an idle device."""
-    wait()
-    start = time.perf_counter()
-    run()
-    wait()
-    return 1e3 * (time.perf_counter() - start)
+    return 1e3 * seconds(run, sync=wait)
 
 
 def kernels(run: Callable[[], None]) -> dict[str, float]:

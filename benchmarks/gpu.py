@@ -28,11 +28,11 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 import stateform as sf
+from stateform.clock import RECOVERABLE, one_line, spread, take_turns
 from stateform.forms import choose, exists
 from stateform.machine import machine
 from stateform.timing.rivals.fla import OPERATIONS
 from stateform.timing.rivals.party import Begin, Inputs
-from stateform.timing.rounds import RECOVERABLE, one_line, spread, take_turns
 
 DEVICE = "cuda"
 LONGEST = {"recurrent": 512, "matrix": 1024}

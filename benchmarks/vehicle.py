@@ -8,7 +8,6 @@ time, in Numba parallel over heads and with fast mathematics, and as `stateform:
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from statistics import median
 
@@ -16,6 +15,7 @@ import numba
 import numpy as np
 import torch
 
+from stateform.clock import Pace, seconds, spread, take_turns
 from stateform.loops.matrix import matrix
 
 T, H, N, P = 2048, 12, 64, 64
@@ -52,20 +52,14 @@ def main() -> None:
         y: torch.Tensor = matrix.loops(*axes, None, None, S, T, False, False)[0]
         return y
 
-    start = time.perf_counter()
-    loop(*given, out)
-    print(f"Numba compiles and runs in {time.perf_counter() - start:.1f} s")
+    print(f"Numba compiles and runs in {seconds(lambda: loop(*given, out)):.1f} s")
     difference = (in_c()[0, :, 0] - torch.from_numpy(out)).abs().max() / in_c().abs().max()
     print(f"largest difference, relative: {float(difference):.1e}")
     runs: dict[str, Callable[[], object]] = {"Numba": lambda: loop(*given, out), "C": in_c}
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(31):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            times[name].append(1e3 * (time.perf_counter() - start))
-    for name, found in times.items():
-        print(f"{name}: {median(found):.2f} ms ({min(found):.2f} to {max(found):.2f})")
+    times: dict[str, list[float]] = {}
+    take_turns({name: lambda run=run: run for name, run in runs.items()}, 31, times, pace=Pace(most=1))
+    for name, found in ((name, spread(seconds_)) for name, seconds_ in times.items()):
+        print(f"{name}: {found['median']:.2f} ms ({found['low']:.2f} to {found['high']:.2f})")
     print(f"Numba over C: {median(times['Numba']) / median(times['C']):.2f}")
 
 

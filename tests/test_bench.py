@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from stateform import StateformError, cli
 from stateform.architectures import build
+from stateform.clock import take_turns
 from stateform.timing import PAIRS, Pair, Rival, bench
 from stateform.timing.pair import Operation, like
 from stateform.timing.rivals.party import Party, aged, floor, ours
-from stateform.timing.rounds import take_turns
 from stateform.timing.run import COPY, FLOOR, OURS
 
 from .independent.helpers import Double, assert_close

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -279,7 +280,11 @@ def test_a_form_that_was_asked_for_is_explained_as_such() -> None:
 def test_calibration_is_kept_and_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("STATEFORM_CACHE", str(tmp_path))
     monkeypatch.setattr(calibrate, "LENGTHS", (8,))
-    monkeypatch.setattr(calibrate, "seconds", lambda run: 1e-3)  # tests time nothing
+
+    def still(jobs: dict[Any, Any], repeats: int, times: dict[Any, list[float]], pace: Any) -> None:
+        times.update({key: [1e-3] for key in jobs})
+
+    monkeypatch.setattr(calibrate, "take_turns", still)  # tests time nothing
     predict.stored_in.cache_clear()
     with pytest.raises(sf.StateformError, match="expected cpu or cuda"):
         calibrate.calibrate("tpu")

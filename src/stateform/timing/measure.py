@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable
 from functools import partial
 from statistics import median
@@ -13,9 +12,14 @@ from torch import Tensor, nn
 
 from ..analysis import cost, peak_bytes
 from ..architectures import build
+from ..clock import Pace, spread, take_turns
 from ..forms import choose, exists
 from ..layer import system_of
 from ..system import System
+
+PACE = Pace(most=3, slow=0.5, few=1)
+"""A comparison is quick: one round for what takes long."""
+TOKENS = Pace(most=8)
 
 
 def blank_cost() -> dict[str, Any]:
@@ -63,50 +67,37 @@ def measure(
                 form = rows[name]["cost"]["auto_form"][str(T)]
                 if (name, form) in jobs:
                     rows[name]["cost"]["peak_bytes"][str(T)] = peak_bytes(jobs[name, form])
-        for (name, form), times in _take_turns(jobs, repeats).items():
+        times: dict[tuple[str, str], list[float]] = {}
+        take_turns({key: partial(_ready, job) for key, job in jobs.items()}, repeats, times, pace=PACE)
+        for (name, form), found in times.items():
             if name in rows:
-                spread = {"median": 1e3 * median(times), "low": 1e3 * min(times), "high": 1e3 * max(times)}
-                rows[name]["cost"]["forward_ms"].setdefault(form, {})[str(T)] = spread
+                rows[name]["cost"]["forward_ms"].setdefault(form, {})[str(T)] = _told(found, 1e-3)
             if name == (reference or "softmax"):
-                softmax[T] = min(softmax.get(T, 1e3 * median(times)), 1e3 * median(times))
-    step_times = _decode({name: layers[name] for name in rows}, x)
+                softmax[T] = min(softmax.get(T, 1e3 * median(found)), 1e3 * median(found))
+    step_times = _decode({name: layers[name] for name in rows}, x, repeats)
     for name, row in rows.items():
         row["cost"]["decode_us"] = step_times[name]
         row["cost"]["crossover"] = _crossover(row["cost"], softmax, name == reference)
 
 
-def _take_turns(jobs: dict[tuple[str, str], Callable[[], Any]], repeats: int) -> dict[tuple[str, str], list[float]]:
-    """Warm up once, then `repeats` rounds over all jobs: three times as many for quick ones, whose times scatter more,
-    one for those of over half a second.
-    """
-    first = {key: _seconds(job) for key, job in jobs.items()}
-    rounds = {key: 1 if t > 0.5 else repeats if t > 0.02 else 3 * repeats for key, t in first.items()}
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in jobs}
-    for i in range(max(rounds.values(), default=0)):
-        for key, job in jobs.items():
-            if i < rounds[key]:
-                times[key].append(first[key] if first[key] > 2 else _seconds(job))
-    return times
+def _ready(job: Callable[[], Any]) -> Callable[[], Any]:
+    """A job of the clock, of what needs no preparation."""
+    return job
 
 
-def _seconds(job: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    job()
-    return time.perf_counter() - start
+def _told(times: list[float], unit: float) -> dict[str, float]:
+    return {what: value for what, value in spread(times, unit).items() if what != "rounds"}
 
 
-def _decode(layers: dict[str, nn.Module], x: Tensor, steps: int = 40) -> dict[str, dict[str, float]]:
+def _decode(layers: dict[str, nn.Module], x: Tensor, repeats: int) -> dict[str, dict[str, float]]:
     """Time of one token from the state after the longest sequence, in microseconds; layers take turns."""
-    states = {name: layer(x, return_state=True)[1] for name, layer in layers.items()}
-    token = x[:, -1]
-    times: dict[str, list[float]] = {name: [] for name in layers}
-    for i in range(steps + 5):
-        for name, layer in layers.items():
-            step: Callable[..., Any] = layer.step  # type: ignore[assignment]
-            taken = _seconds(partial(step, token, states[name]))
-            if i >= 5:
-                times[name].append(1e6 * taken)
-    return {name: {"median": median(t), "low": min(t), "high": max(t)} for name, t in times.items()}
+    token, jobs = x[:, -1], {}
+    for name, layer in layers.items():
+        step: Callable[..., Any] = layer.step  # type: ignore[assignment]
+        jobs[name] = partial(_ready, partial(step, token, layer(x, return_state=True)[1]))
+    times: dict[str, list[float]] = {}
+    take_turns(jobs, repeats, times, pace=TOKENS)
+    return {name: _told(found, 1e-6) for name, found in times.items()}
 
 
 def _projection_flops(layer: nn.Module, system: System) -> float:

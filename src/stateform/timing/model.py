@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..clock import Clock, Job, spread, take_turns
 from ..contract.model import CACHES
 from ..errors import nearest, require, require_finite_weights, require_seed
 from ..hub import accelerate, undo
@@ -18,7 +20,6 @@ from ..hub.lift import check_tokens, evaluating
 from ..hub.supported import require_supported
 from ..result import Progress, Record, Steps, header, until_interrupted
 from ..system.precision import is_constant, largest, relative_error, tolerance, why_no_proof, wide
-from .rounds import Clock, Job, spread, take_turns
 
 MODEL_MODES = ("prefill", "decode", "training")
 AS_IT_IS, OURS = "as it is", "stateform"
@@ -148,6 +149,7 @@ def bench_model(
                 step(mode)
                 times: dict[str, list[float]] = {}
                 failed: dict[str, str] = {}
+                gc.collect()  # what the mode before held
                 try:
                     take_turns({AS_IT_IS: job(mode, False), OURS: job(mode, True)}, repeats, times, failed, sync, clock)
                 finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,12 +16,12 @@ from torch import Tensor
 
 from ..analysis import peak_bytes
 from ..architectures import REGISTRY
+from ..clock import RECOVERABLE, Clock, Job, one_line, spread, take_turns
 from ..errors import nearest, require, require_seed
 from ..result import Paged, Progress, Record, Steps, header, until_interrupted
 from ..system.precision import GRADIENT, HALF, PROJECTED
 from .pair import MODES, Operation, Pair, Rival, Setting, like, version_of
 from .rivals.party import Inputs, Party, copying
-from .rounds import RECOVERABLE, Clock, Job, one_line, spread, take_turns
 from .summary import tables
 from .table import PACKAGES, PAIRS
 
@@ -266,6 +267,7 @@ def _times(parties: dict[str, Party], setting: Setting, plan: Plan, case: dict[s
             continue
         jobs[name] = job(party, setting, plan, mode, rows, tokens)
     times: dict[str, list[float]] = {}
+    gc.collect()  # what other cases held
     try:
         take_turns(jobs, plan.repeats, times, case["left_out"], plan.sync, plan.clock)
     finally:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...clock import Pace, take_turns
 from ...errors import require
 from ...files import write_atomically
 from ...loops.backend import backend
@@ -27,8 +28,8 @@ from .work import work
 LENGTHS = (16, 128, 1024)
 ROOM = 1e9
 """Bytes: ways that need more are not measured."""
-LONG = 0.5
-"""Seconds: a way that takes longer is not measured at greater lengths."""
+PACE = Pace(most=1, slow=0.5, few=0)
+"""A way that takes longer is run once, and not measured at greater lengths."""
 
 
 def samples(T: int, device: str) -> dict[str, System]:
@@ -61,7 +62,7 @@ def samples(T: int, device: str) -> dict[str, System]:
 
 
 def job(system: System, way: str, training: bool) -> Callable[[], Any]:
-    """One run of a way; in training with the gradients of all parts."""
+    """Make one run of a way; in training with the gradients of all parts."""
     from ..run import run
 
     form = "recurrent" if way == "compiled" else way
@@ -79,19 +80,9 @@ def job(system: System, way: str, training: bool) -> Callable[[], Any]:
     return once
 
 
-def seconds(run: Callable[[], Any]) -> float:
-    """The median of three runs after one that is not counted; one that takes long is run once."""
-    start = time.perf_counter()
-    run()
-    first = time.perf_counter() - start
-    if first > LONG:
-        return first
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return median(times)
+def room(system: System, way: str, training: bool) -> float:
+    """Estimate the bytes that a way needs."""
+    return work(system, "recurrent" if way == "compiled" else way)[1] * (4 if training else 1)
 
 
 def measure(device: str, on_progress: Progress | None = None) -> list[dict[str, Any]]:
@@ -102,16 +93,19 @@ def measure(device: str, on_progress: Progress | None = None) -> list[dict[str, 
     for T in LENGTHS:
         for name, system in samples(T, device).items():
             step(f"{name}, {T} tokens")
-            for way in ways_of(system, _compiled.usable(system)):
-                for training in (False, True):
-                    memory = work(system, "recurrent" if way == "compiled" else way)[1]
-                    if (name, way, training) in slow or memory * (4 if training else 1) > ROOM:
-                        continue
-                    taken = seconds(job(system, way, training))
-                    if taken > LONG:
-                        slow.add((name, way, training))
-                    rows.append({"system": name, "T": T, "way": way, "training": training, "seconds": taken,
-                                 "features": features(system, way)})  # fmt: skip
+            every = [(way, training) for way in ways_of(system, _compiled.usable(system)) for training in (False, True)]
+            jobs = {
+                (way, training): partial(job, system, way, training)
+                for way, training in every
+                if (name, way, training) not in slow and room(system, way, training) <= ROOM
+            }
+            times: dict[tuple[str, bool], list[float]] = {}
+            take_turns(jobs, 3, times, pace=PACE)
+            for (way, training), found in times.items():
+                if median(found) > PACE.slow:
+                    slow.add((name, way, training))
+                rows.append({"system": name, "T": T, "way": way, "training": training, "seconds": median(found),
+                             "features": features(system, way)})  # fmt: skip
     return rows
 
 
