@@ -201,7 +201,7 @@ def test_heads_of_one_normalised_key_are_refused(name: str) -> None:
 
 
 def test_what_every_form_has_wrong_alike_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    forms = importlib.import_module("stateform.forms")
+    forms = importlib.import_module("stateform.forms.linear")
     scaled = forms.stabilise
 
     def broken(system: sf.System, start: Tensor | None = None) -> tuple[sf.System, Tensor]:
