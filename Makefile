@@ -15,7 +15,7 @@ TRAIN := demo --workers 2 --out build/demo/sweeps --html build/demo/recall.html
 # compiler's own failures, of torch.compile and of very long texts say nothing more about the loops.
 SANITIZERS := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all
 RUNTIME = $(foreach name,libasan.so libstdc++.so,$(shell cc -print-file-name=$(name)))
-LOOPS := tests/test_compiled.py tests/test_decoding.py tests/contract/test_layer.py::test_layer_keeps_the_contract
+LOOPS := tests/loops/test_compiled.py tests/laws/test_decoding.py tests/contract/test_layer.py::test_layer_keeps_the_contract
 SANE := not torch_compile and not compiler and not written and not once and not thousand
 
 .NOTPARALLEL:

@@ -12,8 +12,7 @@ import stateform as sf
 from stateform import StateformError
 from stateform.analysis import collapse, skip_bound
 from stateform.analysis.attention.collapse import lambda_skip, spread, sufficient_skip, two_tokens
-
-from .systems import c, r
+from tests.systems import c, r
 
 
 def ssm(Y: Tensor, a: float = 1.0) -> sf.System:

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 import stateform as sf
 from stateform.analysis import cost, has_weights, horizon, influence, peak_bytes, spectrum
 from stateform.system.core import fold
-
-from .systems import CASES, N, T, decay, feedback, softmax, u
+from tests.systems import CASES, N, T, decay, feedback, softmax, u
 
 
 def system_of(name: str, length: int = 60, **options: object) -> tuple[nn.Module, sf.System, Tensor]:

@@ -26,9 +26,8 @@ from stateform.analysis import (
     systems_of,
 )
 from stateform.system.core import fold
-
-from .independent.helpers import recorded
-from .systems import CASES, B, N, T, c, decay, feedback, r, ridge, softmax, u
+from tests.independent.helpers import recorded
+from tests.systems import CASES, B, N, T, c, decay, feedback, r, ridge, softmax, u
 
 LOOKED_AT = {name: make for name, make in CASES.items() if "output axis" not in name or name.startswith("vector")}
 
@@ -267,7 +266,7 @@ def test_the_horizon_of_a_trained_model_beside_its_accuracy() -> None:
     """RWKV-7 reverses 20 digits without a mistake and 120 hardly at all, though its horizon goes on growing: in both
     cases it reaches farther than the median digit is away, and the state that its heads need stays below its 16.
     """
-    path = Path(__file__).parent.parent / "examples" / "rwkv7_reverse.py"
+    path = Path(__file__).parents[3] / "examples" / "rwkv7_reverse.py"
     example = runpy.run_path(str(path))
     (weights,) = recorded("rwkv7-reverse").glob("*.pth")
     model = example["open_file"](weights)
@@ -281,7 +280,7 @@ def test_the_horizon_of_a_trained_model_beside_its_accuracy() -> None:
 
 
 def test_the_relation_of_horizon_and_accuracy_is_said_as_it_is() -> None:
-    relation = runpy.run_path(str(Path(__file__).parent.parent / "examples" / "rwkv7_reverse.py"))["relation"]
+    relation = runpy.run_path(str(Path(__file__).parents[3] / "examples" / "rwkv7_reverse.py"))["relation"]
     row = {"digits": 60.0, "needed": 61.0, "horizon 1": 90.0, "share of the digit": 0.01, "state needed": 10.0,
            "digits right": 1.0, "all right": 0.9}  # fmt: skip
     longer = row | {"digits": 70.0, "needed": 71.0, "horizon 1": 105.0, "share of the digit": 0.009, "all right": 0.0}

@@ -21,8 +21,7 @@ from stateform.timing import PAIRS, Pair, Rival, bench
 from stateform.timing.pair import Operation, like
 from stateform.timing.rivals.party import Party, aged, floor, ours
 from stateform.timing.run import COPY, FLOOR, OURS
-
-from .independent.helpers import Double, assert_close
+from tests.independent.helpers import Double, assert_close
 
 D = 32
 SMALL: dict[str, Any] = {"d_model": 16, "lengths": [8, 12], "positions": [3, 50], "repeats": 2}

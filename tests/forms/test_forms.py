@@ -17,8 +17,7 @@ from stateform.forms.cost import calibrate, predict
 from stateform.forms.form import FORMS
 from stateform.system.core import fold
 from stateform.system.precision import tolerance
-
-from .systems import CASES, B, N, T, c, decay, r, u
+from tests.systems import CASES, B, N, T, c, decay, r, u
 
 ALLOWED = 10 * tolerance(torch.float64, T)  # outputs may cancel (eta near 0), which costs digits in every form alike
 

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 import stateform as sf
 from stateform.system.precision import GRADIENT, tolerance
-
-from .contract.test_layer import quick_unless
+from tests.contract.test_layer import quick_unless
 
 D = 8
 LAYERS = sf.names()

@@ -21,8 +21,7 @@ from torch.utils.checkpoint import checkpoint
 import stateform as sf
 from stateform.architectures import REGISTRY, accepted
 from stateform.system.precision import relative_error, wide
-
-from .systems import CASES
+from tests.systems import CASES
 
 B, T, D = 2, 9, 16
 DOUBLE = (torch.float64, torch.complex128)

@@ -11,8 +11,7 @@ import torch
 import stateform as sf
 from stateform import analysis
 from stateform.analysis import condition, cost, expressivity, interaction_rank, principles, reach, variance_exponent
-
-from .systems import CASES, B, N, P, T, c, decay, feedback, phases, r, softmax, u, unit
+from tests.systems import CASES, B, N, P, T, c, decay, feedback, phases, r, softmax, u, unit
 
 
 def linear(n: int = N, **more: object) -> sf.System:

@@ -26,7 +26,7 @@ from stateform.models import continue_text, decode, encode, expand
 from stateform.models.generation import Sampler
 from tests.program import program
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 V, D = 29, 16
 HYBRID = "gated_deltanet*2 mamba2 softmax"
 CLOSE = 1e-12

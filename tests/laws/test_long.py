@@ -322,7 +322,7 @@ def test_the_gradients_of_a_models_pieces_add_up() -> None:
         assert same(g, p.grad, 12 * 16)
 
 
-DOCS = Path(__file__).parent.parent / "docs" / "long.md"
+DOCS = Path(__file__).parents[2] / "docs" / "long.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", DOCS.read_text(encoding="utf-8"), re.M | re.S) if DOCS.exists() else []
 
 

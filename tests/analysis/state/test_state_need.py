@@ -9,8 +9,7 @@ from torch import Tensor
 import stateform as sf
 from stateform.analysis import has_weights, state_need
 from stateform.convert import reduce_varying
-
-from .systems import CASES, B, N, T, decay, feedback, r, softmax, u
+from tests.systems import CASES, B, N, T, decay, feedback, r, softmax, u
 
 SPLITS = [1, 20, 33, 69]
 SCALAR = [name for name in CASES if not any(x in name for x in ("axis", "whole", "modes", "complex values"))]

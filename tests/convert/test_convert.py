@@ -20,8 +20,7 @@ from stateform.convert import RELATIONS, Relation, special_case
 from stateform.convert.certificate import certify
 from stateform.studies.questions import pairs
 from stateform.system.core import fold
-
-from .systems import CASES, B, N, P, T, c, decay, feedback, phases, r, softmax, u
+from tests.systems import CASES, B, N, P, T, c, decay, feedback, phases, r, softmax, u
 
 EXACT = 1e-11
 H = 4

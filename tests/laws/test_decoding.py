@@ -18,9 +18,8 @@ from stateform.loops.conv import short_conv, short_conv_reference
 from stateform.loops.matrix import matrix, matrix_reference
 from stateform.loops.ops import call
 from stateform.system.precision import tolerance
-
-from .systems import CASES
-from .test_compiled import error, needed
+from tests.loops.test_compiled import error, needed
+from tests.systems import CASES
 
 
 def rows(dtype: torch.dtype, *shape: int) -> Tensor:

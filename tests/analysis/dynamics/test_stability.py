@@ -25,8 +25,7 @@ from stateform.analysis import (
 )
 from stateform.analysis.attention.representation import spectral_decay
 from stateform.analysis.structure import token_steps
-
-from .systems import CASES, decay, feedback, r, softmax
+from tests.systems import CASES, decay, feedback, r, softmax
 
 LINEAR = sorted(name for name, make in CASES.items() if not make().readout.cached)
 

@@ -21,7 +21,7 @@ import pytest
 pytest.importorskip("transformers")
 
 SOURCE = os.environ.get("STATEFORM_TRANSFORMERS", "")
-SUITE = Path(__file__).parent / "auto_suite.py"
+SUITE = Path(__file__).parents[1] / "auto_suite.py"
 LIMIT = 1800
 """Seconds that all tests may take."""
 

@@ -35,8 +35,7 @@ from stateform.analysis import (
 from stateform.analysis.linear.statespace import written
 from stateform.contract.draws import redraw
 from stateform.convert import kernel, reduce
-
-from .systems import CASES, B, N, P, T, c, decay, feedback, r, softmax, u
+from tests.systems import CASES, B, N, P, T, c, decay, feedback, r, softmax, u
 
 CONSTANT = ("s4d", "s4", "dss", "s5", "lru", "lssl", "short_conv")
 

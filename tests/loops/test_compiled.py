@@ -29,9 +29,8 @@ from stateform.loops.matrix import matrix, matrix_reference
 from stateform.loops.modes import modes, modes_reference
 from stateform.loops.norm import norm, norm_reference
 from stateform.system.precision import GRADIENT, tolerance
-
-from .program import Ended
-from .systems import CASES
+from tests.program import Ended
+from tests.systems import CASES
 
 try:
     build.library(32)
@@ -509,7 +508,7 @@ def test_added_flags_reach_the_compiler_and_make_a_library_of_their_own(
 
 @needed
 def test_the_code_of_the_documentation_runs() -> None:
-    page = (Path(__file__).parent.parent / "docs" / "cpu.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "cpu.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
     assert blocks
     for block in blocks:

@@ -31,7 +31,7 @@ from stateform.sweep.run import sweep
 from stateform.sweep.store import CRASHES, Store
 from stateform.train.config import Experiment
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BASE: dict[str, Any] = {
     "name": "small", "task": "mqar(length=16, n_pairs=2, vocab_size=32)",
     "model": {"pattern": "linear", "d_model": 16}, "train": {"steps": 10},
@@ -481,7 +481,7 @@ def test_what_runs_in_another_sweep_is_waited_for(tmp_path: Path) -> None:
 
 def test_a_sweep_killed_as_a_whole_repeats_nothing_that_is_finished(tmp_path: Path) -> None:
     code = (
-        "import json, sys\nfrom tests.test_sweep import grid, sweep, waits\n"
+        "import json, sys\nfrom tests.sweep.test_sweep import grid, sweep, waits\n"
         "if __name__ == '__main__':\n    sweep(grid(8), sys.argv[1], workers=2, runner=waits)\n"
     )
     script = tmp_path / "script.py"

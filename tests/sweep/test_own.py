@@ -22,8 +22,8 @@ from stateform.sweep.own import Origin, by_value, origins
 from stateform.sweep.run import sweep
 from stateform.tasks import TASKS
 from stateform.train import Experiment
-from tests.test_sources import OWN, SHORT
-from tests.test_sweep import BASE, grid, works
+from tests.sweep.test_sweep import BASE, grid, works
+from tests.train.test_sources import OWN, SHORT
 
 NAMED = OWN.replace("@dataclass", '@register_task("typed_echo")\n@dataclass').replace(
     "class Mine", '@sf.register("typed_layer")\nclass Mine'
