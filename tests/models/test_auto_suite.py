@@ -21,7 +21,7 @@ import pytest
 pytest.importorskip("transformers")
 
 SOURCE = os.environ.get("STATEFORM_TRANSFORMERS", "")
-SUITE = Path(__file__).parents[1] / "auto_suite.py"
+SUITE = Path(__file__).parent / "auto_suite.py"
 LIMIT = 1800
 """Seconds that all tests may take."""
 
@@ -41,7 +41,7 @@ def test_the_tests_of_transformers_pass(tmp_path: Path, capsys: pytest.CaptureFi
     if importlib.util.find_spec("parameterized") is None:
         pytest.skip("transformers' tests need the package parameterized")
     shutil.copy(SUITE, tmp_path / "test_suite.py")
-    paths = [str(SUITE.parent.parent / "src"), SOURCE, *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(SUITE.parents[2] / "src"), SOURCE, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
     program = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", str(tmp_path), "-p", "no:cacheprovider"]
     done = subprocess.run(
