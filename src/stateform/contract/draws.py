@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..forms import FORMS, run
 from ..forms.ridge import problem, without_ridge
+from ..layer import system_of
 from ..system import System
 from ..system.core import fold
 from ..system.precision import relative_error
@@ -79,7 +80,7 @@ def drawn(layer: nn.Module, x: Tensor, generator: torch.Generator) -> tuple[nn.M
         candidate = copied(layer)
         redraw(candidate, generator, how)
         with torch.no_grad():
-            changes = parts_that_matter(candidate.system(x))  # type: ignore[operator]
+            changes = parts_that_matter(system_of(candidate, x))
         if best is None or min(changes.values()) > min(best[1].values()):
             best = candidate, changes
         if min(changes.values()) > 0.01:
