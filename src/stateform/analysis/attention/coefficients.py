@@ -173,7 +173,7 @@ class Rollout:
 
     def plot(self, row: int = 0) -> Any:
         """A plotly Figure of the weights of one row of the batch."""
-        from .._plots import heat
+        from ..plots import heat
 
         return heat(self.weights()[row], "token j", "output i", f"rollout through {self.layers} layers")
 

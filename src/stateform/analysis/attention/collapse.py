@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from ...errors import StateformError, require
 from ...system import System
-from .._plots import lines
+from ..plots import lines
 from .coefficients import has_weights
 from .stream import Mix, frobenius, is_model, layers_of, mixed, stream
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...errors import require
 from ...system import System
-from .._plots import lines
+from ..plots import lines
 from .coefficients import has_weights
 
 GAP = 1e-3

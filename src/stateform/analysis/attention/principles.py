@@ -27,7 +27,7 @@ from ...forms.softmax import log_normaliser
 from ...system import System
 from ...system.core import fold
 from ...system.readout import LINEAR
-from .._plots import lines
+from ..plots import lines
 from ..structure import contraction
 from .coefficients import has_weights, influence
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import require
-from .._plots import lines
+from ..plots import lines
 from .stream import Mix, stream
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from ...errors import require
 from ...system import System
 from ...system.core import fold
-from .._plots import plane
+from ..plots import plane
 from ..structure import constant_transition, token_steps, token_transitions
 
 SMALL = 1e-3

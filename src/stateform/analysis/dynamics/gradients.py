@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from ...errors import require
 from ...system import System
 from ...system.shapes import indices
-from .._plots import lines
 from ..attention.coefficients import influence, tokens_back
 from ..attention.stream import is_model, stream
+from ..plots import lines
 from ..state.memory import horizon
 
 

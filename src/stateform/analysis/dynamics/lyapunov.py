@@ -24,9 +24,9 @@ from ...layer import has_system, system_of
 from ...system import System
 from ...system.core import fold
 from ...system.state import State
-from .._plots import lines
 from ..attention.coefficients import systems_of
 from ..attention.stream import is_model
+from ..plots import lines
 from ..structure import constant_transition, token_transitions
 
 BLOCKS = 16

@@ -22,8 +22,8 @@ from ...system import System
 from ...system.core import fold
 from ...system.precision import real_dtype, upcast
 from ...system.transition import associative_scan
-from .._plots import lines, plane
 from ..attention.stream import Mix, stream
+from ..plots import lines, plane
 from ..structure import constant_transition, token_transitions
 
 TILE = 2**24

@@ -18,7 +18,7 @@ from torch import Tensor
 from ...errors import StateformError, require
 from ...system import System
 from ...system.precision import tolerance
-from .._plots import lines
+from ..plots import lines
 from .gramian import factor, gram, poles
 from .separate import separated
 from .statespace import StateSpace, written

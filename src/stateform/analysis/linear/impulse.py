@@ -20,8 +20,8 @@ from ...errors import require
 from ...forms import run
 from ...system import System
 from ...system.shapes import indices
-from .._plots import lines
 from ..attention.coefficients import TILE, has_weights, influence, without_normaliser
+from ..plots import lines
 
 
 @dataclass(frozen=True)

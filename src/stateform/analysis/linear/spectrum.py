@@ -14,7 +14,7 @@ from ...errors import require, require_seed
 from ...system import System
 from ...system.core import fold
 from ...system.shapes import indices
-from .._plots import lines, plane
+from ..plots import lines, plane
 
 
 @dataclass(frozen=True)

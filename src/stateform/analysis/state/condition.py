@@ -16,7 +16,7 @@ from ...system import System
 from ...system.core import fold
 from ...system.readout import RidgeRead
 from ...system.shapes import indices
-from .._plots import lines
+from ..plots import lines
 
 
 @dataclass(frozen=True)

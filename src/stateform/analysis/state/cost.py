@@ -7,7 +7,7 @@ from typing import Any
 
 from ...forms.cost.work import work
 from ...system import System
-from .._plots import lines
+from ..plots import lines
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from ...forms import run
 from ...forms.stabilise import stabilise
 from ...system import System
 from ...system.readout import LINEAR
-from .._plots import lines
+from ..plots import lines
 
 STRETCH = 2**22
 """Numbers of the state held at once."""

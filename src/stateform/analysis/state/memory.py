@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ...errors import require
 from ...system import System
-from .._plots import lines, spreads
 from ..attention.coefficients import influence, tokens_back
+from ..plots import lines, spreads
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ...errors import require
 from ...system.shapes import indices
-from .._plots import lines
+from ..plots import lines
 
 
 @dataclass(frozen=True)
