@@ -45,6 +45,20 @@ def test_one_graph_for_every_length(name: str) -> None:
     assert len(graphs) == 1
 
 
+@torch.no_grad()
+def test_exponential_gates_without_compiled_loops_are_one_graph() -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    m = sf.build("mlstm", d_model=D).eval()
+    graphs: list[Any] = []
+    f = torch.compile(m, backend=counting(graphs), dynamic=True, fullgraph=True)
+    with sf.backend("torch"):
+        for T in (5, 9, 70, 300):
+            x = torch.randn(2, T, D)
+            torch.testing.assert_close(f(x), m(x))
+    assert len(graphs) == 1
+
+
 class In(nn.Module):
     """A layer in a form."""
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import require
+from ..graph import Tensors, any_length, over_time
 from ..loops.backend import compiled_for
 from ..loops.conv import peaks
 from ..loops.ops import call
@@ -106,5 +107,13 @@ def _peaks(g: Tensor, log_b: Tensor, start: Tensor) -> Tensor:
         return torch.maximum(start.unsqueeze(1) + g, log_b)
     if compiled_for(start):
         return call(peaks, g, log_b, start)
+    if any_length(log_b.shape[1]):
+        return over_time(_peak, (start,), (g, log_b))[1][0]
     steps = (torch.cat([torch.zeros_like(g[:, :1]), g], 1), torch.cat([start[:, None], log_b], 1))
     return associative_scan(lambda x, y: (x[0] + y[0], torch.maximum(x[1] + y[0], y[1])), steps)[1][:, 1:]
+
+
+def _peak(m: Tensors, now: Tensors) -> tuple[Tensors, Tensors]:
+    """One step of it."""
+    m_t = torch.maximum(m[0] + now[0], now[1])
+    return (m_t,), (m_t,)
