@@ -9,15 +9,17 @@ every form and compares. A recipe that fails is one line to keep as a test. To d
 from __future__ import annotations
 
 import argparse
+import heapq
+import itertools
 import math
+import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
-import hypothesis
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
@@ -32,6 +34,10 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.f
 TEMPERS = ("own", "forgetful", "lasting", "reset", "growing")
 LAYOUTS = ("contiguous", "transposed", "strided", "expanded", "conjugate")
 PER_TOKEN = ("q", "d", "eta", "eta_floor", "ridge", "mix")
+INPUTS = 2
+"""Of w_in."""
+LARGEST = 2**25
+"""Numbers of the matrix form that are still computed."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,7 @@ class Recipe:
     q: str = "vector"
     """vector, outputs, none"""
     v: bool = True
+    w_in: bool = False
     w_out: bool = False
     decay: str = "identity"
     """identity, scalar, diagonal, product, product diagonal, dense"""
@@ -73,6 +80,8 @@ class Recipe:
     positive: bool = False
     window: int | None = None
     causal: bool = True
+    sharp: float = 1.0
+    """A factor of the logits of softmax."""
     relative: bool = False
     mix: bool = False
     diagonal_ridge: bool = False
@@ -94,6 +103,24 @@ class Recipe:
         given = [(f.name, getattr(self, f.name)) for f in fields(self)]
         return f"Recipe({', '.join(f'{name}={x!r}' for name, x in given if x != getattr(plain, name))})"
 
+    def parts(self) -> Iterator[str]:
+        """What differs from the plainest one, sizes and random numbers aside."""
+        for f in fields(self):
+            x = getattr(self, f.name)
+            if f.name in ("B", "T", "H", "n", "p", "seed") or x == f.default:
+                continue
+            if f.name in ("constant", "is_complex", "shared"):
+                yield from (f"{f.name} {part if isinstance(part, str) else part[0]}" for part in x)
+            else:
+                yield f.name if f.name == "pack" else f"{f.name} {x}"
+        if self.has_exponential_gates:  # which have a mechanism of their own
+            yield "exponential gates"
+
+    @property
+    def has_exponential_gates(self) -> bool:
+        """True if the state has a scale of its own (see `stabilise`)."""
+        return self.readout == "linear" and self.strength == "log_b" and self.eta == "sum"
+
     def tags(self) -> Iterator[str]:
         """The structures that a recipe counts for."""
         yield f"readout {self.readout}"
@@ -102,27 +129,21 @@ class Recipe:
         yield f"eta {self.eta or 'none'}" + (f", floor {self.floor}" if self.floor else "")
         yield next(f"T up to {top}" for top in (0, 1, 8, 64, 200, 1000) if top >= self.T)
         yield f"layout {self.layout}"
+        if self.B == 0:
+            yield "B = 0"
+        if self.sharp > 1:
+            yield f"logits times {self.sharp:g}, {self.dtype}"
         if self.decay not in ("identity", "dense"):
             yield f"temper {self.temper}"
         for name in ("sign", "phase", "feedback", "strength", "solver", "state"):
             if getattr(self, name):
                 yield f"{name} {getattr(self, name)}"
-        for name in (
-            "d",
-            "exclusive",
-            "w_out",
-            "window",
-            "relative",
-            "mix",
-            "pack",
-            "shared",
-            "is_complex",
-            "unwritten",
-        ):
+        for name in ("d", "exclusive", "w_in", "w_out", "window", "relative", "mix", "pack", "shared", "is_complex",
+                     "unwritten"):  # fmt: skip
             if getattr(self, name):
                 yield name
-        if self.feedback and self.strength == "log_b" and self.eta == "sum":
-            yield "feedback, log_b and eta = sum"
+        if self.has_exponential_gates:
+            yield "exponential gates" + (", feedback" if self.feedback else "")
         if self.micro > 1:
             yield "micro"
         if not self.causal:
@@ -135,55 +156,40 @@ class Recipe:
 
 # -- the strategy ----------------------------------------------------------------------------------------------------
 
-LENGTHS = st.one_of(
-    *[st.integers(0, 9)] * 18, *[st.integers(2, 24)] * 9, *[st.sampled_from((31, 40, 63, 64, 65))] * 2,
-    st.sampled_from((65, 66, 70, 80, 129, 150, 200, 257, 400, 1000)),
+LENGTHS = (
+    *[range(10)] * 18, *[range(2, 25)] * 9, *[(31, 40, 63, 64, 65)] * 2,
+    (65, 66, 70, 80, 129, 150, 200, 257, 400, 1000),
 )  # fmt: skip
 
 
 @st.composite
 def recipes(draw: st.DrawFn) -> Recipe:
     """Recipes of systems that exist."""
+    return recipe_of(lambda options: draw(st.sampled_from(options)))
+
+
+def recipe_of(choose: Callable[[Sequence[Any]], Any]) -> Recipe:
+    """A recipe of a system that exists, by choices of one among several."""
 
     def one(*of: Any) -> Any:
-        return draw(st.sampled_from(of))
+        return choose(of)
 
     def yes(of: int = 2) -> bool:
-        return draw(st.integers(1, of)) == of
+        return one(*[False] * (of - 1), True)
 
     readout = one("linear", "linear", "linear", "exp", "ridge")
     H = one(1, 2, 2, 3, 4, 6)
     out: dict[str, Any] = {
-        "readout": readout, "H": H, "T": draw(LENGTHS), "B": one(1, 1, 2, 2, 3), "n": draw(st.integers(1, 5)),
-        "p": draw(st.integers(1, 4)), "dtype": one("float64", "float64", "float32", "float32", "float16", "bfloat16"),
+        "readout": readout, "H": H, "T": choose(choose(LENGTHS)), "B": one(1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 0),
+        "n": one(1, 2, 3, 4, 5), "p": one(1, 2, 3, 4),
+        "dtype": one("float64", "float64", "float32", "float32", "float16", "bfloat16"),
         "temper": one(*TEMPERS), "layout": one("contiguous", *LAYOUTS), "d": yes(3), "positive": yes(),
-        "seed": draw(st.integers(0, 2**31 - 1)), "strength": one("", "b", "log_b", "log_b"),
+        "seed": choose(range(2**31)), "strength": one("", "b", "log_b", "log_b"),
         "spread": one(0.5, 2.0, 8.0, 25.0) if readout == "linear" else 0.5,
     }  # fmt: skip
-    if readout == "linear":
-        out |= {
-            "decay": one("identity", "scalar", "scalar", "diagonal", "product", "product diagonal", "dense"),
-            "feedback": one("", "", "delta", "keys", "any"), "exclusive": yes(3), "micro": one(1, 1, 1, 2, 3),
-            "q": one("vector", "vector", "vector", "outputs", "none"), "v": not yes(5),
-            "eta": one("", "sum", "sum", "given"),
-        }  # fmt: skip
-        if out["decay"] != "dense":
-            out |= {"sign": one("", "", "", "scalar", "diagonal"), "phase": one("", "", "", "scalar", "diagonal")}
-    elif readout == "exp":
-        out |= {
-            "decay": one("identity", "identity", "scalar"), "phase": one("", "scalar", "diagonal"),
-            "eta": one("", "sum", "sum", "sum", "given"), "causal": not yes(6),
-        }  # fmt: skip
-        out |= {"window": one(None, None, 1, 3, 50)} if out["causal"] else {"decay": "identity"}
-    else:
-        out |= {
-            "decay": one("identity", "scalar", "scalar", "product"), "eta": one("", "", "given"), "exclusive": yes(3),
-            "q": one("vector", "vector", "outputs"), "relative": yes(3), "mix": yes(3), "diagonal_ridge": yes(3),
-            "solver": one("", "", "", "cg", "chebyshev"),
-        }  # fmt: skip
-    if out.get("q") == "none":
-        out["eta"] = one("", "given")
-        out["w_out"] = not out["v"] and yes(3)
+    out |= {"linear": _linear, "exp": _exp, "ridge": _ridge}[readout](out, one, yes)
+    if out["decay"] in ("identity", "dense"):
+        del out["temper"]
     if out["eta"]:
         out["floor"] = one("", "", "number", "tensor")
     wide = out.get("decay") in ("diagonal", "product diagonal", "dense") or "diagonal" in (
@@ -194,9 +200,12 @@ def recipes(draw: st.DrawFn) -> Recipe:
             out["strength"] = "b"
         else:
             out["unwritten"] = yes(4)
+    if out["strength"] != "log_b":
+        del out["spread"]
     there = _names(out)
     varying = ("q", "k", "v") if readout == "exp" else ("v",) if "v" in there else ("k",)
-    out["constant"] = tuple(x for x in there if x not in varying and yes(3))
+    still = yes(8)  # as a convolution needs it
+    out["constant"] = tuple(x for x in there if x not in varying and (still or yes(3)))
     if yes() and H > 1:
         divisors = [h for h in range(1, H) if H % h == 0]
         whole = one(*[x for x in ("q", "k", "v") if x in there])
@@ -207,10 +216,66 @@ def recipes(draw: st.DrawFn) -> Recipe:
     if out.get("causal", True):
         out["state"] = one("", "", "prefix") if readout == "exp" else one("", "", "S", "scaled", "prefix")
         if out["state"] != "prefix" and yes(4):
-            out["B"] = 1
-            ends = sorted(draw(st.lists(st.integers(0, out["T"]), max_size=4)))
-            out["pack"] = tuple(b - a for a, b in zip([0, *ends], [*ends, out["T"]], strict=True))
+            ends = sorted(choose(range(out["T"] + 1)) for _ in range(one(0, 1, 2, 3, 4)))
+            out |= {"B": 1, "pack": tuple(b - a for a, b in zip([0, *ends], [*ends, out["T"]], strict=True))}
     return Recipe(**out)
+
+
+def covering(recipes: Sequence[Recipe], number: int) -> list[Recipe]:
+    """Choose the recipes that together hold the most threes of parts: each time the one with the most new ones."""
+    threes = [set(itertools.combinations(sorted(x.parts()), 3)) for x in recipes]
+    waiting = [(-len(new), i) for i, new in enumerate(threes)]
+    heapq.heapify(waiting)
+    chosen: list[Recipe] = []
+    held: set[tuple[str, ...]] = set()
+    while waiting and len(chosen) < number:
+        counted, i = heapq.heappop(waiting)
+        new = threes[i] - held
+        if len(new) < -counted:  # others were chosen since
+            heapq.heappush(waiting, (-len(new), i))
+        else:
+            held |= new
+            chosen.append(recipes[i])
+    return chosen
+
+
+def _linear(out: dict[str, Any], one: Callable[..., Any], yes: Callable[..., bool]) -> dict[str, Any]:
+    more = {
+        "decay": one("identity", "scalar", "scalar", "diagonal", "product", "product diagonal", "dense"),
+        "feedback": one("", "", "delta", "keys", "any"), "exclusive": yes(3), "micro": one(1, 1, 1, 2, 3),
+        "q": one("vector", "vector", "vector", "outputs", "none"), "v": not yes(5),
+        "eta": one("", "sum", "sum", "given"),
+    }  # fmt: skip
+    if more["decay"] != "dense":
+        more |= {"sign": one("", "", "", "scalar", "diagonal"), "phase": one("", "", "", "scalar", "diagonal")}
+    if yes(4):  # exponential gates: few of the others have all that they take
+        more |= {
+            "strength": "log_b", "eta": "sum", "micro": 1, "q": one("vector", "vector", "outputs"),
+            "decay": one("identity", "scalar", "scalar", "product"), "sign": one("", "", "scalar"),
+            "phase": one("", "", "scalar"),
+        }  # fmt: skip
+    if more["q"] == "none":
+        more |= {"eta": one("", "given"), "w_out": not more["v"] and yes(3)}
+    # Layout "expanded" has other numbers: k would no longer be w_in u.
+    more["w_in"] = not more["v"] and more["feedback"] != "keys" and out["layout"] != "expanded" and yes(3)
+    return more
+
+
+def _exp(out: dict[str, Any], one: Callable[..., Any], yes: Callable[..., bool]) -> dict[str, Any]:
+    more = {
+        "decay": one("identity", "identity", "scalar"), "phase": one("", "scalar", "diagonal"),
+        "eta": one("", "sum", "sum", "sum", "given"), "causal": not yes(6),
+    }  # fmt: skip
+    more |= {"sharp": one(1.0, 1.0, 4.0, 30.0)} if more["eta"] == "sum" else {}
+    return more | ({"window": one(None, None, 1, 3, 50)} if more["causal"] else {"decay": "identity"})
+
+
+def _ridge(out: dict[str, Any], one: Callable[..., Any], yes: Callable[..., bool]) -> dict[str, Any]:
+    return {
+        "decay": one("identity", "scalar", "scalar", "product"), "eta": one("", "", "given"), "exclusive": yes(3),
+        "q": one("vector", "vector", "outputs"), "relative": yes(3), "mix": yes(3), "diagonal_ridge": yes(3),
+        "solver": one("", "", "", "cg", "chebyshev"),
+    }  # fmt: skip
 
 
 def _names(recipe: dict[str, Any]) -> list[str]:
@@ -251,6 +316,11 @@ class _Maker:
             return torch.complex(x, self.random(*shape))
         return x.abs() + 0.05 if self.of.positive and name in ("q", "k") else x
 
+    def coarse(self, *shape: int) -> Tensor:
+        """Numbers of ten bits: sums of a few products are exact in float32."""
+        x = (2**10 * self.uniform(*shape)).floor() / 2**9 - 1
+        return x.abs() if self.of.positive else x
+
     def log_decay(self, shape: tuple[int, ...]) -> Tensor:
         u = self.uniform(*shape)
         match self.of.temper:
@@ -267,10 +337,17 @@ class _Maker:
     def parts(self) -> dict[str, Any]:
         x, out = self.of, dict[str, Any]()
         n, p = x.n, x.p
-        k = self.vector("k", n)
+        if x.w_in:
+            shape = self.heads.get("k", x.H), n, INPUTS
+            out["w_in"] = self.coarse(*shape)
+            if "k" in x.is_complex:
+                out["w_in"] = torch.complex(out["w_in"], self.coarse(*shape))
+        k = self.vector("k", n) if not x.w_in else (out["w_in"] * inputs(x).unsqueeze(-2)).sum(-1)
         k = normalize(k, dim=-1) if x.readout == "ridge" or x.feedback == "keys" else k
         if x.q != "none":
             out["q"] = self.vector("q", *((2, n) if x.q == "outputs" else (n,)))
+            if x.readout == "exp":
+                out["q"] = x.sharp * out["q"]
         out["k"], out["v"] = k, self.vector("v", p) if x.v else None
         if x.decay == "dense":
             out["transition"] = self.vector("transition", n, n) / (1.5 * n)
@@ -359,6 +436,11 @@ class _Maker:
         return sf.State(parts)
 
 
+def inputs(recipe: Recipe) -> Tensor:
+    """What w_in maps to k, [B,T*micro,1,i]."""
+    return _Maker(replace(recipe, seed=recipe.seed + 1)).coarse(recipe.B, recipe.T * recipe.micro, 1, INPUTS)
+
+
 def made(recipe: Recipe) -> tuple[sf.System, sf.State | Tensor | None, Tensor | None]:
     """The system in its precision, its initial state, and the ends of its packed sequences."""
     maker = _Maker(recipe)
@@ -393,6 +475,8 @@ class Found:
     compared: Counter[str]
     loose: int = 0
     """Comparisons whose bound exceeds 1%: the system itself loses the digits."""
+    lost: int = 0
+    """Comparisons in which no digit is left to compare."""
     out_of_range: bool = False
     """The values exceed what the precision can hold."""
 
@@ -403,14 +487,15 @@ def differences(recipe: Recipe) -> Found:
     found = Found([], Counter())
     dtype = DTYPES[recipe.dtype]
     low = torch.float32 if dtype in HALF else dtype
-    # An exp readout keeps its keys in the precision of the system, with b and phase multiplied in.
-    unit = HALF[dtype] if dtype in HALF and recipe.readout == "exp" else UNIT[low]
+    # An exp readout keeps its keys in the precision of the system, real, with b and phase multiplied in.
+    absorbed = dtype in HALF and recipe.readout == "exp" and (recipe.strength or recipe.phase or recipe.is_complex)
+    unit = HALF[dtype] if absorbed else UNIT[low]
     want, S = defined(system, initial_state=state, cu_seqlens=ends)
     if any(_largest(x) > most for x, most in ((want, 0.1 * torch.finfo(dtype).max), (S, 1e30)) if x is not None):
         found.out_of_range = True
         return found
     lost: dict[tuple[str, bool, int], float] = {}
-    small = 2.0**-30
+    small = min(2.0**-30, unit)  # where feedback erases far larger writes, anything above a rounding changes all of y
 
     def compare(what: str, where: str, got: Tensor, truth: Tensor, noisy: Callable[..., Tensor | None],
                 kept: torch.dtype) -> None:  # fmt: skip
@@ -432,7 +517,8 @@ def differences(recipe: Recipe) -> Found:
                     break
             allowed += 4 * known * unit
         found.loose += allowed > 0.01
-        if not worst <= allowed:
+        found.lost += allowed >= 1
+        if allowed < 1 and not worst <= allowed:  # above 1 no digit is left, and a sum may be 0
             found.failures.append(f"{where}: {what} is off by {worst:.3g}, allowed {allowed:.3g}")
 
     again = partial(defined, system, initial_state=state, cu_seqlens=ends)
@@ -440,14 +526,14 @@ def differences(recipe: Recipe) -> Found:
         compare("y", where, y, want, lambda **noise: again(**noise)[0], dtype)
         if S is not None:
             compare("the state", where, _true_state(end, S.shape[1]), S, lambda **noise: again(**noise)[1], low)
-    if state is None and ends is None and recipe.T <= 24 and recipe.B * recipe.T:
+    if state is None and ends is None and 0 < recipe.T <= 24:
         for name, alpha, noisy in _weights(system):
             compare(name, name, alpha, noisy(), noisy, dtype if recipe.readout == "exp" else low)
         if recipe.T <= 8 and _has_matrices(recipe):
             empty = recipe.exclusive and not (recipe.d or recipe.floor)  # the sum that the first token is divided by
             plain = recipe.eta == "sum" and (recipe.q == "outputs" or empty)
             for normalised in (False,) if plain else (False, True):
-                y = _by_matrices(system, want, normalised)
+                y = _by_matrices(recipe, system, want, normalised)
                 compare("y", f"matrices, normalised: {normalised}", y, want, lambda **noise: again(**noise)[0], low)
     return found
 
@@ -460,7 +546,7 @@ def _computed(
     recipe: Recipe, system: sf.System, state: sf.State | Tensor | None, ends: Tensor | None
 ) -> Iterator[tuple[str, Tensor, sf.State | None]]:
     """y and the last state in every form; the recurrence in torch and by the compiled loops."""
-    forms = exists(system)
+    forms = [form for form in exists(system) if form != "matrix" or not recipe.causal or _numbers(recipe) < LARGEST]
     for i, form in enumerate(forms):
         for backend in ("auto", "torch") if form == "recurrent" else ("auto",):
             with sf.backend(backend):  # type: ignore[arg-type]
@@ -476,6 +562,12 @@ def _computed(
                 first, middle = sf.run(system[:at], other, **given)
                 second, end = sf.run(system[at:], form, initial_state=middle, **given)
                 yield f"{other}, then {where}", torch.cat([first, second], 1), end
+
+
+def _numbers(recipe: Recipe) -> int:
+    """Numbers of the matrix form: a weight for every pair of steps, for every key where their decays differ."""
+    wide = recipe.decay in ("diagonal", "product diagonal", "dense") or "diagonal" in (recipe.sign, recipe.phase)
+    return recipe.B * recipe.H * (recipe.T * recipe.micro) ** 2 * (recipe.n if wide else 1)
 
 
 def _true_state(state: sf.State | None, heads: int) -> Tensor:
@@ -513,17 +605,19 @@ def _weights(system: sf.System) -> Iterator[tuple[str, Tensor, Callable[..., Ten
 
 
 def _has_matrices(recipe: Recipe) -> bool:
-    direct = recipe.d and (recipe.q != "vector" or recipe.micro > 1)
+    direct = recipe.d and (recipe.q != "vector" or recipe.micro > 1 or recipe.w_in)
+    if recipe.w_in and (recipe.micro > 1 or DTYPES[recipe.dtype] in HALF):  # k is rounded after the map
+        return False
     return recipe.readout == "linear" and recipe.strength != "log_b" and not direct and recipe.n * recipe.p <= 8
 
 
-def _by_matrices(system: sf.System, like: Tensor, normalised: bool) -> Tensor:
+def _by_matrices(recipe: Recipe, system: sf.System, like: Tensor, normalised: bool) -> Tensor:
     """y by the matrices written out."""
     B, T, r = system.B, system.T, system.micro
-    v = system.v if system.v is not None else torch.ones(B, T * r, 1, 1, dtype=system.dtype)
+    v = inputs(recipe) if recipe.w_in else torch.ones(B, T * r, 1, 1, dtype=system.dtype)
+    v = v if system.v is None else system.v
     v = v.repeat_interleave(system.H // v.shape[2], 2)
-    inputs = v.unflatten(1, (T, r)).movedim(2, 3).flatten(3)
-    y = system.matrices(normalised=normalised).run(inputs)
+    y = system.matrices(normalised=normalised).run(v.unflatten(1, (T, r)).movedim(2, 3).flatten(3))
     y = y if system.w_out is None else y.sum(2, keepdim=True)
     return (y if like.is_complex() else y.real).reshape(like.shape)
 
@@ -545,14 +639,14 @@ def main() -> None:
     parser.add_argument("systems", type=int)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
+    choose, seen = random.Random(given.seed).choice, set[Recipe]()
     counts: Counter[str] = Counter()
     failures: list[str] = []
-
-    @hypothesis.seed(given.seed)
-    @hypothesis.settings(max_examples=given.systems, deadline=None, database=None, phases=[hypothesis.Phase.generate],
-                         suppress_health_check=list(hypothesis.HealthCheck))  # fmt: skip
-    @hypothesis.given(recipes())
-    def every(recipe: Recipe) -> None:
+    while len(seen) < given.systems:
+        recipe = recipe_of(choose)
+        if recipe in seen:
+            continue
+        seen.add(recipe)
         try:
             found = differences(recipe)
         except Exception as error:  # the run goes on: all that fails is wanted
@@ -560,14 +654,13 @@ def main() -> None:
         counts.update(["systems", *recipe.tags()])
         counts.update({f"compared: {where.split(', then ')[-1]}": n for where, n in found.compared.items()})
         counts.update({"comparisons": found.compared.total(), "with a bound above 1%": found.loose,
+                       "without a digit": found.lost,
                        "beyond the range of the precision": int(found.out_of_range)})  # fmt: skip
         for text in found.failures:
             failures.append(f"{recipe!r}: {text}")
             print(failures[-1], flush=True)
-        if counts["systems"] % 1000 == 0:
+        if counts["systems"] % 200 == 0:
             print(f"{counts['systems']} systems, {len(failures)} failures", file=sys.stderr, flush=True)
-
-    every()
     for name, count in sorted(counts.items()):
         print(f"{count:8d}  {name}")
     print(f"{len(failures)} failures in {counts['comparisons']} comparisons of {counts['systems']} systems")

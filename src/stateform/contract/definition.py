@@ -10,6 +10,7 @@ the equations themselves. It is slow, and needs exponents that float64 can hold.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,8 @@ Parts = dict[str, Array]
 _PER_TOKEN = ("q", "d", "eta", "eta_floor", "forget", "ridge", "mix")
 """The parts with one entry a token; the others have `micro`."""
 _VECTORS = ("q", "k", "v", "f", "w", "transition")
+_EXACT = ("phase", "sign", "log_decay", "rate", "forget", "log_b")
+"""What no form rounds before it is used: angles and exponents."""
 
 
 def defined(
@@ -84,8 +87,10 @@ class _Noise:
         """x with an error on every entry, relative to itself or to a scale."""
         if not self.size:
             return x
-        finite = np.where(np.isfinite(x), x, 0.0)
-        return np.asarray(x + self.size * self.random.standard_normal(x.shape) * (finite if scale is None else scale))
+        error = self.random.standard_normal(x.shape)
+        if np.iscomplexobj(x):  # of the angle too
+            error = error + 1j * self.random.standard_normal(x.shape)
+        return np.asarray(x + self.size * error * (np.where(np.isfinite(x), x, 0.0) if scale is None else scale))
 
 
 def _array(x: Tensor) -> Array:
@@ -94,8 +99,10 @@ def _array(x: Tensor) -> Array:
     return out
 
 
-def _written_out(system: System) -> Parts:
-    """Every part for every row, step and head, [B,steps,H,...]."""
+def _written_out(system: System, noise: _Noise) -> Parts:
+    """Every part for every row, step and head, [B,steps,H,...], and `decay`, the factor of a diagonal decay
+    [B,steps,H,n|1]. What is constant is rounded alike at every step, so its noise is the same.
+    """
     B, T, H, r = system.B, system.T, system.H, system.micro
     out: Parts = {}
     for name, x in system.tensors().items():
@@ -105,11 +112,28 @@ def _written_out(system: System) -> Parts:
         array = _array(x)
         array = array[None, None] if x.ndim == 1 + inner else array
         array = array.repeat(H // array.shape[2], 2)
-        steps = T if name in _PER_TOKEN else T * r
-        out[name] = np.broadcast_to(array, (B, steps, *array.shape[2:]))
+        out[name] = array if name in _EXACT else noise(array)
+    decay = _decay(out, noise)
+    if decay is not None:
+        out["decay"] = decay
+    for name, array in out.items():
+        out[name] = np.broadcast_to(array, (B, T if name in _PER_TOKEN else T * r, *array.shape[2:]))
     if isinstance(system.eta_floor, int | float):
         out["eta_floor"] = np.full((B, T, H), float(system.eta_floor))
     return out
+
+
+def _decay(parts: Parts, noise: _Noise) -> Array | None:
+    """exp(log_decay) exp(i phase) sign, each where it is given, for parts as they vary."""
+    wide = {name: x if x.ndim == 4 else x[..., None] for name, x in parts.items() if name in _EXACT}
+    factors = []
+    if "log_decay" in wide:
+        factors.append(noise(np.exp(noise(wide["log_decay"] * wide.get("rate", 1.0)))))
+    if "phase" in wide:
+        factors.append(noise(np.exp(1j * wide["phase"])))
+    if "sign" in wide:
+        factors.append(wide["sign"])
+    return functools.reduce(np.multiply, factors) if factors else None
 
 
 def _given(system: System, state: State | Tensor | None) -> Array | None:
@@ -128,8 +152,7 @@ class _Loop:
 
     def __init__(self, system: System, noise: _Noise) -> None:
         self.system, self.noise = system, noise
-        exact = ("phase", "sign", "log_decay", "forget", "log_b")
-        self.parts = {name: x if name in exact else noise(x) for name, x in _written_out(system).items()}
+        self.parts = _written_out(system, noise)
         if "log_b" in self.parts:
             self.parts["b"] = noise(np.exp(noise(self.parts["log_b"])))
         if "v" not in self.parts:
@@ -185,14 +208,7 @@ class _Loop:
         """The open-loop decay of step s, applied to S."""
         if "transition" in self.parts:
             return np.asarray(self.parts["transition"][:, s] @ S)
-        for name in ("log_decay", "phase", "sign"):
-            if name in self.parts:
-                x = self.gate(name, s)
-                if name == "log_decay":
-                    x = self.noise(x * self.gate("rate", s) if "rate" in self.parts else x)
-                factor = np.exp(x) if name == "log_decay" else np.exp(1j * x) if name == "phase" else x
-                S = factor[..., None] * S
-        return S
+        return self.parts["decay"][:, s, ..., None] * S if "decay" in self.parts else S
 
     def gate(self, name: str, s: int) -> Array:
         """A part of step s that may have one number a head or one a key, [B,H,1|n]."""
@@ -201,7 +217,7 @@ class _Loop:
 
     def read(self, t: int, S: Array, sums: Array) -> Array:
         """y of token t, [B,H,o,p]."""
-        parts, p = self.parts, self.parts["v"].shape[-1]
+        parts, noise, p = self.parts, self.noise, self.parts["v"].shape[-1]
         if "q" not in parts:
             y = S
         else:
@@ -209,12 +225,12 @@ class _Loop:
             q = q if q.ndim == 4 else q[:, :, None]
             if self.system.readout.gram:
                 q = self.regressed(t, q, S[..., p:])
-            scale = abs(q[..., None]) * sums[:, :, None] if self.noise.summed and "f" in parts else None
-            y = self.noise(q[..., None] * S[:, :, None], scale).sum(-2).real
+            scale = abs(q[..., None]) * sums[:, :, None] if noise.summed and "f" in parts else None
+            y = noise(q[..., None] * S[:, :, None], scale).sum(-2).real
         y, eta = y[..., :p], y[..., p:]
         if "d" in parts:
             r, d = self.system.micro, parts["d"][:, t, :, None, None]
-            own = d * parts["v"][:, t * r if self.system.exclusive else (t + 1) * r - 1, :, None]
+            own = noise(d * parts["v"][:, t * r if self.system.exclusive else (t + 1) * r - 1, :, None])
             y, eta = y + (own if "q" not in parts else own.real), eta + d
         if self.system.eta is None:
             return y
@@ -256,7 +272,7 @@ class _Loop:
             first = 0 if self.system.window is None else max(0, i + 1 - self.system.window)
             seen = slice(first, i + 1 if self.system.causal else T)
             carried = k[:, seen] * np.exp(1j * (angle[:, i : i + 1] - angle[:, seen]))
-            logits = self.noise((q[:, i : i + 1] * carried).real).sum(-1) + forgotten[:, seen]
+            logits = self.noise(q[:, i : i + 1] * carried).real.sum(-1) + forgotten[:, seen]
             y[:, i, :, 0] = self.weighed(cut, i, logits, v[:, seen])
         return y, None
 
@@ -264,15 +280,16 @@ class _Loop:
         """(sum_j exp(logits_j) v_j + d v_i) / eta [B,H,p], for logits [B,j,H]; of a quotient of sums a common factor is
         taken out before the exponential.
         """
+        noise = self.noise
         d, floor = (cut[name][:, i] if name in cut else np.zeros(logits.shape[::2]) for name in ("d", "eta_floor"))
         with np.errstate(divide="ignore"):
             top = np.maximum.reduce([logits.max(1), np.log(abs(d)), np.log(floor)])
         top = top if self.system.eta == "sum" else np.zeros_like(top)
-        weights, d = np.exp(logits - top[:, None]), d * np.exp(-top)
-        y = (weights[..., None] * v).sum(1) + d[..., None] * cut["v"][:, i]
+        weights, d = noise(np.exp(logits - top[:, None])), d * np.exp(-top)
+        y = noise(weights[..., None] * v).sum(1) + noise(d[..., None] * cut["v"][:, i])
         if self.system.eta is None:
             return np.asarray(y)
-        eta = weights.sum(1) + d if self.system.eta == "sum" else cut["eta"][:, i]
+        eta = noise(weights).sum(1) + d if self.system.eta == "sum" else cut["eta"][:, i]
         if "eta_floor" in cut:
             eta = np.maximum(abs(eta), floor * np.exp(-top))
         return np.asarray(y / eta[..., None])

@@ -60,7 +60,7 @@ def normaliser(system: System) -> Tensor:
         return torch.maximum(eta.abs(), system.gate("eta_floor")) if floored else eta
     system = system.to(real_dtype(upcast(system.k).dtype))  # in half precision a read is rounded to it
     ones = torch.ones(B, T * system.micro, 1, 1, dtype=system.dtype, device=system.device)
-    sums = replace(system, v=ones, eta=None, eta_floor=None)
+    sums = replace(system, v=ones, w_in=None, eta=None, eta_floor=None)
     core = fold(sums)
     form = next(form for name in ("chunkwise", "recurrent") if (form := FORMS[name]).refuses(sums) is None)
     raw, _ = form.compute(core, core.zero_state())
