@@ -15,8 +15,11 @@ import stateform as sf
 from stateform.architectures import REGISTRY, accepted, resolve
 from stateform.contract.equivalence import share_weights
 from stateform.forms.form import FORMS
+from stateform.loops import build, ops
 from stateform.system.core import Core
 from stateform.system.precision import tolerance
+
+from ..loops.test_compiled import needed
 
 
 def quick_unless(slow: set[str], names: list[str]) -> list[Any]:
@@ -25,12 +28,68 @@ def quick_unless(slow: set[str], names: list[str]) -> list[Any]:
     return [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
 
 
-@pytest.mark.parametrize("name", sf.names())
+# Layers that together call the compiled loops in every way there is.
+LOOPS = {
+    "deltanet", "deltaproduct", "gated_deltanet", "gla", "kda", "linear", "lru", "mamba", "mamba2", "rg_lru", "rwkv4",
+    "rwkv6", "rwkv7", "s4d", "ttt_linear",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [pytest.param(x, marks=[pytest.mark.loops] * (x in LOOPS)) for x in sf.names()])
 def test_layer_keeps_the_contract(name: str) -> None:
     report = sf.check(name, d_model=16)
     assert report.ok, str(report)
     assert not report.not_offered
     assert sum(o.comparisons for o in report.outcomes.values()) > 200
+
+
+class Watched:
+    """The library of a precision, and in which ways its loops are called: with which parts and options, and whether
+    for more than one key and value.
+    """
+
+    options = ("exclusive", "wide", "same", "chunked", "shared_q", "shared_k", "activate", "gate", "first")
+
+    def __init__(self, loops: Any, ways: set[Any]) -> None:
+        self.loops, self.ways = loops, ways
+
+    def __getattr__(self, name: str) -> Any:
+        def run(job: Any) -> Any:
+            self.ways.add((name, *(self.kind(field, getattr(job._obj, field)) for field, *_ in job._obj._fields_)))
+            return getattr(self.loops, name)(job)
+
+        return run
+
+    def kind(self, field: str, x: Any) -> Any:
+        if field == "at":
+            return tuple(map(bool, x))
+        if field in ("n", "p"):
+            return min(x, 2)
+        return bool(x.at) if isinstance(x, ops.Strided) else x if field in self.options else None
+
+
+@needed
+@pytest.mark.slow
+def test_some_layers_call_the_loops_in_every_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    ways: dict[str, set[Any]] = {}
+    for name in sf.names():
+        ways[name] = set()
+        monkeypatch.setattr(ops, "library", lambda bits, found=ways[name]: Watched(build.library(bits), found))
+        torch.manual_seed(0)
+        layer = sf.build(name, d_model=16)
+        for T in (1, 70):
+            x = torch.randn(2, T, 16, requires_grad=True)
+            for form in ("auto", "recurrent"):
+                layer(x, form=form).sum().backward()
+                with torch.no_grad():
+                    _, state = layer(x, form=form, return_state=True)
+                    layer(x, form=form, initial_state=state)
+                    layer.step(x[:, 0], state)
+                    layer.step(x[:, 0], state, inplace=True)
+    some, every = (set().union(*(ways[name] for name in names)) for names in (LOOPS, ways))
+    assert len(every) > 50
+    missing = {name: [way[0] for way in found - some] for name, found in ways.items() if found - some}
+    assert not missing, "one of these layers belongs to LOOPS"
 
 
 @pytest.mark.parametrize("name", quick_unless(set(sf.names()) - {"gla", "mamba", "rg_lru", "s4d"}, sf.names()))

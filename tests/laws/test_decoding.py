@@ -21,6 +21,8 @@ from stateform.system.precision import tolerance
 from tests.loops.test_compiled import error, needed
 from tests.systems import CASES
 
+pytestmark = pytest.mark.loops
+
 
 def rows(dtype: torch.dtype, *shape: int) -> Tensor:
     return torch.randn(*shape, dtype=dtype)

@@ -38,6 +38,7 @@ try:
 except build.UnavailableError as error:
     WHY_NOT = str(error)
 needed = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
+pytestmark = pytest.mark.loops
 
 
 def error(got: Tensor, want: Tensor) -> float:
