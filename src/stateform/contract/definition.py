@@ -87,7 +87,7 @@ class _Noise:
         """x with an error on every entry, relative to itself or to a scale."""
         if not self.size:
             return x
-        error: Array = self.random.standard_normal(x.shape)
+        error: Any = self.random.standard_normal(x.shape)
         if np.iscomplexobj(x):  # of the angle too
             error = error + 1j * self.random.standard_normal(x.shape)
         return np.asarray(x + self.size * error * (np.where(np.isfinite(x), x, 0.0) if scale is None else scale))
