@@ -66,6 +66,11 @@ def _time(spread: dict[str, Any]) -> str:
     return f"{spread['median']:.1f} ({spread['low']:.1f} to {spread['high']:.1f})"
 
 
+def _drawn(model: nn.Module, length: int, seed: int) -> Tensor:
+    size = int(model.config.get_text_config().vocab_size)  # type: ignore[operator, union-attr]
+    return torch.randint(size, (1, length), generator=torch.Generator().manual_seed(seed))
+
+
 def bench_model(
     model: nn.Module, tokens: Tensor | None = None, *, name: str | None = None, modes: Sequence[str] = MODEL_MODES,
     length: int = 2048, train_length: int = 512, repeats: int = 5, seed: int = 0,
@@ -97,10 +102,7 @@ def bench_model(
     require_supported(model)
     require_finite_weights(model)
     weight = next(model.parameters())
-    size = int(model.config.get_text_config().vocab_size)  # type: ignore[operator, union-attr]
-    if tokens is None:
-        tokens = torch.randint(size, (1, length), generator=torch.Generator().manual_seed(seed))
-    tokens = check_tokens(model, tokens)[:1]
+    tokens = check_tokens(model, _drawn(model, length, seed) if tokens is None else tokens)[:1]
     require(tokens.shape[1] >= length, f"there are {tokens.shape[1]} tokens; expected {length} or more")
     result: dict[str, Any] = {
         **header(), "name": name or type(model).__name__, "parameters": sum(p.numel() for p in model.parameters()),

@@ -19,8 +19,8 @@ from ..architectures import REGISTRY
 from ..clock import RECOVERABLE, Clock, Job, one_line, spread, take_turns
 from ..errors import nearest, require, require_seed
 from ..result import Paged, Progress, Record, Steps, header, until_interrupted
-from ..system.precision import GRADIENT, HALF, PROJECTED
 from .pair import MODES, Operation, Pair, Rival, Setting, like, version_of
+from .reference import PROMPT, Reference, outputs
 from .rivals.party import Inputs, Party, copying
 from .summary import tables
 from .table import PACKAGES, PAIRS
@@ -33,12 +33,8 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 OURS, FLOOR, COPY = "stateform", "linear maps alone", "weights copied"
 ROWS = (1, 4)
 """Sequences in a batch for which training is timed."""
-CHECKED = (2, 300)
-"""Rows and tokens on which the parties are compared: more than one chunk of every rival, and a remainder."""
 COMPILERS = ("triton", "tilelang")
 """Of kernels for a GPU: their versions decide which of them there are."""
-PROMPT, STEPS = 10, 4
-"""Tokens before decoding, and tokens decoded for the comparison."""
 
 
 class Bench(Record, Paged):
@@ -110,7 +106,7 @@ def bench(
     require(memory_limit_gb > 0, f"memory_limit_gb is {memory_limit_gb}; expected a number above 0")
     for pair in wanted:
         pair.setting(d_model, "cpu", torch.Generator().manual_seed(seed))  # what cannot be made is refused here
-    plan = Plan(
+    plan = Schedule(
         tuple(dict.fromkeys(modes)), tuple(sorted(set(lengths))), tuple(sorted(set(positions))), d_model, repeats,
         device, DTYPES[dtype], seed, memory_limit_gb, clock,
     )  # fmt: skip
@@ -182,7 +178,7 @@ def _with(pair: Pair | Operation, rivals: tuple[Rival, ...]) -> Pair | Operation
 
 
 @dataclass(frozen=True)
-class Plan:
+class Schedule:
     """What is measured, and how."""
 
     modes: tuple[str, ...]
@@ -217,7 +213,7 @@ class Plan:
             torch.cuda.synchronize()
 
 
-def measure(pair: Pair | Operation, plan: Plan, row: dict[str, Any], step: Callable[[str], None]) -> None:
+def measure(pair: Pair | Operation, plan: Schedule, row: dict[str, Any], step: Callable[[str], None]) -> None:
     """Fill the row of one pair."""
     step(f"{pair.name}: are they equal?")
     setting = pair.setting(plan.d_model, plan.device, torch.Generator().manual_seed(plan.seed))
@@ -227,7 +223,7 @@ def measure(pair: Pair | Operation, plan: Plan, row: dict[str, Any], step: Calla
     parties = {OURS: setting.ours}
     fit = {OURS: {"forward", "training", "decode"}}
     row["parties"].append({"name": OURS, "kind": "ours"})
-    reference = Reference(pair, plan, setting)
+    reference = Reference(pair, plan.drawn, plan.dtype, setting)
     for rival in pair.rivals:
         about, party = reference.compared(rival)
         row["parties"].append(about)
@@ -254,7 +250,7 @@ def measure(pair: Pair | Operation, plan: Plan, row: dict[str, Any], step: Calla
             _times(present, setting, plan, case)
 
 
-def _times(parties: dict[str, Party], setting: Setting, plan: Plan, case: dict[str, Any]) -> None:
+def _times(parties: dict[str, Party], setting: Setting, plan: Schedule, case: dict[str, Any]) -> None:
     mode, rows, tokens = case["mode"], case["rows"], case["tokens"]
     jobs: dict[str, Job] = {}
     for name, party in parties.items():
@@ -277,7 +273,7 @@ def _times(parties: dict[str, Party], setting: Setting, plan: Plan, case: dict[s
             found["ratio"] = found["median"] / base["median"] if base and base["median"] else None
 
 
-def job(party: Party, setting: Setting, plan: Plan, mode: str, rows: int, tokens: int) -> Job:
+def job(party: Party, setting: Setting, plan: Schedule, mode: str, rows: int, tokens: int) -> Job:
     """What prepares one measurement of one party."""
     if mode == "decode":
         prompt = plan.drawn(setting.inputs, rows, min(PROMPT, tokens), plan.dtype)
@@ -310,12 +306,7 @@ def without_gradients(go: Callable[[], Any]) -> Callable[[], Any]:
     return torch.no_grad()(go)
 
 
-def outputs(y: Any) -> list[Tensor]:
-    """One output, or several, as a list."""
-    return list(y) if isinstance(y, (list, tuple)) else [y]
-
-
-def _memory(parties: dict[str, Party], setting: Setting, plan: Plan, case: dict[str, Any], mode: str) -> None:
+def _memory(parties: dict[str, Party], setting: Setting, plan: Schedule, case: dict[str, Any], mode: str) -> None:
     for name, party in parties.items():
         try:
             go = job(party, setting, plan, mode, case["rows"], case["tokens"])()
@@ -327,7 +318,7 @@ def _memory(parties: dict[str, Party], setting: Setting, plan: Plan, case: dict[
         found["ratio"] = found["bytes"] / base["bytes"] if base and base["bytes"] else None
 
 
-def _peak(go: Callable[[], Any], plan: Plan) -> int:
+def _peak(go: Callable[[], Any], plan: Schedule) -> int:
     if not plan.device.startswith("cuda"):
         return peak_bytes(go)
     go()
@@ -337,93 +328,6 @@ def _peak(go: Callable[[], Any], plan: Plan) -> int:
     go()
     plan.sync()
     return torch.cuda.max_memory_allocated() - before
-
-
-# -- the same function? ---------------------------------------------------------------------------------------------
-
-
-class Reference:
-    """What ours gives for some inputs, and how far a rival is from it."""
-
-    def __init__(self, pair: Pair | Operation, plan: Plan, setting: Setting) -> None:
-        self.setting, self.dtype = setting, pair.checked_in(plan.dtype)
-        self.inputs = plan.drawn(setting.inputs, *CHECKED, self.dtype)
-        self.weight: Tensor | None = None
-        with exact():
-            self.want = {mode: self.of(setting.ours, mode) for mode in ("forward", "training")}
-
-    def of(self, party: Party, mode: str) -> list[Tensor]:
-        """The outputs, the gradients with respect to the inputs, or the outputs of steps behind a prompt."""
-        if mode == "training":
-            xs = tuple(x.clone().requires_grad_() for x in self.inputs)
-            y = party.run(*xs)
-            if self.weight is None:
-                self.weight = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y)
-            return list(torch.autograd.grad(y, xs, self.weight))
-        with torch.no_grad():
-            if mode == "forward":
-                return outputs(party.run(*self.inputs))
-            assert party.begin is not None
-            first = tuple(x[:1] for x in self.inputs)  # one row, as it is timed
-            step = party.begin(tuple(x[:, :PROMPT] for x in first), PROMPT)
-            at = range(PROMPT, PROMPT + STEPS)
-            return [torch.cat([step(*(x[:, t : t + 1] for x in first)) for t in at], 1)]
-
-    def compared(self, rival: Rival) -> tuple[dict[str, Any], Party | None]:
-        """A row about a rival: its differences, for what it can be timed, and why not for the rest."""
-        about: dict[str, Any] = {
-            "name": rival.name, "kind": "rival", "package": rival.package, "errors": {}, "timed": [], "notes": [],
-        }  # fmt: skip
-        missing = rival.missing()
-        if missing:
-            about["notes"].append(missing)
-            return about, None
-        allowed = max(rival.allowed, PROJECTED * HALF.get(self.dtype, 0.0))
-        if rival.allowed < allowed or rival.why:
-            about["notes"].append(rival.why or f"compared in {str(self.dtype).removeprefix('torch.')}")
-        about["allowed"] = allowed
-        try:
-            party = rival.make(self.setting.source)
-        except RECOVERABLE as error:
-            about["notes"].append(f"cannot be made: {one_line(error)}")
-            return about, None
-        for mode in ("forward", "decode", "training"):
-            if mode == "decode" and party.begin is None:
-                about["notes"].append("cannot go on from a state")
-                continue
-            try:
-                with exact():
-                    got = self.of(party, mode)
-            except RECOVERABLE as error:
-                about["notes"].append(f"{mode} fails: {one_line(error)}")
-                continue
-            want = self.want.get(mode) or [y[:1, PROMPT : PROMPT + STEPS] for y in self.want["forward"]]
-            found = max(difference(a, b) for a, b in zip(got, want, strict=True))
-            about["errors"][mode] = found
-            if found <= allowed * (GRADIENT if mode == "training" else 1):
-                about["timed"].append(mode)
-            else:
-                about["notes"].append(f"{mode} differs by {found:.2g}, so it is not timed")
-        return about, party if about["timed"] else None
-
-
-def difference(got: Tensor, want: Tensor) -> float:
-    """Largest difference over the largest value; infinite where either is not finite or the shapes differ."""
-    if got.shape != want.shape:
-        return float("inf")
-    found = float((got.double() - want.double()).abs().max() / want.double().abs().max().clamp_min(1e-300))
-    return found if found == found else float("inf")
-
-
-@contextmanager
-def exact() -> Iterator[None]:
-    """float32 is float32: no TF32 in the convolutions and products of a GPU."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @contextmanager
