@@ -113,8 +113,9 @@ class Party:
         with tempfile.TemporaryDirectory() as empty:
             settings = {"PYTHONPATH": str(checkout / "src"), "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
                         "TORCHINDUCTOR_CACHE_DIR": empty}  # fmt: skip
+        kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         self.process = subprocess.Popen(
-            [sys.executable, __file__, str(checkout), "--measure", name], env={**os.environ, **settings},
+            [sys.executable, __file__, str(checkout), "--measure", name], env=kept | settings,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8",
         )  # fmt: skip
 
@@ -140,14 +141,16 @@ def measure(checkout: Path, name: str) -> None:
 
 
 def both(checkouts: dict[str, Path], name: str, turns: int) -> dict[str, list[float]]:
-    """The seconds of so many turns of each; who begins changes."""
+    """The seconds of so many turns of each; who begins changes. A turn before them, not counted, writes bytecode."""
     fresh = MEASURED[name][1]
     found: dict[str, list[float]] = {who: [] for who in checkouts}
     parties = {} if fresh else {who: Party(path, name) for who, path in checkouts.items()}
-    for number in range(turns):
+    for number in range(-1, turns):
         for who in sorted(checkouts, reverse=number % 2 == 1):
             party = Party(checkouts[who], name) if fresh else parties[who]
-            found[who].append(party.turn())
+            seconds = party.turn()
+            if number >= 0:
+                found[who].append(seconds)
             if fresh:
                 party.close()
     for party in parties.values():
