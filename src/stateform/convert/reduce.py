@@ -1,7 +1,7 @@
 """A system with fewer states, and how far off it is: balanced truncation where the system is time-invariant.
 
 The error is bounded before anything runs, ||y - y_r||_2 <= 2 sum_{k > r} sigma_k ||u||_2 for every input u, and then
-measured: over frequencies, on an impulse, on noise, and on the system's own input. Source: analysis/balance.py.
+measured: over frequencies, on an impulse, on noise, and on the system's own input. Source: analysis/linear/balance.py.
 """
 
 from __future__ import annotations

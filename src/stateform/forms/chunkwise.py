@@ -2,7 +2,7 @@
 without feedback.
 
 With z_t = S_{t-1}^T w_t the feedback f_t w_t^T S_{t-1} is one more write, f_t z_t^T, so that inside a chunk the system
-is decay-only with keys [k f] and values [v z]. With the pair sums (see _pairs) L_wk, L_wf (exclusive) and M_qk, M_qf:
+is decay-only with keys [k f] and values [v z]. With the pair sums (see pairs) L_wk, L_wf (exclusive) and M_qk, M_qf:
 
     z = w^ S + L_wk v + L_wf z           =>  (I - L_wf) [Z | W] = [L_wk v | w^],   z = Z + W S
     y = M_qk v + M_qf Z + (q^ + M_qf W) S

@@ -351,7 +351,7 @@ class SoftmaxForms:
         keys = n * (2 if system.is_complex else 1)
         seen = T / 2 if system.window is None or system.window > T else system.window
         plain = system.eta == "sum" and system.d is None and not system.readout.tensors() and system.window is None
-        rows = {"recurrent": 1, "chunkwise": min(256, T), "matrix": 0 if plain else T}[form]
+        rows = {"recurrent": 1, "chunkwise": min(CHUNK, T), "matrix": 0 if plain else T}[form]
         result = heads * T * p * size
         return (
             2 * heads * T * seen * (keys + p),
