@@ -2,9 +2,9 @@
 
     python benchmarks/before_after.py OTHER_CHECKOUT --turns 15
 
-What a user waits for, in this checkout and in the other one, in turns: each has processes of its own, of which one runs
-at a time. Only public names are used, so that the two may look quite different inside. The table has medians, half the
-distance from the least to the largest (±) and the ratio this / other.
+What a user waits for, in this checkout and in the other one, in turns: each has a process of its own. Only public
+names are used, so that the two may look quite different inside. The table has medians, half the distance from the
+least to the largest (±) and the ratio this / other.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,34 +34,34 @@ def timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
-# -- what is measured: each gives the seconds of a turn, as often as it is asked; the first four begin in a new process
+# -- what is measured: each gives the seconds of a turn, which begins in a new process
 
 
-def package() -> Iterator[float]:
-    yield timed(lambda: __import__("stateform"))
+def package() -> float:
+    return timed(lambda: __import__("stateform"))
 
 
-def names() -> Iterator[float]:
+def names() -> float:
     import torch  # noqa: F401 - is not what is compared
 
-    yield timed(lambda: __import__("stateform").build)
+    return timed(lambda: __import__("stateform").build)
 
 
-def usage() -> Iterator[float]:
-    yield timed(lambda: subprocess.run([sys.executable, "-m", "stateform", "--help"], check=True, capture_output=True))
+def usage() -> float:
+    return timed(lambda: subprocess.run([sys.executable, "-m", "stateform", "--help"], check=True, capture_output=True))
 
 
-def compiles() -> Iterator[float]:
+def compiles() -> float:
     import torch
 
     import stateform as sf
 
     layer, x = sf.build("gla", d_model=64), torch.randn(1, 64, 64)
     layer(x)  # its own loops are compiled once, and kept
-    yield timed(lambda: torch.compile(layer)(x))
+    return timed(lambda: torch.compile(layer)(x))
 
 
-def decode() -> Iterator[float]:
+def decode() -> float:
     import torch
 
     import stateform as sf
@@ -76,11 +76,10 @@ def decode() -> Iterator[float]:
 
     with torch.no_grad():
         steps()
-        while True:
-            yield timed(steps) / STEPS
+        return median(timed(steps) for _ in range(3)) / STEPS
 
 
-def forward() -> Iterator[float]:
+def forward() -> float:
     import torch
 
     import stateform as sf
@@ -88,73 +87,52 @@ def forward() -> Iterator[float]:
     layer, x = sf.build("gated_deltanet", d_model=768).eval(), torch.randn(1, 2048, 768)
     with torch.no_grad():
         layer(x)
-        while True:
-            yield timed(lambda: layer(x))
+        return median(timed(lambda: layer(x)) for _ in range(7))
 
 
-MEASURED: dict[str, tuple[Callable[[], Iterator[float]], bool]] = {
-    "import stateform": (package, True),
-    "all names, after import torch": (names, True),
-    "stateform --help": (usage, True),
-    "torch.compile of GLA, nothing cached": (compiles, True),
-    "a step of Mamba, d 768": (decode, False),
-    "Gated DeltaNet, d 768, T 2048": (forward, False),
+MEASURED: dict[str, Callable[[], float]] = {
+    "import stateform": package,
+    "all names, after import torch": names,
+    "stateform --help": usage,
+    "torch.compile of GLA, nothing cached": compiles,
+    "a step of Mamba, d 768": decode,
+    "Gated DeltaNet, d 768, T 2048": forward,
 }
-"""By name, and whether each turn wants a new process."""
+"""By name. Each turn has a new process: where memory lies, which differs by process, changes a step by a tenth."""
 
 
 # -- turns --------------------------------------------------------------------------------------------------------
 
 
-class Party:
-    """One checkout's process for one measurement, which runs a turn when it is asked to."""
-
-    def __init__(self, checkout: Path, name: str) -> None:
-        with tempfile.TemporaryDirectory() as empty:
-            settings = {"PYTHONPATH": str(checkout / "src"), "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
-                        "TORCHINDUCTOR_CACHE_DIR": empty}  # fmt: skip
+def turn(checkout: Path, name: str) -> float:
+    """The seconds of one measurement in a process of its own, which uses this checkout."""
+    with tempfile.TemporaryDirectory() as empty:
+        settings = {"PYTHONPATH": str(checkout / "src"), "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
+                    "TORCHINDUCTOR_CACHE_DIR": empty}  # fmt: skip
         kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, str(checkout), "--measure", name], env=kept | settings,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8",
-        )  # fmt: skip
-
-    def turn(self) -> float:
-        assert self.process.stdin and self.process.stdout
-        print(file=self.process.stdin, flush=True)
-        return float(self.process.stdout.readline())
-
-    def close(self) -> None:
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait()
+        command = [sys.executable, __file__, str(checkout), "--measure", name]
+        run = subprocess.run(command, env=kept | settings, capture_output=True, encoding="utf-8")
+    if run.returncode:
+        raise SystemExit(run.stderr)
+    return float(run.stdout)
 
 
 def measure(checkout: Path, name: str) -> None:
-    """Run turns in this process, one for each line that is read, and print the seconds of each."""
-    found = MEASURED[name][0]()
-    for _ in sys.stdin:
-        print(next(found), flush=True)
-        where = getattr(sys.modules.get("stateform"), "__file__", None)
-        if where is not None and checkout not in Path(where).parents:
-            raise SystemExit(f"{where} is not of {checkout}; uninstall it from this environment, or use another")
+    """Print the seconds of one measurement in this process."""
+    print(MEASURED[name]())
+    where = getattr(sys.modules.get("stateform"), "__file__", None)
+    if where is not None and checkout not in Path(where).parents:
+        raise SystemExit(f"{where} is not of {checkout}; uninstall it from this environment, or use another")
 
 
 def both(checkouts: dict[str, Path], name: str, turns: int) -> dict[str, list[float]]:
     """The seconds of so many turns of each; who begins changes. A turn before them, not counted, writes bytecode."""
-    fresh = MEASURED[name][1]
     found: dict[str, list[float]] = {who: [] for who in checkouts}
-    parties = {} if fresh else {who: Party(path, name) for who, path in checkouts.items()}
     for number in range(-1, turns):
         for who in sorted(checkouts, reverse=number % 2 == 1):
-            party = Party(checkouts[who], name) if fresh else parties[who]
-            seconds = party.turn()
+            seconds = turn(checkouts[who], name)
             if number >= 0:
                 found[who].append(seconds)
-            if fresh:
-                party.close()
-    for party in parties.values():
-        party.close()
     return found
 
 
@@ -186,7 +164,7 @@ def main() -> None:
     found: dict[str, Any] = {}
     print(f"{'':<38}{'this ' + commits['this']:>25}{'other ' + commits['other']:>27}   this / other")
     for name in given.only:
-        turns = max(3, given.turns // 3) if MEASURED[name][0] is compiles else given.turns
+        turns = max(3, given.turns // 3) if MEASURED[name] is compiles else given.turns
         seconds = both(checkouts, name, turns)
         ratio = median(seconds["this"]) / median(seconds["other"])
         found[name] = {**seconds, "ratio": ratio}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def __getattr__(name: str) -> Any:
         globals().update({known: getattr(public, known) for known in __all__})
         if name in globals():
             return globals()[name]
-        if FormerPaths.find_spec(f"{__name__}.{name}"):
+        if former_path(f"{__name__}.{name}"):
             return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
@@ -56,16 +56,12 @@ class _Package(ModuleType):
         return importlib.import_module, (self.__name__,)
 
 
-class FormerPaths:
-    """Python asks this for what it finds nowhere else: perhaps a module that has moved."""
-
-    @staticmethod
-    def find_spec(fullname: str, *_: Any) -> Any:
-        """Give the spec of a module's former path, None for any other."""
-        if not fullname.startswith(f"{__name__}."):
-            return None
-        return importlib.import_module(".former", __name__).find_spec(fullname)
+def former_path(fullname: str, *_: Any) -> Any:
+    """Give the spec of a module's former path, None for any other: Python asks for what it finds nowhere else."""
+    if not fullname.startswith(f"{__name__}."):
+        return None
+    return importlib.import_module(".former", __name__).find_spec(fullname)
 
 
 sys.modules[__name__].__class__ = _Package
-sys.meta_path.append(FormerPaths)
+sys.meta_path.append(SimpleNamespace(find_spec=former_path))
