@@ -1,7 +1,7 @@
 """The one clock: jobs are warmed up, then take turns, so that a slow moment of the machine hits all alike.
 
-It stands low in the house, as the form `auto` is calibrated with it too. A time is always that of one run: the mean
-over the runs of a turn. What is told of it is the median over the turns, with the least and the largest.
+It stands low in the order of imports, as the form `auto` is calibrated with it too. A time is always that of one run:
+the mean over the runs of a turn. Reported are the median over the turns, the least and the largest.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any, TypeVar
 
 Job = Callable[[], Callable[[], Any]]
-"""What prepares a measurement, untimed, and gives what is timed."""
+"""Prepares a measurement, untimed, and returns the function to time."""
 Clock = Callable[[], float]
 """Seconds."""
 K = TypeVar("K", bound=Hashable)
@@ -106,7 +106,7 @@ def without_collection() -> Iterator[None]:
 
 
 def spread(times: list[float], unit: float = 1e-3) -> dict[str, Any]:
-    """Give median, least and largest, in milliseconds or another unit (in seconds), and how many rounds they are of."""
+    """Give median, least and largest of times in seconds, in a unit (default: milliseconds), and count the rounds."""
     found = [t / unit for t in times]
     return {"median": median(found), "low": min(found), "high": max(found), "rounds": len(found)}
 

@@ -35,7 +35,7 @@ def require_seed(seed: int) -> None:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for a misspelt name: the nearest known ones, or all of them."""
+    """Give a hint for a misspelt name: the nearest known ones, or all of them."""
     return _nearest(name, tuple(sorted(known)))
 
 
@@ -60,12 +60,12 @@ def validate(on: bool) -> Iterator[None]:
 
 
 def readable(x: Tensor) -> bool:
-    """Whether the values of `x` can become Python numbers here and now."""
+    """True if the values of `x` can become Python numbers here and now (not while traced, nor on the meta device)."""
     return not (torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x) or x.is_meta)
 
 
 def values_checked(x: Tensor) -> bool:
-    """Whether the values of `x` are to be checked here and now."""
+    """True if the values of `x` are to be checked here and now, see `validate`."""
     if not readable(x):
         return False
     on = _validation.get()
@@ -133,7 +133,7 @@ def require_finite_weights(module: nn.Module) -> None:
 
 
 def _first_not_finite(p: Tensor, *, minus_inf: bool) -> tuple[int, ...] | None:
-    """The index of the first entry that is NaN or inf; None if there is none, or no values can be read."""
+    """Find the index of the first entry that is NaN or inf; None if there is none, or no values can be read."""
     if not (p.is_floating_point() or p.is_complex()) or p.numel() == 0 or not readable(p):
         return None
     p = p.detach().float() if p.element_size() == 1 else p.detach()

@@ -21,11 +21,11 @@ DAMAGED = "is damaged, no JSON"
 
 
 class DamagedError(StateformError):
-    """A file is there, and what is in it is not what was written."""
+    """A file exists, but does not hold what was written."""
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a whole file or nothing: a temporary file beside it, then a rename, both on the disk before it returns.
+    """Write a whole file or nothing: a temporary file beside it, then a rename. Both are on the disk on return.
 
     Raises:
         StateformError: a folder of that name, a full disk, a place where nothing can be written.
@@ -76,7 +76,7 @@ def writable(path: str | Path) -> Path:
 
 
 def rename_durably(draft: str | Path, path: Path) -> None:
-    """Give a finished file its name, the content on the disk before the name is."""
+    """Rename a finished file. Its content is on the disk before its new name is, should the power fail between."""
     with open(draft, "rb+") as file:
         os.fsync(file.fileno())
     os.replace(draft, path)
@@ -84,7 +84,7 @@ def rename_durably(draft: str | Path, path: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it; they are on the disk before it returns.
+    """Make a folder and those above it; they are on the disk on return.
 
     Raises:
         StateformError: a place where there can be none.

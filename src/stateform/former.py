@@ -24,11 +24,11 @@ FORMER = {
     "stateform.layers": "stateform.architectures stateform.layer",
     "stateform.questions": "stateform.studies.questions",
 }
-"""The module, or modules, that have the names of each today."""
+"""By former path: the module, or modules, that hold its names today."""
 
 
 def find_spec(fullname: str) -> ModuleSpec | None:
-    """Give what imports a module under its former name, None for any other name."""
+    """Give the spec that imports a module under its former name; None for any other name."""
     loader: Any = Former()  # a Loader in all but its base
     return ModuleSpec(fullname, loader) if fullname in FORMER else None
 

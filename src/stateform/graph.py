@@ -26,14 +26,14 @@ def any_length(T: int) -> bool:
 
 
 def require_exportable(what: str, why: str, instead: str) -> None:
-    """Raise where torch.export writes down what it cannot: what is done would follow from values."""
+    """Raise while torch.export traces: here the operations depend on values, which a graph cannot hold."""
     require(
         not torch.compiler.is_exporting(), f"torch.export cannot write down {what} for other inputs: {why}; {instead}"
     )
 
 
 def constant(x: float) -> float:
-    """A number as it is: torch.compile(dynamic=True) makes a symbol of it, which no loop over time may hold."""
+    """Make x a plain number: torch.compile(dynamic=True) makes a symbol of it, which no loop over time may hold."""
     if not torch.compiler.is_compiling():
         return x
     from torch.fx.experimental.symbolic_shapes import guard_scalar
@@ -46,7 +46,7 @@ Step = Callable[[Tensors, Tensors], tuple[Tensors, Tensors]]
 
 
 def one_by_one(step: Step, state: Tensors, xs: Tensors) -> tuple[Tensors, Tensors]:
-    """The state after the last step, and the y [B,T,...], of the x [B,T,...], 1 or more of them."""
+    """Compute the state after the last step, and the y [B,T,...], from one or more x [B,T,...]."""
     found = []
     for now in zip(*(x.unbind(1) for x in xs), strict=True):
         state, y = step(state, now)
@@ -55,7 +55,7 @@ def one_by_one(step: Step, state: Tensors, xs: Tensors) -> tuple[Tensors, Tensor
 
 
 def over_time(step: Step, state: Tensors, xs: Tensors) -> tuple[Tensors, Tensors]:
-    """The same inside a graph, for any number of steps: torch's own operator for that."""
+    """Compute the same as `one_by_one` inside a graph, for any number of steps, with torch's operator for that."""
     from torch._higher_order_ops.scan import scan  # a prototype in torch 2.11 to 2.13, and there under this name
 
     def fresh(state: Tensors, x: Tensors) -> tuple[Tensors, Tensors]:  # no result may be a view, or be there twice

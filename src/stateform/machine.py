@@ -1,4 +1,4 @@
-"""What numbers were measured on."""
+"""The machine that numbers are measured on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LEFT = 0.9
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
-    """The processor, how many of its cores and threads are used, the device, and the versions that matter."""
+    """Name the processor, its cores, the threads in use, the device, and the versions that numbers depend on."""
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -31,7 +31,7 @@ def machine(device: str = "cpu") -> dict[str, Any]:
 
 
 def stateform_version() -> str:
-    """The version that is installed."""
+    """Give the version that is installed."""
     try:
         return version("stateform")
     except PackageNotFoundError:
@@ -39,7 +39,7 @@ def stateform_version() -> str:
 
 
 def free_memory() -> float:
-    """Bytes that a model may take: `LEFT` of the memory that is free now; infinite where the system does not say."""
+    """Count the bytes a model may take: `LEFT` of the memory free now; infinite where the system does not say."""
     try:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):

@@ -1,6 +1,6 @@
-"""What a study found, given in one way: as a dict, as JSON, in a terminal, as a page, in a notebook.
+"""The one form of a result: a dict, JSON, a text in a terminal, a page, a cell of a notebook.
 
-Here are also what every study says on top (`header`) and how it tells of its work (`Steps`, `until_interrupted`).
+Also here: what every study notes first (`header`), and how it reports progress (`Steps`, `until_interrupted`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Result:
     """What was found: `print` it, `.to_dict()`, `.save_json(path)`. Its `str` is what is printed, 80 columns wide."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain numbers, strings, lists and dicts."""
+        """Give plain numbers, strings, lists and dicts, ready for JSON."""
         raise NotImplementedError
 
     def save_json(self, path: str | Path) -> None:
@@ -53,11 +53,11 @@ class Paged(Result):
     """A result that is a page, too: `.html()`, `.save_html(path)`. A notebook shows the page."""
 
     def page(self) -> Page:
-        """Give what the page says."""
+        """Give the content of the page."""
         raise NotImplementedError
 
     def html(self, plotlyjs: str = "inline") -> str:
-        """Give one page with interactive figures; where its plotting library is, see `stateform.report.page.render`."""
+        """Write one page with interactive figures; `plotlyjs` says where their library is, see `report.page.render`."""
         from .report.page import render  # slow to import, and not needed until now
 
         page = self.page()
@@ -83,7 +83,7 @@ class Record(Result):
 
     @property
     def complete(self) -> bool:
-        """False if it was interrupted: then it holds what was finished."""
+        """True if the work ended; an interrupted one holds what was finished."""
         return bool(self.result["complete"])
 
     def to_dict(self) -> dict[str, Any]:
@@ -150,7 +150,7 @@ class Steps:
 
 @contextmanager
 def until_interrupted(result: dict[str, Any]) -> Iterator[None]:
-    """Fill a result: it is complete at the end of the block, and after Ctrl-C holds what was finished by then."""
+    """Mark a result as complete at the end of the block. After Ctrl-C it is not, and holds what was finished."""
     try:
         yield
         result["complete"] = True
@@ -159,7 +159,7 @@ def until_interrupted(result: dict[str, Any]) -> Iterator[None]:
 
 
 def show_wide(thing: Result) -> None:
-    """Print to standard output; unbroken lines where that is no terminal (and COLUMNS does not say otherwise)."""
+    """Print to standard output. Where that is no terminal and COLUMNS is not set, lines are not broken."""
     from rich.console import Console
 
     console = Console()

@@ -1,4 +1,4 @@
-"""What is read from outside: texts, text files of the user, JSON and TOML. What is wrong with one is said in a line."""
+"""Reading from outside: texts, text files of the user, JSON and TOML. A fault in one is an error of one line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codec
 
 
 def read_text(path: str | Path | None) -> tuple[str, bytes]:
-    """Where a text comes from, and its bytes; without a path, the standard library's own documentation.
+    """Read a text: its name and its bytes. Without a path, the documentation of Python's standard library is read.
 
     Raises:
         StateformError: if the file cannot be read or is empty.
@@ -33,7 +33,7 @@ def read_text(path: str | Path | None) -> tuple[str, bytes]:
 
 
 def read_bytes(path: str | Path, what: str = "") -> bytes:
-    """The bytes of a file; a StateformError where it cannot be read."""
+    """Read the bytes of a file. Raises StateformError if it cannot be read."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -41,9 +41,7 @@ def read_bytes(path: str | Path, what: str = "") -> bytes:
 
 
 def decoded(data: bytes, what: str | Path) -> str:
-    """A text file of the user's as a string: UTF-8, or what its byte-order mark says, which is left out. The ends of
-    its lines are as they are.
-    """
+    """Decode a text file of the user: UTF-8, or what its byte-order mark says. The mark is left out, line ends stay."""
     mark, encoding = next(((m, name) for m, name in _MARKS if data.startswith(m)), (b"", "utf-8"))
     try:
         return data[len(mark) :].decode(encoding)
