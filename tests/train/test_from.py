@@ -100,7 +100,7 @@ def test_a_run_on_its_way_gives_what_it_has(keep: str, tmp_path: Path) -> None:
     killed(made, tmp_path / "first", 3)
     found = weights(tmp_path / "first")
     model = made.build()
-    Parent.of(tmp_path / "first").load_into(model)
+    Parent.from_folder(tmp_path / "first").load_into(model)
     assert hash_of(model.state_dict()) == hash_of(found)
 
 

@@ -1,4 +1,4 @@
-"""A training on its way, in one file of plain data: tensors as safetensors, everything else as JSON in its header.
+"""An unfinished training in one file of plain data: tensors as safetensors, everything else as JSON in its header.
 
 Lightning's own checkpoints are pickles. Here each tensor of the nested checkpoint is replaced by a reference, and the
 rest is written down with its types, so that reading gives back what was written and runs nothing.
@@ -22,7 +22,7 @@ from ..files import DAMAGED, DamagedError, write_atomically
 from ..text import parse_json
 
 CHECKPOINT, PREVIOUS, BEST = "checkpoint.safetensors", "previous.safetensors", "best.safetensors"
-"""Files of a training on its way: everything, the same a round before, and the weights of the best validation."""
+"""Files of an unfinished training: all of it, the same a round before, and the weights of the best validation."""
 FORMAT = "stateform-checkpoint-1"
 PLAIN = (str, int, float, bool, type(None))
 
@@ -43,14 +43,14 @@ def write(path: Path, checkpoint: dict[str, Any]) -> None:
 
 
 def keep_previous(path: Path) -> None:
-    """Give a checkpoint that is about to be replaced a second name beside it, where the disk lets a file have two."""
+    """Keep a checkpoint that is about to be replaced under a second name, on disks where a file may have two."""
     with contextlib.suppress(OSError):
         path.with_name(PREVIOUS).unlink(missing_ok=True)
         os.link(path, path.with_name(PREVIOUS))
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What `write` wrote.
+    """Read what `write` wrote.
 
     Raises:
         StateformError: a file that is not there, or of another format; DamagedError if it is not whole.

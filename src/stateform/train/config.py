@@ -1,4 +1,4 @@
-"""What an experiment is: a task, a model and how it is trained; plain values, checked before anything is made."""
+"""An experiment: a task, a model and how it is trained. All are plain values, checked before anything is made."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ class Experiment:
 
     @cached_property
     def config(self) -> ModelConfig:
-        """The configuration of the model, with what the task decides."""
+        """Make the configuration of the model, with what the task decides."""
         given = dict(self.model)
         require("pattern" in given, 'the model has no pattern; expected the names of its layers, such as "mamba2*2"')
         for name in FROM_TASK:
@@ -166,26 +166,26 @@ class Experiment:
 
     @property
     def speaks(self) -> bool:
-        """Whether tokens are answered with tokens: then the model is a LanguageModel, else a Classifier."""
+        """True if tokens are answered with tokens: then the model is a LanguageModel, else a Classifier."""
         return self.task.vocab_size is not None and self.task.answers == "tokens"
 
     @property
     def test_lengths(self) -> tuple[int, ...]:
-        """The lengths at which the model is tested."""
+        """List the lengths at which the model is tested."""
         return self.train.test_lengths or self.task.test_lengths
 
     @property
     def seeds(self) -> list[int]:
-        """The seeds of what is drawn as the training goes: its own, and, after another run, that of its weights."""
+        """List the seeds of what the training draws: its own and, if it has a parent, one from the parent's weights."""
         return [self.train.seed, *([] if self.parent is None else [int(self.parent.weights[:8], 16)])]
 
     def build(self) -> LanguageModel | Classifier:
-        """The model, with initial values from PyTorch's current random state."""
+        """Make the model, with initial values from PyTorch's current random state."""
         return LanguageModel(self.config) if self.speaks else Classifier(self.config)
 
     @property
     def name(self) -> str:
-        """In a line: the task, the pattern and what of the model is said besides."""
+        """Name it in a line: the pattern, the task, and the other settings of the model."""
         more = ", ".join(f"{k} {v}" for k, v in self.model.items() if k != "pattern")
         return f"{self.model['pattern']} on {self.task.spec}" + (f" ({more})" if more else "")
 
@@ -193,13 +193,13 @@ class Experiment:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], *, run_files: bool = False) -> Experiment:
-        """From {"task": spec or {"name": ..., options}, "model": {...}, "train": {...}}.
+        """Make it from {"task": spec or {"name": ..., options}, "model": {...}, "train": {...}}.
 
         Args:
-            values: these; "from" may be the folder of a run, whose settings are then taken where none are given, and
-                from whose weights the training begins.
+            values: these. "from" may be the folder of a run: the training begins from its weights, and takes its
+                settings where none are given.
             run_files: run the files of the user's own code that task and pattern name (`file.py:Class`). Otherwise they
-                must have been run before, for what is read from a folder is not to be run unasked.
+                must have been run before: code named in a folder is never run unasked.
 
         Raises:
             StateformError: a part that is missing or unknown (with the nearest), or a value that cannot be used.
@@ -234,7 +234,7 @@ class Experiment:
         return cls(made, _with_none(model, ModelConfig), Training(**_with_none(train, Training)), parent)
 
     def to_dict(self) -> dict[str, Any]:
-        """Numbers, strings, lists and dicts, complete: defaults too."""
+        """Give all settings, defaults too, as plain numbers, strings, lists and dicts."""
         train = asdict(self.train)
         train["test_lengths"] = list(self.test_lengths)
         if self.train.bptt is None:  # then the key is that of experiments from before there was this setting
@@ -246,12 +246,12 @@ class Experiment:
 
     @cached_property
     def key(self) -> str:
-        """Sixteen hexadecimal digits that two experiments share if and only if they are the same."""
+        """Compute sixteen hexadecimal digits that two experiments share if and only if they are the same."""
         return key_of(self.to_dict())
 
 
 def inherited(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of an experiment, or a sweep, with those of the run that `from` names where none are given.
+    """Fill in the values of an experiment, or a sweep: where none are given, take those of the run that `from` names.
 
     Raises:
         StateformError: a folder that no training wrote, one without weights, or one whose code was not run.
@@ -263,7 +263,7 @@ def inherited(values: Mapping[str, Any]) -> dict[str, Any]:
         require(spec in named or was_run(spec),
                 f"the run in {values['from']} is made of {spec}, code in a file, which is not run unasked; if you "
                 "trust it, name it in the task or the pattern")  # fmt: skip
-    merged = dict(values) | {"from": Parent.of(values["from"]).to_dict()}
+    merged = dict(values) | {"from": Parent.from_folder(values["from"]).to_dict()}
     if given is None or (isinstance(given, Mapping) and "name" not in given):
         merged["task"] = {**run["task"], **(given or {})}
     if given is not None:  # another task has other lengths
@@ -275,7 +275,7 @@ def inherited(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _files_named(task: Any, model: Any) -> list[str]:
-    """The specifications `file.py:Class` that a task and a model's pattern name."""
+    """List the specifications `file.py:Class` that a task and a model's pattern name."""
     pattern = model.get("pattern") if isinstance(model, Mapping) else None
     found = [read_spec(task)[0]] if isinstance(task, str) else []
     found += named_in(pattern) if isinstance(pattern, str) else []
@@ -283,7 +283,7 @@ def _files_named(task: Any, model: Any) -> list[str]:
 
 
 def _with_none(values: Mapping[str, Any], kind: type) -> dict[str, Any]:
-    """The settings with "none", which TOML has no word for, as None where a field may be that."""
+    """Replace "none" by None where a field may be None, for which TOML has no word."""
     return {name: None if value == "none" and name in _may_be_none(kind) else value for name, value in values.items()}
 
 
@@ -293,7 +293,7 @@ def _may_be_none(kind: type) -> frozenset[str]:
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:
-    """The tables of a TOML file.
+    """Read the tables of a TOML file.
 
     Raises:
         StateformError: no such file, or one that is no TOML.
@@ -319,7 +319,7 @@ def put(values: dict[str, Any], name: str, value: Any) -> None:
 
 
 def overridden(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """The values with some replaced, each given as `part.setting=value` with the value as TOML has it (or a bare word).
+    """Replace some values, each given as `part.setting=value`; the value is written as in TOML, or is a bare word.
 
     Raises:
         StateformError: text that is no such assignment.
@@ -333,7 +333,7 @@ def overridden(values: Mapping[str, Any], overrides: Iterable[str]) -> dict[str,
 
 
 def read_value(text: str, what: str = "the value") -> Any:
-    """Read a TOML value, or give the text itself where it is none; `what` names it if it is a number too large."""
+    """Read a TOML value; text that is none is given back as it is. `what` names it in the error if it is too large."""
     try:
         return parse_toml(f"x = {text}", what)["x"]
     except TooLargeError:

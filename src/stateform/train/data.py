@@ -1,4 +1,4 @@
-"""The batches of a training, each a function of its number alone: a training goes on where it stopped by counting."""
+"""The batches of a training. Each is a function of its number alone, so a training resumes by counting."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ EVAL_SEED = 0
 class Batches(Dataset[Batch]):
     """Batches first .. first + count - 1 of a training.
 
-    New examples are drawn for each; from a finite set of them they are taken in an order of its own in each pass, and
-    what is left over at its end is not used.
+    Each is drawn anew, or taken from a finite pool of examples. Each pass over a pool has its own order, and leaves
+    out the rest that is less than a batch.
 
     Args:
         experiment: whose batches.
@@ -51,7 +51,7 @@ class Batches(Dataset[Batch]):
 
 
 def fresh(experiment: Experiment, number: int) -> Batch:
-    """The new examples of a batch, of one length between the task's shortest and longest."""
+    """Draw the examples of batch `number`, all of one length between the task's shortest and longest."""
     task, train = experiment.task, experiment.train
     length = task.length
     if task.min_length < task.length:
@@ -61,7 +61,7 @@ def fresh(experiment: Experiment, number: int) -> Batch:
 
 
 def pool(experiment: Experiment) -> Batch | None:
-    """The examples that are used again and again; None where each batch is new."""
+    """Give the examples that are used again and again; None where each batch is new."""
     task, train = experiment.task, experiment.train
     found = task.whole("train")
     if train.examples is not None:
@@ -75,13 +75,13 @@ def pool(experiment: Experiment) -> Batch | None:
 
 
 def held_out(task: Task, split: Split, n: int, length: int | None = None) -> Batch:
-    """At most n examples of a split that no training sees, in one piece."""
+    """Draw at most n examples of a split that no training sees, as one batch."""
     everything = task.whole(split)
     n = n if everything is None else min(n, len(everything))
     return task.sample(n, seed=EVAL_SEED, split=split, length=length)
 
 
 def pieces(batch: Batch, size: int) -> Iterator[Batch]:
-    """The rows of a batch, at most so many at a time."""
+    """Yield the rows of a batch, at most `size` at a time."""
     for start in range(0, len(batch), size):
         yield batch[start : start + size]

@@ -1,4 +1,4 @@
-"""The folder of a training: whose it is, where to go on from, what came of it, and what a kill may have left in it."""
+"""The folder of a training: its experiment, the checkpoint to resume from, its outcome, and what a kill leaves."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Outcome(Result):
 
 
 def length_table(found: dict[str, dict[str, float]]) -> Any:
-    """Make a table of rich of what `evaluate` gives."""
+    """Make a table for the terminal (rich) of what `evaluate` returns."""
     from rich.table import Table
 
     names = [name for name in next(iter(found.values())) if name != "examples"]
@@ -131,7 +131,7 @@ def check_folder(folder: Path, experiment: Experiment) -> Outcome | None:
 
 
 def check_sources(folder: Path, experiment: Experiment, now: Sources) -> None:
-    """Raise if data or code are others than when the training in a folder was begun; say what else is to be said."""
+    """Raise if data or code have changed since the training in a folder was begun; print smaller differences."""
     if not os.path.isfile(folder / EXPERIMENT):
         return
     changed, notes = changes(read_json(folder / EXPERIMENT).get("sources"), now, experiment)
@@ -141,7 +141,7 @@ def check_sources(folder: Path, experiment: Experiment, now: Sources) -> None:
 
 
 def prepare(folder: Path, experiment: Experiment, lock: Lock, now: Sources) -> None:
-    """Make the folder, this process's own: with the experiment, and without what a kill left half written."""
+    """Make and lock the folder, delete half-written files that a kill left, and write the experiment into it."""
     make_folder(folder)
     lock.take()
     try:
@@ -154,7 +154,7 @@ def prepare(folder: Path, experiment: Experiment, lock: Lock, now: Sources) -> N
 
 
 def _half_written(path: Path) -> bool:
-    """True if it is the temporary file of a writing that was killed."""
+    """True for the temporary file of a write that was killed."""
     return re.fullmatch(r"\.\w+\.(json|safetensors)\.[0-9a-f]{8}", path.name) is not None
 
 
@@ -164,7 +164,7 @@ def _passing(path: Path) -> bool:
 
 
 def resume(folder: Path, model: LanguageModel | Classifier, rounds: Any) -> Path | None:
-    """Read the checkpoint to go on from into model and books; its file, or None if there is none."""
+    """Read the latest whole checkpoint into model and rounds. Returns its file, None if there is none."""
     there = [path for path in (folder / CHECKPOINT, folder / PREVIOUS) if path.is_file()]
     try:
         if there and rounds.experiment.train.keep == "best":
@@ -197,7 +197,7 @@ def _read_into(path: Path, model: LanguageModel | Classifier, rounds: Any) -> No
 
 
 def tidy(folder: Path) -> None:
-    """Delete what only an unfinished training needs. A kill after the outcome leaves that too."""
+    """Delete the checkpoints of a finished training. Also called at the start, in case a kill came just before this."""
     with contextlib.suppress(OSError):
         for name in (CHECKPOINT, PREVIOUS, BEST):
             (folder / name).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""One process at a time trains in a folder: a lock that the system takes back when its holder ends, however it ends."""
+"""A lock, so that one process at a time trains in a folder. The system frees it when its holder ends or is killed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PATIENCE = 5.0
 
 
 class Lock:
-    """The lock of a folder, taken once that exists; `with Lock(folder)` gives it back.
+    """The lock of a folder: `take` it once the folder exists; the end of `with Lock(folder)` frees it.
 
     Args:
         folder: which; None: there is nothing to lock, and `take` does nothing.
@@ -71,7 +71,7 @@ class Lock:
 
 
 def _locked(handle: int) -> bool:
-    """True if the file is this process's own now, or lies on a disk that has no locks."""
+    """True if this process holds the lock now, or the disk has no locks."""
     try:
         if sys.platform == "win32":
             import msvcrt

@@ -37,9 +37,9 @@ def train(
     Args:
         experiment: what to train.
         folder: where the model (as `save_pretrained` writes it), the checkpoint, the logs and the outcome go. If it
-            holds a checkpoint of the same experiment, the training goes on from there (from the one before, or from the
-            beginning, where it is damaged; that is said); if it holds the outcome, that is returned. None: nothing is
-            written.
+            holds a checkpoint of the same experiment, the training goes on from there. A damaged one is reported, and
+            the one before it is taken, or the training begins anew. If it holds the outcome, that is returned. None:
+            nothing is written.
         machine: where it runs.
         on_progress: called as it goes, with (what, steps done, steps at most).
         on_round: called with each new row of the history, once its checkpoint is written.
@@ -152,7 +152,7 @@ def _finish(
     model: LanguageModel | Classifier, experiment: Experiment, rounds: Any, folder: Path | None,
     on_progress: Progress | None, now: Sources,
 ) -> Outcome:  # fmt: skip
-    """Test the trained model, and write it down."""
+    """Test the trained model, then write model and outcome into the folder."""
     steps = experiment.train.steps
     if on_progress is not None:
         on_progress("testing", steps, steps)

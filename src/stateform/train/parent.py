@@ -1,4 +1,4 @@
-"""The run from whose weights a training begins: what is read of its folder, and what is written down of it."""
+"""The run from whose weights a training begins: reading its folder, and what is noted of it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Parent:
     """A run, and the weights that are taken from it.
 
     Args:
-        folder: where it was when it was named; no part of what the training is.
+        folder: where it was when it was named. It is no part of the experiment's key.
         key: of its experiment.
         weights: their hash.
     """
@@ -41,8 +41,8 @@ class Parent:
     weights: str
 
     @classmethod
-    def of(cls, folder: str | Path) -> Parent:
-        """The run in a folder, as it is now.
+    def from_folder(cls, folder: str | Path) -> Parent:
+        """Read the run in a folder, as it is now.
 
         Raises:
             StateformError: a folder that no training wrote, or one without weights yet.
@@ -51,7 +51,7 @@ class Parent:
 
     @classmethod
     def from_dict(cls, values: Any) -> Parent:
-        """What `to_dict` gave."""
+        """Make it from what `to_dict` gave."""
         names = ("folder", "key", "weights")
         fits = isinstance(values, Mapping) and set(values) == set(names)
         require(fits and all(isinstance(x, str) for x in values.values()),
@@ -59,7 +59,7 @@ class Parent:
         return cls(**values)
 
     def to_dict(self) -> dict[str, str]:
-        """As plain values."""
+        """Give plain values."""
         return asdict(self)
 
     def load_into(self, model: nn.Module) -> None:
@@ -83,7 +83,7 @@ class Parent:
 
 
 def settings(folder: str | Path) -> dict[str, Any]:
-    """The experiment of the run in a folder, as plain values."""
+    """Read the experiment of the run in a folder, as plain values."""
     path = Path(folder) / EXPERIMENT
     require(os.path.isfile(path), f"{folder} has no {EXPERIMENT}; expected a folder that a training wrote")
     values = read_json(path)
@@ -93,7 +93,7 @@ def settings(folder: str | Path) -> dict[str, Any]:
 
 
 def weights(folder: str | Path) -> dict[str, Tensor]:
-    """The weights that a run came to, those of its best validation if it keeps these; of one on its way, so far.
+    """Read the weights of a run: of a finished one the saved model, of an unfinished one its best or last so far.
 
     Raises:
         StateformError: there are none yet, or they cannot be read.
@@ -115,7 +115,7 @@ def weights(folder: str | Path) -> dict[str, Tensor]:
 
 
 def key_of(values: Mapping[str, Any]) -> str:
-    """Sixteen hexadecimal digits that two experiments share if and only if they are the same, wherever they lie."""
+    """Compute sixteen hexadecimal digits that two experiments share if and only if they are the same, in any folder."""
     parent = values.get("from")
     kept = values if parent is None else {**values, "from": {k: v for k, v in parent.items() if k != "folder"}}
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"))
@@ -123,7 +123,7 @@ def key_of(values: Mapping[str, Any]) -> str:
 
 
 def hash_of(tensors: Mapping[str, Tensor]) -> str:
-    """A hash of names, kinds, shapes and values."""
+    """Compute a hash of the names, dtypes, shapes and values."""
     found = hashlib.sha256()
     for name, x in sorted(tensors.items()):
         found.update(f"{name} {x.dtype} {tuple(x.shape)} ".encode())

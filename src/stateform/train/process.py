@@ -1,4 +1,4 @@
-"""The process that trains: where it runs, what it says, and what Lightning may change of it."""
+"""The process that trains: where it runs, what it prints, and which of its settings Lightning may change."""
 
 from __future__ import annotations
 
@@ -56,19 +56,19 @@ def lightning() -> Any:
 
 
 def say(text: str) -> None:
-    """Tell on the standard error what is not an error, and not as one would expect."""
+    """Print a line to the standard error, for what is no error but not as one would expect."""
     if first_process():
         print(f"stateform: {text}", file=sys.stderr, flush=True)
 
 
 def first_process() -> bool:
-    """True if this is the one of several processes that speaks."""
+    """True in the one of several processes that prints and writes."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
 @contextlib.contextmanager
 def quiet(threads: int | None) -> Iterator[None]:
-    """Silence Lightning. Settings of the process that it changes are put back; Ctrl-C stays an interrupt."""
+    """Silence Lightning, and restore the settings of the process that it changes. Ctrl-C stays an interrupt."""
     names = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch")
     levels = {name: logging.getLogger(name).level for name in names}
     strict, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()

@@ -1,4 +1,4 @@
-"""How well a model does a task: what is learned from, what is reported, and how a trained one does."""
+"""Scoring a model on a task: the loss it learns from, the metric that is reported, and the test of a trained one."""
 
 from __future__ import annotations
 
@@ -50,19 +50,19 @@ class Score:
 
     @property
     def mean_loss(self) -> Tensor:
-        """The loss an answer."""
+        """Give the loss per answer."""
         return self.loss / self.asked.clamp(min=1)
 
     @property
     def metric(self) -> float:
-        """Accuracy, mean squared error or bits an answer."""
+        """Give the accuracy, the mean squared error or the bits per answer."""
         return float(self.points / self.asked.clamp(min=1))
 
 
 def score(model: LanguageModel | Classifier, task: Task, batch: Batch, bptt: int | None = None) -> Score:
-    """Run the model on a batch and score its answers; the loss has gradients, through at most `bptt` tokens.
+    """Run the model on a batch and score its answers. Gradients of the loss go back at most `bptt` tokens.
 
-    The head is applied where something is asked alone. Padding follows the tokens and no layer looks ahead, so it is
+    The head is applied only where an answer is asked. Padding follows the tokens and no layer looks ahead, so it is
     read like tokens and left out afterwards.
     """
     hidden = read(model, as_read(model, batch.inputs), bptt)
@@ -90,9 +90,9 @@ def score(model: LanguageModel | Classifier, task: Task, batch: Batch, bptt: int
 
 
 def read(model: LanguageModel | Classifier, inputs: Tensor, bptt: int | None) -> Tensor:
-    """`model.hidden` of the inputs [B,T,d_model], its gradients cut every `bptt` tokens.
+    """Compute `model.hidden` of the inputs, [B,T,d_model], and cut its gradients every `bptt` tokens.
 
-    A piece keeps its inputs and the state before it alone: the backward pass computes it again, one piece at a time.
+    Of each piece, only its inputs and the state before it are kept: the backward pass computes it again.
     """
     if bptt is None or inputs.shape[1] <= bptt:
         return model.hidden(inputs)[0]
@@ -105,7 +105,7 @@ def read(model: LanguageModel | Classifier, inputs: Tensor, bptt: int | None) ->
 
 
 def as_read(model: LanguageModel | Classifier, inputs: Tensor) -> Tensor:
-    """Token ids, or numbers in the precision of the model's weights."""
+    """Cast numbers to the precision of the model's weights; token ids stay as they are."""
     return inputs.to(model.dtype) if inputs.is_floating_point() else inputs
 
 
@@ -113,7 +113,7 @@ def as_read(model: LanguageModel | Classifier, inputs: Tensor) -> Tensor:
 def test(
     model: LanguageModel | Classifier, task: Task, lengths: tuple[int, ...], n: int, batch_size: int
 ) -> dict[str, dict[str, float]]:
-    """The metric at each length (`"64": {"accuracy": 0.98, "whole": 0.9, "examples": 1024}`) on examples of the test.
+    """Compute the metric on test examples of each length: `"64": {"accuracy": 0.98, "whole": 0.9, "examples": 1024}`.
 
     `whole` is the share of examples with every answer right.
     """
@@ -134,7 +134,7 @@ def test(
 
 
 def better(task: Task, new: float, old: float | None) -> bool:
-    """Whether a value of the task's metric is better than another (than none: yes)."""
+    """True if `new` is a better value of the task's metric than `old`, or `old` is None."""
     return old is None or (new > old if task.metric == "accuracy" else new < old)
 
 
@@ -152,7 +152,7 @@ def evaluate(
         device: where.
 
     Returns:
-        By length, the metric, and for accuracies the share of examples that are `whole`, every answer right.
+        By length: the metric and, for accuracies, `whole`, the share of examples with every answer right.
 
     Raises:
         StateformError: see `load_trained`; a length for which the task does not exist.

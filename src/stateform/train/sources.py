@@ -1,7 +1,7 @@
-"""What an experiment depends on besides its settings: data, code of the user's own, the version of this package.
+"""Sources: what an experiment depends on besides its settings. They are data, the user's code, our own version.
 
-Its key does not have them, so that what was computed is found again; they are written beside it, and compared when a
-training goes on or its outcome is asked for. Changed data or code are refused, another version is said.
+They are no part of its key, so that what was computed is found again. They are written beside it, and compared when a
+training goes on or its outcome is asked for. Changed data or code are an error, another version is a note.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ Sources = dict[str, Any]
 
 
 def sources(experiment: Experiment) -> Sources:
-    """Hashes, as plain values: `stateform` (its version), `data` (None: none are read) and `code` (by class).
+    """List the sources as plain values: `stateform` (version), `data` (hash; None: reads none), `code` (hash by class).
 
     Raises:
-        StateformError: data that are not there.
+        StateformError: data that do not exist.
     """
     code = {cls.__qualname__: code_of(cls) for cls in own_classes(experiment)}
     return {"stateform": stateform_version(), "data": experiment.task.contents(), "code": code}
 
 
 def own_classes(experiment: Experiment) -> list[type]:
-    """The classes of the task and of the layers that are not of this package."""
+    """List the classes of the task and of the layers that are the user's own, of no package."""
     used = [type(experiment.task), *(resolve(spec)[0] for spec in dict.fromkeys(experiment.config.layers))]
     return [cls for cls in dict.fromkeys(used) if _is_own(cls)]
 
@@ -44,10 +44,10 @@ def _is_own(cls: type) -> bool:
 
 
 def changes(was: Mapping[str, Any] | None, now: Sources, experiment: Experiment) -> tuple[str | None, list[str]]:
-    """Why a training cannot go on, or None; and what else is to be said.
+    """Compare sources: why the training cannot go on (None: it can), and notes to print.
 
     Args:
-        was: its sources as they were written down; None: by a version that did not.
+        was: its sources as written at its start; None: begun by a version that did not write them.
         now: what they are.
         experiment: the training.
     """
@@ -70,12 +70,12 @@ def changes(was: Mapping[str, Any] | None, now: Sources, experiment: Experiment)
 
 
 def code_of(cls: type) -> str | None:
-    """A hash of the source of a class, of what it uses of its file, and of its own bases elsewhere.
+    """Compute a hash of the source of a class, of what it uses of its file, and of the user's own bases elsewhere.
 
     Comments and layout do not count. What its file imports from other files of the user is not followed.
 
     Returns:
-        The hash; None where there is no source, as for what was typed after `python -c`.
+        The hash; None where there is no source, as for code typed after `python -c`.
     """
     found = hashlib.sha256()
     for base in cls.__mro__:
@@ -89,7 +89,7 @@ def code_of(cls: type) -> str | None:
 
 
 def _used(cls: type) -> str | None:
-    """The source of a class and of all at the top of its file that it names, directly or not; None: there is none."""
+    """Collect the source of a class and of all in its file that it uses, directly or not; None: there is no source."""
     for text in _texts(cls):
         try:
             tree = ast.parse(text)
@@ -114,7 +114,7 @@ def _used(cls: type) -> str | None:
 
 
 def _texts(cls: type) -> Iterator[str]:
-    """The texts that may be those of the file or the cell of a notebook in which a class was defined."""
+    """Yield the texts that may have defined a class: its file, or the cells of a notebook."""
     files = [f.__code__.co_filename for f in vars(cls).values() if inspect.isfunction(f)]
     files.append(getattr(sys.modules.get(cls.__module__), "__file__", None) or "")
     for file in dict.fromkeys(files):
@@ -124,7 +124,7 @@ def _texts(cls: type) -> Iterator[str]:
 
 
 def _defined(statement: ast.stmt) -> Iterable[str]:
-    """The names that a statement at the top of a file defines."""
+    """List the names that a statement at the top of a file defines."""
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return [statement.name]
     aliases = [node for node in ast.walk(statement) if isinstance(node, ast.alias)]

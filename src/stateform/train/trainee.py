@@ -1,7 +1,7 @@
-"""What Lightning is given: the model with its loss and optimizer, the rounds, the files. Imported when training begins.
+"""The objects that Lightning runs: the model with its loss and optimizer, the rounds, the files of checkpoints.
 
-Lightning's own callbacks for stopping and checkpoints keep separate books; `Rounds` keeps them together, so that they
-go into one file at one moment and a killed training cannot find them at odds.
+Imported when training begins, as Lightning is slow to import. Its own callbacks for stopping and for checkpoints each
+keep a record of their own. `Rounds` keeps one, written in one file at once: a kill cannot leave two that differ.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Trainee(L.LightningModule):
         self.validated: Score | None = None
 
     def train_dataloader(self) -> Any:
-        """The batches of the next round: fewer in the last one."""
+        """Load the batches of the next round; the last round may have fewer."""
         train, done = self.experiment.train, self.trainer.global_step
         steps = max(0, min(train.eval_every, train.steps - done))
         batches = Batches(self.experiment, done * train.accumulate, steps * train.accumulate, self.pool)
@@ -56,7 +56,7 @@ class Trainee(L.LightningModule):
         return DataLoader(examples, batch_size=None, shuffle=False, collate_fn=_parts)  # type: ignore[arg-type]
 
     def _rows(self) -> slice:
-        """The rows of a batch that this process computes."""
+        """Select the rows of a batch that this process computes."""
         return slice(self.trainer.global_rank, None, self.trainer.world_size)
 
     def training_step(self, parts: tuple[Any, ...], number: int) -> Tensor:
@@ -79,14 +79,14 @@ class Trainee(L.LightningModule):
 
     @staticmethod
     def require_finite(loss: float, what: str) -> None:
-        """Raise unless the loss is finite; `what` says where, with {} for it."""
+        """Raise unless the loss is finite; `what` is the error's text, with {} in the place of the loss."""
         if not math.isfinite(loss):
             raise StateformError(
                 f"{what.format(loss)}; try a lower lr, a smaller clip or another seed. What was saved last is kept"
             )
 
     def totals(self, found: Score | None) -> Score:
-        """The scores of all processes together."""
+        """Add up the scores of all processes."""
         assert found is not None
         sums = torch.stack([x.double() for x in (found.loss, found.points, found.asked, found.whole)])
         if self.trainer.world_size > 1:
@@ -154,16 +154,16 @@ class Rounds(L.Callback):
 
     @property
     def seconds(self) -> float:
-        """Spent on this training, what a kill undid not counted."""
+        """Count the seconds spent on this training, without work that a kill undid."""
         return self.spent + time.monotonic() - self.begun
 
     @property
     def finished(self) -> bool:
-        """Whether there is nothing left to train."""
+        """True if there is nothing left to train."""
         return self.stopped is not None
 
     def best_row(self) -> dict[str, Any]:
-        """The row of the history with the best validation, the first of equals."""
+        """Find the row of the history with the best validation, the first of equals."""
         task, rows = self.experiment.task, self.history
         best = rows[0]
         for row in rows[1:]:
@@ -176,7 +176,7 @@ class Rounds(L.Callback):
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx:
             return
-        # Each round has draws (dropout) of its own, which do not hang on how the training came here.
+        # Seeded by its number, each round draws the same (dropout), whether the training was resumed or not.
         numbers = [*self.experiment.seeds, trainer.global_step, trainer.global_rank]
         torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
         pl_module.learned = None
@@ -235,7 +235,7 @@ class Rounds(L.Callback):
             write_atomically(self.folder / BEST, as_bytes(weights))
 
     def best_weights(self) -> dict[str, Tensor]:
-        """The weights of the best validation. Raises DamagedError if they are lost."""
+        """Read the weights of the best validation. Raises DamagedError if they are lost."""
         try:
             weights = self.best if self.folder is None else load_file(self.folder / BEST)
         except (OSError, SafetensorError) as error:
@@ -265,7 +265,7 @@ class PlainFiles(CheckpointIO):
 
 
 def _parts(batch: Any) -> tuple[Any, ...]:
-    """As Lightning can move and convert it."""
+    """Split a batch into a tuple of tensors, which Lightning can move and convert."""
     return batch.inputs, batch.labels, batch.mask
 
 
@@ -275,10 +275,10 @@ def _plus(total: Score | None, found: Score) -> Score:
 
 
 def loggers(names: tuple[str, ...], folder: Path | None, experiment: Experiment) -> Any:
-    """Lightning's loggers, writing into the folder; none without a folder.
+    """Make Lightning's loggers, which write into the folder; without a folder there are none.
 
     Raises:
-        StateformError: a logger whose package is not there.
+        StateformError: a logger whose package is not installed.
     """
     from pytorch_lightning import loggers as known
 
