@@ -321,7 +321,7 @@ def test_a_run_that_crashes_again_and_again_fails(store: Store) -> None:
     key = rows(1)[0][0]
     for k in range(CRASHES):
         run = store.claim("s", [key])
-        assert run is not None and store.crashed(run, "killed") is (k + 1 < CRASHES)
+        assert run is not None and store.record_crash(run, "killed") is (k + 1 < CRASHES)
     assert store.runs()[0].status == "failed" and store.runs()[0].error == "killed"
     assert store.retry("s", [key]) == 1 and store.claim("s", [key]) is not None
 

@@ -11,18 +11,18 @@ There are four kinds, each on the score (or another `column`, such as "test.256"
 
 - `above {label, than, x}`: runs are paired by x and seed. Confirmed if the mean difference is above twice its standard
   error, reversed if it is below minus that.
-- `approaches {label, to, x}`: the gap between the two closes as x grows. Confirmed if it is there at the smallest x
-  (above twice its standard error) and at the largest is at most half of that; reversed if it grows by twice its error.
+- `approaches {label, to, x}`: the gap between the two closes as x grows. Confirmed if at the smallest x it is above
+  twice its standard error, and at the largest x at most half as wide; reversed if it grows by twice its error.
 - `between {label, low, high, x}`: above `low` and below `high`, as `above` has it: confirmed if both hold, reversed if
   one of them is reversed.
 - `reaches {label, at_least}` and `stays {label, at_most}`: of the mean over the seeds at every x.
 
-What is not done (failed, or not run yet) is left out, and the numbers say how many runs that are.
+Runs that failed or have not run yet are left out, and the numbers say how many they are.
 
-Numbers are compared as they are: of a task scored by mse or bits the better model is the one below.
+Numbers are compared as they are: for a task scored by mse or bits, the lower one is the better model.
 
-Where settings besides x and the seed were varied (a learning rate), each label at each x takes those with the best mean
-on the validation, as published work does. `where` restricts a claim to some runs: {"task.name" = "parity"}.
+Other settings than x and the seed may have been varied (a learning rate): then each label at each x takes those with
+the best mean validation, as published work does. `where` restricts a claim to some runs: {"task.name" = "parity"}.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from typing import Any, Literal
 from ..errors import nearest, require
 
 SEED = "train.seed"
-"""What runs of one group differ in."""
+"""The setting in which runs of one group differ."""
 KINDS = {
     "above": ("label", "than", "x"), "approaches": ("label", "to", "x"), "between": ("label", "low", "high", "x"),
     "reaches": ("label", "at_least", "x"), "stays": ("label", "at_most", "x"),
@@ -49,7 +49,7 @@ Points = dict[Any, dict[Any, float]]
 
 @dataclass(frozen=True)
 class Claim:
-    """A published finding, and how it is looked at.
+    """A published finding, and the rule that tests it.
 
     Args:
         text: the finding.
@@ -70,19 +70,19 @@ class Claim:
 
 @dataclass(frozen=True)
 class ClaimVerdict:
-    """What became of a claim: the word, and the numbers behind it."""
+    """The verdict on a claim: a word, and the numbers behind it."""
 
     claim: Claim
     word: Literal["confirmed", "not confirmed", "reversed", "not measured"]
     numbers: str
 
     def to_dict(self) -> dict[str, Any]:
-        """Texts."""
+        """Give the texts of the claim and its verdict."""
         return {"text": self.claim.text, "source": self.claim.source, "verdict": self.word, "numbers": self.numbers}
 
 
 def read_claims(tables: Any, labels: Sequence[str]) -> Iterator[Claim]:
-    """The claims of a file.
+    """Read the claims of a file.
 
     Raises:
         StateformError: a table that is no claim, of no known kind, or about a label that the sweep does not have.
@@ -122,7 +122,7 @@ def read_claims(tables: Any, labels: Sequence[str]) -> Iterator[Claim]:
 
 
 def judge(claim: Claim, rows: Sequence[Row]) -> ClaimVerdict:
-    """What the rows of some results (`Results.rows`) say about a claim."""
+    """Judge a claim by the rows of some results (`Results.rows`)."""
     labels = {claim.about[name] for name in LABELS if name in claim.about}
     asked = [r for r in rows if r["label"] in labels and all(_same(r.get(k), v) for k, v in claim.where.items())]
     done = [r for r in asked if r["status"] == "done"]
@@ -135,24 +135,24 @@ def judge(claim: Claim, rows: Sequence[Row]) -> ClaimVerdict:
 
 def _judged(claim: Claim, rows: Sequence[Row]) -> ClaimVerdict:
     x = claim.about.get("x")
-    of = {name: _points(rows, claim.about[name], x, claim.column) for name in LABELS if name in claim.about}
-    missing = [str(claim.about[name]) for name, points in of.items() if not points]
+    scores = {name: _points(rows, claim.about[name], x, claim.column) for name in LABELS if name in claim.about}
+    missing = [str(claim.about[name]) for name, points in scores.items() if not points]
     if missing:
         return ClaimVerdict(claim, "not measured", f"no finished runs of {', '.join(missing)}")
-    one = of["label"]
+    one = scores["label"]
     if claim.kind in ("reaches", "stays"):
-        means = {at: statistics.fmean(scores.values()) for at, scores in one.items()}
+        means = {at: statistics.fmean(seeds.values()) for at, seeds in one.items()}
         worst = min(means.values()) if claim.kind == "reaches" else max(means.values())
         held = worst >= claim.about["at_least"] if claim.kind == "reaches" else worst <= claim.about["at_most"]
         told = ", ".join(f"{mean:.3f}" + (f" at {at}" if x else "") for at, mean in means.items())
         return ClaimVerdict(claim, "confirmed" if held else "not confirmed", f"mean over seeds {told}")
     if claim.kind == "approaches":
-        return _approaches(claim, one, of["to"])
+        return _approaches(claim, one, scores["to"])
     if claim.kind == "above":
-        word, numbers = _above(one, of["than"])
+        word, numbers = _above(one, scores["than"])
         return ClaimVerdict(claim, word, f"{claim.about['label']} - {claim.about['than']}: {numbers}")
-    low, below = _above(one, of["low"])
-    high, over = _above(of["high"], one)
+    low, below = _above(one, scores["low"])
+    high, over = _above(scores["high"], one)
     label = claim.about["label"]
     word = "reversed" if "reversed" in (low, high) else low if low != "confirmed" else high
     numbers = f"{label} - {claim.about['low']}: {below}; {claim.about['high']} - {label}: {over}"
@@ -195,18 +195,18 @@ def _approaches(claim: Claim, one: Points, other: Points) -> ClaimVerdict:
 
 
 def _differences(one: Points, other: Points) -> list[float]:
-    """Of runs with the same x and seed."""
+    """Subtract the scores of runs with the same x and seed."""
     return [one[x][s] - other[x][s] for x in one if x in other for s in one[x] if s in other[x]]
 
 
 def _mean(values: Sequence[float]) -> tuple[float, float]:
-    """The mean and its standard error (0 of one value)."""
+    """Compute the mean and its standard error (0 of one value)."""
     error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
     return statistics.fmean(values), error
 
 
 def _points(rows: Sequence[Row], label: str, x: str | None, column: str) -> Points:
-    """The scores of a label by x and seed, with the settings whose validation is best on average at that x."""
+    """Collect the scores of a label by x and seed, at each x of the settings with the best mean validation."""
     groups: dict[Any, dict[str, list[Row]]] = {}
     for row in rows:
         if row["label"] == label and row.get(column) is not None:

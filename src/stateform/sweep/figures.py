@@ -57,7 +57,7 @@ def page(result: Found) -> Page:
 
 
 def over_settings(result: Found) -> list[Figure]:
-    """The score over the state's size, or over what was asked for, then over each other number that was varied."""
+    """Draw the score over the size of the state, then over each number that was varied; or, if it is set, over `x`."""
     done = [row for row in result["rows"] if row["status"] == "done" and row["score"] is not None]
     wanted = result.get("x")
     axes = (
@@ -88,7 +88,7 @@ def over_settings(result: Found) -> list[Figure]:
 
 
 def _by_task(result: Found, rows: Sequence[Found], draw: Callable[[Sequence[Found], int], Any]) -> tuple[Panel, ...]:
-    """A panel for each task."""
+    """Draw a panel for each task."""
     tasks: dict[str, list[Found]] = {}
     for row in rows:
         tasks.setdefault(visible(str(row["task"])), []).append(row)
@@ -132,16 +132,16 @@ def _over(result: Found, rows: Sequence[Found], axis: str, height: int) -> Any:
 
 
 def _best(result: Found, rows: Sequence[Found]) -> Sequence[Found]:
-    """Those of the runs with the settings that are best on the validation: they differ in their seeds alone."""
+    """Select the runs with the settings that are best on the validation: they differ in their seeds alone."""
     sets: dict[str, list[Found]] = {}
     for row in rows:
         sets.setdefault(str([row.get(n) for n in result["varied"]]), []).append(row)
     choose = max if rows[0]["metric"] == "accuracy" else min
 
-    def of(some: Sequence[Found]) -> float:
+    def mean_score(some: Sequence[Found]) -> float:
         return statistics.fmean(row["score"] if row["valid"] is None else row["valid"] for row in some)
 
-    return choose(sets.values(), key=of)
+    return choose(sets.values(), key=mean_score)
 
 
 def _symbol(i: int) -> str:
@@ -151,7 +151,7 @@ def _symbol(i: int) -> str:
 def _means(
     x: Sequence[float], means: Sequence[float], i: int, name: str, metric: str, values: Sequence[Sequence[float]]
 ) -> Any:
-    """A line through means, with bars from the least to the largest of what each is of."""
+    """Draw a line through means, with bars from the least to the largest of the `values` behind each."""
     tips = []
     for v, mean, every in zip(x, means, values):
         text = f"{units.count(v)}: {metric} {score_text(mean, metric)}"
@@ -197,7 +197,7 @@ def _labelled(ends: Sequence[tuple[int, str, float, float]], yaxis: Mapping[str,
 
 
 def over_length(result: Found) -> Figure | None:
-    """The score over the length of the test, of each label's best settings; where any was tested at several."""
+    """Draw the score of each label's best settings over the length of the test; None if no run has several lengths."""
     done = [row for row in result["rows"] if row["status"] == "done" and row["score"] is not None]
     lengths = [n for n in (result["rows"][0] if result["rows"] else ()) if n.startswith("test.")]
     lengths = sorted(lengths, key=lambda n: int(n.removeprefix("test.")))

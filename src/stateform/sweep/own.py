@@ -1,7 +1,7 @@
-"""How other processes come by code of the user's own: the tasks, layers and runners of a sweep.
+"""Code of the user's own in other processes: the tasks, layers and runners of a sweep.
 
-What a process has registered is known there alone. A file or a module can be run or imported again elsewhere; what was
-typed into a notebook, or after `python -c`, cannot.
+A class is registered only in the process that defined it. A file can be run again elsewhere, a module imported. Code
+that was typed into a notebook, or after `python -c`, cannot.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..train.config import Experiment
 from ..train.sources import own_classes
 
 MAIN = ("__main__", "__mp_main__")
-"""How the script that runs is called, here and in processes that run it again."""
+"""Names of the script that runs: in this process, and in processes that run it again."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Origin:
     where: Any
 
     def bring(self) -> None:
-        """Make what comes from there known in this process."""
+        """Register in this process the classes that come from there."""
         if self.kind == "file":
             run_file(Path(self.where))
         elif self.kind == "module":
@@ -54,7 +54,7 @@ class Origin:
 
 
 def origins(experiments: Iterable[Experiment], runner: Callable[..., Any]) -> list[Origin | str]:
-    """Where the classes of experiments, and a runner, come from; the name alone of what has no origin to go back to."""
+    """Find where the classes of experiments, and a runner, come from; one without an origin is given by its name."""
     classes = dict.fromkeys(cls for made in experiments for cls in own_classes(made))
     return list(dict.fromkeys([*map(_origin, classes), *([_origin(runner)] if runner.__module__ in MAIN else [])]))
 
@@ -71,7 +71,7 @@ def _origin(thing: Any) -> Origin | str:
 
 
 def by_value(experiments: Iterable[Experiment]) -> list[Origin]:
-    """Classes as they are, for who can send them (Ray): all that are in no file that was named, and no module."""
+    """Find the origins of classes for Ray, which can send a class itself: one from the script, or without an origin."""
     found = []
     for cls in dict.fromkeys(cls for made in experiments for cls in own_classes(made)):
         origin = _origin(cls)
@@ -92,11 +92,11 @@ class Surroundings:
 
     @classmethod
     def here(cls, origins: Iterable[Origin]) -> Surroundings:
-        """Those of this process."""
+        """Describe this process."""
         return cls(tuple(origins), os.getcwd(), tuple(sys.path))
 
     def enter(self) -> None:
-        """Make this process like that one."""
+        """Make this process like the one described."""
         with contextlib.suppress(OSError):  # on another machine there may be no such folder
             os.chdir(self.folder)
         sys.path += [place for place in self.path if place not in sys.path]
@@ -106,7 +106,7 @@ class Surroundings:
 
 @contextlib.contextmanager
 def without_script() -> Iterator[None]:
-    """Start processes that do not run this script first, which fails before anything can be written down of it."""
+    """Keep processes started inside from running this script first, where a failure would leave no log."""
     script = sys.modules[MAIN[0]]
     sys.modules[MAIN[0]] = types.ModuleType(MAIN[0])
     try:

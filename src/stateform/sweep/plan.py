@@ -1,6 +1,6 @@
-"""What a sweep is: the experiments that a file asks for, all made and checked before any of them runs.
+"""A sweep: the experiments that a file asks for, all made and checked before any of them runs.
 
-The file is an experiment (task, [model], [train]) and what is varied of it:
+The file is an experiment (task, [model], [train]) and what varies in it:
 
     name = "state-size"                     # default: the file's name
     [grid]                                  # every combination of these
@@ -66,7 +66,7 @@ from .tables import (
 
 @dataclass(frozen=True)
 class Planned:
-    """One experiment of a sweep: what it is called, what of it was varied, and itself."""
+    """One experiment of a sweep, with its label and the settings that were varied."""
 
     label: str
     settings: dict[str, Any]
@@ -74,7 +74,7 @@ class Planned:
 
     @property
     def row(self) -> tuple[str, str, dict[str, Any], dict[str, Any]]:
-        """As `Store.add` takes it."""
+        """Give its row for `Store.add`: key, label, settings, experiment."""
         return self.experiment.key, self.label, self.settings, self.experiment.to_dict()
 
 
@@ -88,14 +88,14 @@ class Combination:
 
     @property
     def name(self) -> str:
-        """In a line."""
+        """Name it in a line."""
         return "  ".join([self.label, *described(self.settings)])
 
     def planned(self, more: Mapping[str, Any] | None = None) -> Planned:
-        """The experiment, with more settings where they are given.
+        """Make the experiment, with more settings if they are given.
 
         Raises:
-            StateformError: if there is no such experiment, with the combination's name.
+            StateformError: the experiment cannot be made; the message names the combination.
         """
         values = json.loads(json.dumps(self.values))
         settings = self.settings | dict(more or {})
@@ -123,12 +123,12 @@ class Space:
 
     @property
     def whole(self) -> bool:
-        """Whether whole numbers alone are meant."""
+        """True if it holds whole numbers alone."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     @property
     def ends(self) -> tuple[Any, ...]:
-        """Values which, if all are possible, leave little that is not."""
+        """List the values to check beforehand: all choices, or low and high. The rest lies between them."""
         return self.choices or (self.low, self.high)
 
 
@@ -145,7 +145,7 @@ class Plan:
 
     @cached_property
     def runs(self) -> list[Planned]:
-        """The experiments of the grid, in order; none where each combination is searched.
+        """Make the experiments of the grid, in order; none where each combination is searched.
 
         Raises:
             StateformError: one that cannot be made, or two that are the same.
@@ -159,12 +159,12 @@ class Plan:
         return list(found.values())
 
     def check(self) -> None:
-        """Raise a StateformError unless every experiment can be made; of a search, those at the ends of its space."""
+        """Raise a StateformError unless every experiment can be made, see `experiments`."""
         for _ in self.experiments():
             pass
 
     def experiments(self) -> Iterator[Experiment]:
-        """Every experiment of the grid; of a search, those at the ends of its space."""
+        """Make every experiment of the grid; of a search, those at the ends of its space."""
         yield from (run.experiment for run in self.runs)
         for cell in self.cells if self.space else ():
             start = {name: space.ends[0] for name, space in self.space.items()}
@@ -173,7 +173,7 @@ class Plan:
 
     @property
     def total(self) -> int:
-        """How many runs there will be."""
+        """Count the runs there will be."""
         return len(self.cells) * self.trials if self.space else len(self.cells)
 
 
@@ -185,14 +185,14 @@ def read_plan(
     source: str | Path | Mapping[str, Any], *, quick: bool = False, as_released: bool = False,
     overrides: Sequence[str] = (), check: bool = True,
 ) -> Plan:  # fmt: skip
-    """The sweep that a TOML file (or its tables, as a dict) asks for; every experiment of it can be made.
+    """Read the sweep that a TOML file (or its tables, as a dict) asks for, and check that every experiment can be made.
 
     Args:
         source: the file, the name of a preset, or what is in it.
         quick: lay the table [quick] over it; the name gets "-quick", for they are other experiments.
         as_released: the same with [as-released].
         overrides: "part.setting=value"; a list replaces an axis's values, one value fixes it.
-        check: make every experiment, which takes some milliseconds each; without it they are only counted.
+        check: make every experiment, some milliseconds each; False: they are only counted.
 
     Raises:
         StateformError: a file that is no TOML, unknown names (with the nearest), axes without values, an axis that no
@@ -236,7 +236,7 @@ def read_plan(
 
 
 def _cells(values: Mapping[str, Any], space: Mapping[str, Space], trials: int) -> Iterator[Combination]:
-    """The combinations of a file; how many runs there will be is known, and small enough, before the first is made."""
+    """Yield the combinations of a file. Their number is checked before the first is made."""
     base = {part: values[part] for part in (*PARTS, FROM) if part in values}
     grid = read_axes(values.get("grid", {}), "[grid]")
     variants = values.get("variants") or [{"label": "", "set": {}, "grid": {}, "skip": []}]

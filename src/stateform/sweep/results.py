@@ -39,13 +39,13 @@ class Results(Paged):
     complete: bool = True
     """False if the sweep was interrupted."""
     x: str | None = None
-    """What the figures have on their horizontal axis; None: the state's size."""
+    """The column on the horizontal axis of the figures; None: the size of the state."""
     claims: Sequence[Claim] = ()
     """Published findings to be held against these numbers."""
 
     @cached_property
     def rows(self) -> list[Row]:
-        """A flat dict for each run: what it is, its settings by dotted names, its numbers. None where there is none."""
+        """Give a flat dict for each run: sweep, label, settings by dotted names, numbers (None where it has none)."""
         rows = [_row(run) for run in self.runs]
         _name_tasks(rows, {name for run in self.runs for name in run.settings})
         names = list(dict.fromkeys(name for row in rows for name in row))
@@ -53,15 +53,15 @@ class Results(Paged):
 
     @property
     def failed(self) -> list[Run]:
-        """The runs that failed."""
+        """List the runs that failed."""
         return [run for run in self.runs if run.status == "failed"]
 
     @property
     def varied(self) -> list[str]:
-        """The settings that differ between runs, by which they are grouped; without the seed.
+        """List the settings that differ between runs, but for the seed; runs are grouped by them.
 
-        Those that no axis varied are among them where a file was changed between its runs, or where there are several
-        sweeps: then the sweep is, too.
+        A setting that no axis varied is among them if the file was changed between runs. So is `sweep`, where there
+        are several.
         """
         given = [name for run in self.runs for name in run.settings]
         alike: dict[tuple[str, str], dict[str, set[str]]] = {}
@@ -75,10 +75,10 @@ class Results(Paged):
         return [n for n in names if n != SEED and len({_text(row.get(n)) for row in self.rows}) > 1]
 
     def table(self, x: str | None = None, by: str = "label") -> list[Row]:
-        """Mean and spread over the seeds, of the runs that are done.
+        """Compute mean and spread over the seeds, of the runs that are done.
 
         Args:
-            x: the column whose values are told apart, e.g. "model.d_state"; None: all settings that were varied.
+            x: the column to group by, e.g. "model.d_state"; None: all settings that were varied.
             by: another such column.
 
         Returns:
@@ -111,7 +111,7 @@ class Results(Paged):
         require(name in known, f"the results have no column {name!r}: {nearest(name, known)}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values: what the page is made of."""
+        """Give plain values, from which the page and the tables are made."""
         if self.x is not None:
             self._require_column(self.x)
         return {
@@ -125,21 +125,21 @@ class Results(Paged):
 
     @property
     def verdicts(self) -> list[ClaimVerdict]:
-        """What these numbers say about each claim."""
+        """Judge each claim by these numbers."""
         return [judge(claim, self.rows) for claim in self.claims]
 
     @property
     def machines(self) -> list[str]:
-        """What the runs were computed on and with, each once."""
-        told = []
+        """Name the machines and versions that computed the runs, each once."""
+        names = []
         for run in self.runs:
             m = (run.outcome or {}).get("metrics", {})
             if on := m.get("machine"):
                 has = {**dict.fromkeys(("cpu", "cores", "threads", "device", "torch", "python"), "unknown"), **on}
-                told.append(f"{has['cpu']}, {has['cores']} cores ({has['threads']} threads a run), device "
-                            f"{has['device']}, torch {has['torch']}, Python {has['python']}, stateform "
-                            f"{m.get('stateform')}")  # fmt: skip
-        return list(dict.fromkeys(told))
+                names.append(f"{has['cpu']}, {has['cores']} cores ({has['threads']} threads a run), device "
+                             f"{has['device']}, torch {has['torch']}, Python {has['python']}, stateform "
+                             f"{m.get('stateform')}")  # fmt: skip
+        return list(dict.fromkeys(names))
 
     # -- files -----------------------------------------------------------------------------------------------------
 
@@ -170,11 +170,11 @@ class Results(Paged):
         write_atomically(Path(path), out.getvalue())
 
     def to_markdown(self) -> str:
-        """Claims, what the runs were computed on, and the table of means, as Markdown."""
+        """Write the claims, the machines and the table of means as Markdown."""
         return markdown(self.to_dict())
 
     def save_markdown(self, path: str | Path) -> None:
-        """Write it, whole or not at all."""
+        """Write the Markdown into a file, whole or not at all."""
         write_atomically(Path(path), self.to_markdown().encode())
 
     def page(self) -> Page:
@@ -190,13 +190,13 @@ def results(
     store: str | Path, sweep: str | None = None, where: Mapping[str, Any] | Iterable[str] = (), x: str | None = None,
     claims: Sequence[Claim] = (),
 ) -> Results:  # fmt: skip
-    """The runs in a store.
+    """Read the runs in a store.
 
     Args:
         store: its file.
-        sweep: of this sweep alone.
-        where: of these alone: a dict from columns to values, {"model.pattern": "linear"}, or texts "column=value".
-        x: what figures have on their horizontal axis; None: the state's size.
+        sweep: only the runs of this sweep.
+        where: only runs with these values: a dict {"model.pattern": "linear"} of columns, or texts "column=value".
+        x: the column on the horizontal axis of the figures; None: the size of the state.
         claims: published findings to be held against the numbers, as `read_plan(...).claims`.
 
     Raises:
@@ -228,7 +228,7 @@ def _conditions(where: Mapping[str, Any] | Iterable[str]) -> Iterator[tuple[str,
 
 
 def arrow() -> Any:
-    """PyArrow, or an error that names the extra."""
+    """Import PyArrow, or raise an error that names the extra."""
     try:
         return importlib.import_module("pyarrow")
     except ImportError:
@@ -260,7 +260,7 @@ def _row(run: Run) -> Row:
 
 
 def _name_tasks(rows: Sequence[Row], axes: set[str]) -> None:
-    """Give each row the name of its task, with the options in which tasks of that name differ but for axes."""
+    """Name the task in each row, with the options in which tasks of that name differ; axes have their own columns."""
     alike: dict[str, list[Row]] = {}
     for row in rows:
         alike.setdefault(row["task.name"], []).append(row)
@@ -277,12 +277,12 @@ def _name_tasks(rows: Sequence[Row], axes: set[str]) -> None:
 
 
 def _tested(value: Any, metric: str | None) -> float | None:
-    """The metric at one length, which stands by itself or among others."""
+    """Read the metric at one length: a number, or an entry of a dict."""
     return value.get(metric) if isinstance(value, Mapping) else value
 
 
 def headline(run: Run) -> str:
-    """What came of a run, in a few words."""
+    """Tell the outcome of a run in a few words."""
     if run.status == "failed":
         return f"failed: {run.error}"
     row = _row(run)
@@ -297,7 +297,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def _text(value: Any) -> str:
-    """A value by which runs are told apart: 1 and 1.0 are the same."""
+    """Write a value as a key that tells runs apart: 1 and 1.0 are the same."""
     if isinstance(value, bool) or value is None:
         return str(value).lower()
     return f"{value:g}" if isinstance(value, int | float) and float(f"{value:g}") == value else str(value)

@@ -1,4 +1,4 @@
-"""A run of a sweep as a row of the store, and what of a row cannot be what was written."""
+"""A run of a sweep as a row of the store, and the check that a row read holds what was written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("metric", "stopped", "name", "stateform"), (str, NoneType)),
     **dict.fromkeys(("test", "machine", "sources"), (dict, NoneType)),
 }
-"""Of what kind the numbers of an outcome are that tables and figures are made of."""
+"""The types of the numbers of an outcome that tables and figures use."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The label and what was varied, in a line."""
+        """Name it in a line: the label and what was varied."""
         return "  ".join([self.label, *described(self.settings)])
 
 
@@ -51,7 +51,7 @@ def described(settings: Mapping[str, Any]) -> list[str]:
 
 
 def fault_of(row: Mapping[str, Any]) -> str | None:
-    """Say what of a row is of another kind than what was written; None if nothing is."""
+    """Name the first part of a row that has a wrong type; None if the row is sound."""
     experiment, outcome = row["experiment"], row["outcome"]
     expected: list[tuple[str, Any, tuple[type, ...]]] = [
         ("settings", row["settings"], (dict,)), ("experiment", experiment, (dict,)),
@@ -85,7 +85,7 @@ def as_json(value: Any) -> str:
 
 
 def finite(value: Any) -> Any:
-    """Put None for what JSON has no number for, in plain values."""
+    """Replace inf and NaN by None, as JSON has no word for them."""
     if isinstance(value, Mapping):
         return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

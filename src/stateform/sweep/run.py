@@ -1,4 +1,4 @@
-"""Sweeps: many experiments from one file, their outcomes in one store; what a kill leaves undone is done next time."""
+"""Sweeps: many experiments from one file, their outcomes in one store. After a kill, the next call does the rest."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def sweep(
 ) -> Results:  # fmt: skip
     """Run every experiment of a sweep that has no outcome yet.
 
-    Two of these may work on one store at a time; they share the runs. Called again after it was interrupted or killed,
-    it goes on: no outcome is made twice, and a training goes on from its checkpoint.
+    Several may work on one store at a time, and share the runs. Called again after it was interrupted or killed, it
+    goes on: no outcome is computed twice, and a training goes on from its checkpoint.
 
     Args:
         source: the file (see `stateform.sweep.plan`), the name of a preset, its tables as a dict, or a plan.
@@ -105,12 +105,12 @@ def sweep(
                 at = Here(folder, runner, work.tell)
             else:
                 at = Processes(folder, workers or 1, runner, [one for one in known if isinstance(one, Origin)])
-            work.through(at)
+            work.run_all(at)
         return Results(store.runs(plan.name, work.keys), str(store.path), not work.interrupted, claims=plan.claims)
 
 
 class _Work:
-    """What is to be done, and how far it is."""
+    """The runs to do, and the progress with them."""
 
     def __init__(
         self, store: Store, plan: Plan, search: Search | None, folder: Path, on_progress: Bar | None,
@@ -120,7 +120,7 @@ class _Work:
         self.on_progress, self.on_finished = on_progress, on_finished
         self.interrupted = False
         self.shares: dict[str, float] = {}
-        """How far each run is that is being computed."""
+        """By key of a run in progress: the share of it that is done."""
         self.keys = [run.experiment.key for run in plan.runs]
         if search is not None:
             self._plan(search.resume())
@@ -135,16 +135,16 @@ class _Work:
         self.keys = list(dict.fromkeys([*self.keys, *(run.experiment.key for run in runs)]))
 
     def waits(self) -> bool:
-        """Whether there is anything to do."""
+        """True if there is anything to do."""
         return self.search is not None or "waiting" in self.store.counts(self.plan.name, self.keys)
 
     def _count(self) -> None:
-        """Look how many are over, those of other processes among them."""
+        """Count the runs that are over, those of other processes too."""
         counts = self.store.counts(self.plan.name, self.keys)
         self.over = counts.get("done", 0) + counts.get("failed", 0)
 
     def _next(self) -> Run | None:
-        """A run that is now this process's own; of a search, one that is asked for if none waits."""
+        """Claim a run for this process, None if there is none; a search is asked for one if none waits."""
         run = self.store.claim(self.plan.name, self.keys)
         while run is None and self.search is not None and (asked := self.search.ask()) is not None:
             self._plan([asked])
@@ -155,8 +155,8 @@ class _Work:
                         self.search.tell(known)
         return run
 
-    def through(self, engine: Engine) -> None:
-        """Run everything; end the engine and give back what is not finished, whatever happens."""
+    def run_all(self, engine: Engine) -> None:
+        """Run everything. Whatever happens, end the engine and put back the runs that are not finished."""
         with self.store.beating():
             try:
                 looked = time.monotonic()
@@ -185,7 +185,7 @@ class _Work:
                         self.store.release()
 
     def tell(self, event: Event) -> None:
-        """Keep what became of a run."""
+        """Record what became of a run, or its progress."""
         run = event.run
         if event.kind == "progress":
             what, done, total = event.value
@@ -195,7 +195,7 @@ class _Work:
         self.shares.pop(run.key, None)
         if event.kind == "crashed":
             how = f"{event.value}; see {note(self.folder, run, f'stateform: {event.value}')}"
-            if self.store.crashed(run, how):
+            if self.store.record_crash(run, how):
                 self._say(f"{run.name}   {how}; it will be tried again")
                 return
         elif event.kind == "done":
@@ -224,7 +224,7 @@ class _Work:
 
 
 def _unchanged(runs: Sequence[Run], store: str) -> None:
-    """Raise if an outcome came from other data or code than there are now; say once where that is not known."""
+    """Raise if an outcome came from other data or code than today's; print once where that is not known."""
     now: dict[str, tuple[Experiment, Sources]] = {}
     said: set[str] = set()
     for run in runs:
@@ -245,7 +245,7 @@ def _unchanged(runs: Sequence[Run], store: str) -> None:
 
 @contextlib.contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """A second Ctrl-C waits until workers are ended and runs given back."""
+    """Ignore Ctrl-C inside: while workers are ended and runs put back, a second one must not stop that."""
     import signal
     import threading
 
@@ -260,7 +260,7 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def store_of(path: str | Path) -> Path:
-    """The store's file: that path, or the one in that folder."""
+    """Find the store's file: that path, or the one in that folder."""
     path = Path(path)
     return path / STORE if os.path.isdir(path) else path
 

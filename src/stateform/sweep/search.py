@@ -1,4 +1,4 @@
-"""Search: Optuna says what to try next. Its studies are in the store's file, so that a killed search goes on."""
+"""Search: Optuna proposes what to try next. Its studies are in the store's file, so that a killed search goes on."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Search:
             ) from None
         self.studies = [(cell, self._study(cell)) for cell in plan.cells]
         self.open: dict[str, list[tuple[Any, int]]] = {}
-        """Trials that were not told their value, by the key of their run."""
+        """By key of a run: the trials that wait for its value."""
 
     def _distribution(self, space: Space) -> Any:
         d = self.optuna.distributions
@@ -74,10 +74,10 @@ class Search:
         return {name: space.ends[0] for name, space in self.plan.space.items()}
 
     def resume(self) -> list[Planned]:
-        """The runs of every trial so far, those that a kill left without a run among them.
+        """List the runs of every trial so far, also of trials that a kill left without one.
 
         Raises:
-            StateformError: if the search was begun in a space of another kind (other bounds are no matter).
+            StateformError: the search was begun in a space of another kind (other bounds are allowed).
         """
         found = []
         states = self.optuna.trial.TrialState
@@ -102,7 +102,7 @@ class Search:
         return found
 
     def ask(self) -> Planned | None:
-        """What to try next; None once all trials have been asked for."""
+        """Ask for the next run to try; None once all trials have been asked for."""
         asked = [(sum(set(t.params) == set(self.space) for t in study.get_trials(False)), cell, study)
                  for cell, study in self.studies]  # fmt: skip
         left = [(n, cell, study) for n, cell, study in asked if n < self.plan.trials]
@@ -118,7 +118,7 @@ class Search:
         self.open.setdefault(run.experiment.key, []).append((study, number))
 
     def tell(self, run: Run) -> None:
-        """What came of a run that is over, to every trial that waits for it."""
+        """Tell the value of a run that is over to every trial that waits for it."""
         states = self.optuna.trial.TrialState
         for study, number in self.open.pop(run.key, []):
             value = score(run)
@@ -133,7 +133,7 @@ class Search:
 
 
 def score(run: Run) -> float | None:
-    """What a search goes by: the metric on the validation; None where there is none."""
+    """Read what a search improves: the metric on the validation; None where there is none."""
     metrics: Mapping[str, Any] = (run.outcome or {}).get("metrics", {})
     value = metrics.get("valid")
     return float(value) if isinstance(value, int | float) else None

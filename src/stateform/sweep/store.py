@@ -11,8 +11,8 @@ Any SQLite reads it; format 1 has two tables (and those of Optuna, where a sweep
         settings           JSON: what was varied, by dotted names
         experiment         JSON: Experiment.to_dict(), complete
         status             waiting, running, done or failed
-        worker             host:pid:... of the process that answers for it while it is running
-        heartbeat          Unix time at which that process last said that it lives
+        worker             host:pid:... of the process that has claimed it while it is running
+        heartbeat          Unix time of the last sign of life of that process
         attempts           how often it was begun
         crashes            how often the process that computed it died
         started, finished  times in UTC: of the last beginning, of the outcome
@@ -75,7 +75,7 @@ class Store:
     Args:
         path: the file.
         create: make it, and its folder, if there is none.
-        reading: nothing will be changed: then it may be where nothing can be written.
+        reading: nothing will be changed, so the file may be on a disk that is read-only.
 
     Raises:
         StateformError: no such file, one that cannot be read or written, one that is damaged, of another program or
@@ -107,7 +107,7 @@ class Store:
             raise
 
     def _unwritable(self) -> sqlite3.Connection:
-        """Open the file where nothing can be written: SQLite, which writes beside it, is told that it need not."""
+        """Open the file on a read-only disk, where SQLite must not write its log beside it."""
         log = self.path.with_name(f"{self.path.name}-wal")
         if not log.is_file() or not log.stat().st_size:
             return self._connect(self.path, "ro&immutable=1")
@@ -167,9 +167,9 @@ class Store:
     # -- changes ---------------------------------------------------------------------------------------------------
 
     def add(self, sweep: str, runs: Iterable[tuple[str, str, Mapping[str, Any], Mapping[str, Any]]]) -> None:
-        """Plan runs, each a key, a label, what was varied and the experiment. Afterwards all are there, or none.
+        """Plan runs, each a key, a label, what was varied and the experiment. All are added, or none.
 
-        A run that is there already keeps its status and outcome, and takes the label.
+        A run that exists already keeps its status and outcome, and takes the new label.
         """
         rows = [
             (sweep, key, label, as_json(settings), as_json(experiment)) for key, label, settings, experiment in runs
@@ -181,10 +181,9 @@ class Store:
             )  # fmt: skip
 
     def claim(self, sweep: str, keys: Iterable[str]) -> Run | None:
-        """Take one of these runs that waits, for this process; None if none does.
+        """Claim one of these runs that waits, for this process; None if none waits.
 
-        One that crashed comes after those that were not begun yet. An experiment that runs now in another sweep of the
-        store is left for later.
+        Runs that crashed come last. An experiment that runs now in another sweep of the store is left for later.
         """
         with self._clear(), self._transaction():
             found = self.connection.execute(
@@ -217,11 +216,11 @@ class Store:
             )  # fmt: skip
             return done.rowcount == 1
 
-    def crashed(self, run: Run, how: str) -> bool:
-        """The process that computed the run died: back to waiting, or failed where that happened too often.
+    def record_crash(self, run: Run, how: str) -> bool:
+        """Record that the run's process died: the run waits again or, after `CRASHES` deaths, has failed.
 
         Returns:
-            Whether it will be tried again.
+            True if it will be tried again.
         """
         with self._clear(), self._transaction():
             self.connection.execute(
@@ -232,13 +231,13 @@ class Store:
             return self._rows("id = ?", (run.id,))[0].status == "waiting"
 
     def release(self) -> None:
-        """Put back what this process has begun and not ended."""
+        """Put back the runs that this process has begun and not ended."""
         with self._clear(), self._transaction():
             self.connection.execute("UPDATE runs SET status = 'waiting', worker = NULL WHERE status = 'running' AND "
                                     "worker = ?", (self.worker,))  # fmt: skip
 
     def recover(self) -> int:
-        """Put back the runs of processes that are gone: killed on this machine, or silent. How many there were."""
+        """Put back the runs of processes that are gone: killed on this machine, or silent. Returns their number."""
         with self._clear(), self._transaction():
             rows = self.connection.execute("SELECT id, worker, heartbeat FROM runs WHERE status = 'running'").fetchall()
             gone = [(id,) for id, worker, heartbeat in rows if worker != self.worker and not _lives(worker, heartbeat)]
@@ -246,7 +245,7 @@ class Store:
             return len(gone)
 
     def retry(self, sweep: str, keys: Iterable[str]) -> int:
-        """Put back those of these runs that failed. How many there were."""
+        """Put back those of these runs that failed. Returns their number."""
         with self._clear(), self._transaction():
             return self.connection.execute(
                 "UPDATE runs SET status = 'waiting', crashes = 0, finished = NULL WHERE sweep = ? AND "
@@ -255,12 +254,12 @@ class Store:
 
     @contextlib.contextmanager
     def beating(self, every: float = 5.0) -> Iterator[None]:
-        """Say that this process lives, from a thread, as long as the block runs."""
+        """Write a heartbeat every so many seconds, from a thread, as long as the block runs."""
         over = threading.Event()
 
         def beat() -> None:
             while not over.wait(every):
-                # A beat that is missed is no harm: many have to be.
+                # One missed beat does no harm: a run is free only after `SILENT` seconds without any.
                 with contextlib.suppress(sqlite3.Error):
                     connection = sqlite3.connect(self.path, timeout=60, isolation_level=None)
                     with contextlib.closing(connection):
@@ -277,7 +276,7 @@ class Store:
     # -- reading ---------------------------------------------------------------------------------------------------
 
     def runs(self, sweep: str | None = None, keys: Iterable[str] | None = None) -> list[Run]:
-        """The runs of a sweep, or of all; those with these keys alone where they are given."""
+        """Read the runs of a sweep, or of all; only those with these keys if they are given."""
         where, values = ["1"], []
         if sweep is not None:
             where.append("sweep = ?")
@@ -289,7 +288,7 @@ class Store:
             return self._rows(" AND ".join(where), values)
 
     def counts(self, sweep: str, keys: Iterable[str]) -> dict[str, int]:
-        """How many of these runs there are of each status."""
+        """Count these runs by status."""
         with self._clear():
             return dict(self.connection.execute(
                 "SELECT status, count(*) FROM runs WHERE sweep = ? AND key IN (SELECT value FROM json_each(?)) "
@@ -297,7 +296,7 @@ class Store:
             ).fetchall())  # fmt: skip
 
     def sweeps(self) -> list[str]:
-        """The names of the sweeps, oldest first."""
+        """List the names of the sweeps, oldest first."""
         with self._clear():
             rows = self.connection.execute("SELECT sweep FROM runs GROUP BY sweep ORDER BY min(id)").fetchall()
             return [name for (name,) in rows]
@@ -335,7 +334,7 @@ class Store:
 
     @contextlib.contextmanager
     def _clear(self) -> Iterator[None]:
-        """What SQLite says, as errors that say what to do."""
+        """Turn errors of SQLite into ones that say what to do."""
         try:
             yield
         except sqlite3.Error as error:
@@ -352,12 +351,12 @@ class Store:
 
 
 def _code(error: sqlite3.Error) -> int:
-    """SQLite's own number of an error, without what it adds to it."""
+    """Read SQLite's primary number of an error: the low byte, without the details above it."""
     return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
 
 
 def _statements(script: str) -> Iterator[str]:
-    """The statements of a script (`executescript` would end the transaction)."""
+    """Split a script into statements (`executescript` would end the transaction)."""
     text = ""
     for line in script.splitlines(keepends=True):
         text += line

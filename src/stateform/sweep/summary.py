@@ -1,4 +1,4 @@
-"""What sweeps came to, in words and tables, for the terminal, the page and Markdown alike; from the dict alone."""
+"""The results of sweeps in words and tables, for the terminal, the page and Markdown; made from the dict alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Found = Mapping[str, Any]
 
 
 def tables(result: Found) -> list[RenderableType]:
-    """The results for a terminal: a row for each group of runs that differ in their seeds alone, and what failed."""
+    """Lay the results out for a terminal: a row for each group of runs that differ only in seeds, then what failed."""
     parts = opening(title(result), subject(result), None)
     for grid in (groups(result), claims(result)):
         if grid is None:
@@ -38,12 +38,12 @@ def tables(result: Found) -> list[RenderableType]:
 
 
 def title(result: Found) -> str:
-    """The names of the sweeps."""
+    """Name the sweeps."""
     return visible(", ".join(map(str, result.get("sweeps") or []))) or "no runs"
 
 
 def subject(result: Found) -> str:
-    """How many runs there are, and what became of them."""
+    """Count the runs by what became of them."""
     rows = result["rows"]
     text = f"{len(rows)} run{'' if len(rows) == 1 else 's'}"
     counts = [(s, sum(row["status"] == s for row in rows)) for s in ("done", "running", "waiting", "failed")]
@@ -52,7 +52,7 @@ def subject(result: Found) -> str:
 
 
 def failures(result: Found) -> list[str]:
-    """Why runs failed: each reason once."""
+    """List why runs failed, each reason once."""
     why: dict[str, list[str]] = {}
     for row in result["rows"]:
         if row["status"] == "failed":
@@ -66,7 +66,7 @@ def _few(names: Sequence[str]) -> str:
 
 
 def _called(result: Found, row: Found) -> str:
-    """The label, what was varied and the seed, in a line."""
+    """Name a run in a line: the label, what was varied and the seed."""
     named = [n for n in result["varied"] if n != "task" and row.get(n) is not None]
     more = [visible(str(row["task"]))] * ("task" in result["varied"])
     more += [f"{short_name(n)} {value_of(row.get(n))}" for n in named]
@@ -74,7 +74,7 @@ def _called(result: Found, row: Found) -> str:
 
 
 def labels(result: Found) -> list[str]:
-    """What the lines are, in the order in which the runs were planned."""
+    """List the labels, in the order in which the runs were planned."""
     return list(dict.fromkeys(visible(str(row["label"])) for row in result["rows"]))
 
 
@@ -98,7 +98,7 @@ def score_text(value: float | None, metric: str) -> str:
 
 
 def groups(result: Found) -> Grid | None:
-    """A row for each group of runs that differ in their seeds alone."""
+    """Lay out a row for each group of runs that differ only in seeds."""
     found = result["groups"]
     if not found:
         return None
@@ -121,7 +121,7 @@ def groups(result: Found) -> Grid | None:
 
 
 def runs(result: Found, most: int = 500) -> Grid | None:
-    """A row for each run."""
+    """Lay out a row for each run."""
     rows, names = result["rows"], result["varied"]
     if not rows:
         return None
@@ -143,7 +143,7 @@ def runs(result: Found, most: int = 500) -> Grid | None:
 
 
 def claims(result: Found) -> Grid | None:
-    """A row for each claim: what became of it, and the numbers."""
+    """Lay out a row for each claim: its verdict, and the numbers."""
     found = result.get("claims") or []
     if not found:
         return None
@@ -154,7 +154,7 @@ def claims(result: Found) -> Grid | None:
 
 
 def markdown(result: Found) -> str:
-    """The claims, the machines and the means as Markdown."""
+    """Write the claims, the machines and the means as Markdown."""
     parts = [f"# {title(result)}", f"{subject(result)}, as of {result['created']}."]
     parts += [f"Computed on: {machine}." for machine in result.get("machines") or []]
     seconds = [row["seconds"] for row in result["rows"] if row["seconds"] is not None]
@@ -176,5 +176,5 @@ def _numeric(rows: Sequence[Found], name: str) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """True if it is a number, and no yes or no."""
+    """True if it is a number, and not True or False."""
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -13,7 +13,7 @@ PARTS = ("task", "model", "train")
 FROM = "from"
 """The part that names the run from whose weights all runs of a sweep begin."""
 OVERLAYS = ("quick", "as-released")
-"""Tables that are laid over the file where they are asked for; variants are matched by their labels."""
+"""Tables that are laid over the file if they are asked for; variants are matched by their labels."""
 KNOWN = (*PARTS, FROM, "name", "about", "grid", "variants", "cases", "search", "claims", *OVERLAYS)
 """The parts of a file; `about` is for readers."""
 MOST = 100_000
@@ -21,7 +21,7 @@ MOST = 100_000
 
 
 def _dotted(table: Any, what: str) -> dict[str, Any]:
-    """{"model": {"d_state": [4]}} and {"model.d_state": [4]} alike as the latter."""
+    """Write names with dots: {"model": {"d_state": [4]}} becomes {"model.d_state": [4]}, which stays as it is."""
     require(isinstance(table, Mapping), f"{what} is {table!r}; expected a table of settings by dotted names")
     found: dict[str, Any] = {}
     for name, value in table.items():
@@ -36,7 +36,7 @@ def _dotted(table: Any, what: str) -> dict[str, Any]:
 
 
 def flatten(values: dict[str, Any]) -> dict[str, Any]:
-    """Write every name of what is varied as one string: "model.d_state"."""
+    """Write the names of all settings that vary with dots: "model.d_state"."""
     values = dict(values)
     if "grid" in values:
         values["grid"] = _dotted(values["grid"], "[grid]")
@@ -77,8 +77,8 @@ def merge(values: Any, change: Any) -> Any:
     if _labelled(values) and _labelled(change):
         new = {variant["label"]: variant for variant in values}
         for variant in change:
-            said = {name: value for name, value in variant.items() if value}
-            new[variant["label"]] = merge(new.get(variant["label"], variant), said)
+            given = {name: value for name, value in variant.items() if value}
+            new[variant["label"]] = merge(new.get(variant["label"], variant), given)
         return list(new.values())
     if isinstance(values, Mapping) and isinstance(change, Mapping):
         merged = dict(values)
@@ -137,7 +137,7 @@ def override(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]
 
 
 def _with_option(task: Any, text: str) -> str:
-    """The text of a whole task with one option of it replaced."""
+    """Replace one option in the text of a whole task."""
     options = overridden({"task": task}, [text])["task"]
     name = options.pop("name", "")
     return f"{name}({', '.join(f'{option}={value!r}' for option, value in options.items())})"
@@ -158,7 +158,7 @@ def read_axes(grid: Mapping[str, Any], what: str) -> dict[str, list[Any]]:
 
 
 def put_setting(values: dict[str, Any], name: str, value: Any) -> None:
-    """Set a dotted name of an experiment; "task" is a whole one."""
+    """Set a setting of an experiment by its dotted name; "task" sets the whole task."""
     if name == "task":
         values["task"] = value
     else:
@@ -166,7 +166,7 @@ def put_setting(values: dict[str, Any], name: str, value: Any) -> None:
 
 
 def setting_names(base: Mapping[str, Any]) -> list[str]:
-    """List the dotted names of what an experiment sets."""
+    """List the dotted names of an experiment's settings."""
     return [f"{part}.{name}" for part, table in base.items() if isinstance(table, Mapping) for name in table]
 
 

@@ -1,8 +1,8 @@
 """Where the runs of a sweep are computed: in processes of this machine, in this process, or on a Ray cluster.
 
-An engine is handed runs and tells what became of them; it knows neither the store nor the plan. A run is computed by a
-*runner*, a function of a module (so that other processes can import it): the experiment as plain values, a folder, a
-progress callback; it returns the outcome as plain values, and goes on from what it finds in the folder.
+An engine is given runs and reports what became of them; it knows neither the store nor the plan. A run is computed by a
+*runner*, a function of a module, so that other processes can import it. It takes the experiment as plain values, a
+folder and a progress callback, resumes from what it finds in the folder, and returns the outcome as plain values.
 """
 
 from .cluster import Ray

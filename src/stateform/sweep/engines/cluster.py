@@ -1,4 +1,4 @@
-"""Computes on a Ray cluster."""
+"""The engine that computes on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .runner import Runner, in_words, log_of, printing_to, threads_granted, trai
 
 
 class Ray:
-    """Computes on a Ray cluster, one run on each processor. The folder must be one that all its machines see.
+    """An engine that computes on a Ray cluster, one run a processor. All its machines must see the folder.
 
     Args:
         folder: where the runs' folders go.

@@ -1,4 +1,4 @@
-"""What an engine is, and what it tells of a run."""
+"""The interface of an engine, and the events by which it reports on a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..rows import Run
 
 @dataclass(frozen=True)
 class Event:
-    """What became of a run: `value` is its outcome, why it failed, how its process died, or how far it is."""
+    """News of a run. By kind, `value` is its outcome, why it failed, how its process died, or its progress."""
 
     run: Run
     kind: Literal["done", "failed", "crashed", "progress"]
@@ -22,17 +22,17 @@ class Engine(Protocol):
 
     @property
     def free(self) -> int:
-        """How many more runs can be started now."""
+        """Count the runs that can be started now."""
 
     @property
     def busy(self) -> int:
-        """How many are being computed."""
+        """Count the runs that are being computed."""
 
     def start(self, run: Run) -> None:
-        """Begin one."""
+        """Begin a run."""
 
     def wait(self, seconds: float) -> list[Event]:
-        """What happened; waits for it, but not for longer."""
+        """Wait at most so many seconds for something to happen, and give the events."""
 
     def stop(self) -> None:
-        """End everything, the runs that are being computed too."""
+        """End everything, also the runs that are being computed."""

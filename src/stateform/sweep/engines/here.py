@@ -1,4 +1,4 @@
-"""Computes in this process."""
+"""The engine that computes in this process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .runner import Runner, in_words, note, trained
 
 
 class Here:
-    """Computes one run at a time, in this process."""
+    """An engine that computes one run at a time, in this process."""
 
     def __init__(
         self, folder: Path, runner: Runner = trained, on_progress: Callable[[Event], None] | None = None

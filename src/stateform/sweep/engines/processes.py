@@ -1,4 +1,4 @@
-"""Computes in worker processes of this machine."""
+"""The engine that computes in worker processes of this machine."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ WORKER = "stateform-worker"
 
 
 class Processes:
-    """Computes in worker processes of this machine. One that dies takes no other with it, and is replaced.
+    """An engine that computes in worker processes of this machine. One that dies is replaced; the others go on.
 
     Args:
         folder: where the runs' folders and what they print go.
@@ -41,8 +41,8 @@ class Processes:
     def __init__(self, folder: Path, workers: int, runner: Runner = trained, origins: Iterable[Origin] = ()) -> None:
         self.folder, self.workers, self.runner = folder, workers, runner
         self.surroundings = Surroundings.here(origins)
-        # Forked from a server that has imported everything once, a new process is there at once, and is free of what
-        # this process holds (locks, files, a GPU). Not every system has that.
+        # Forked from a server that has imported everything once, a new process starts at once and holds nothing of
+        # this one (locks, files, a GPU). Not every system has that.
         method = "forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn"
         self.context: Any = mp.get_context(method)
         if method == "forkserver":
@@ -130,7 +130,7 @@ class _Worker:
 def _work(
     pipe: Any, folder: Path, pickled: bytes, threads: int, gpu: int | None, surroundings: Surroundings
 ) -> None:  # fmt: skip
-    """Compute, in a worker process, what comes through the pipe, until that ends or its parent is gone."""
+    """Compute, in a worker process, the runs that come through the pipe, until it ends or the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the parent sees to it
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible_gpu(gpu, os.environ.get("CUDA_VISIBLE_DEVICES"))

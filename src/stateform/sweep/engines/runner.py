@@ -1,4 +1,4 @@
-"""How a run is computed wherever that is: by a runner, its output in the run's log, its failure in a line."""
+"""Computing a run, on any engine: by a runner, its output in the run's log, its failure in a line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Runner = Callable[[dict[str, Any], Path, Progress], dict[str, Any]]
 
 
 def trained(experiment: dict[str, Any], folder: Path, on_progress: Progress) -> dict[str, Any]:
-    """Train on one device: the runner of a sweep. A folder whose books are damaged is set aside."""
+    """Train on one device: a sweep's default runner. A folder with damaged files is set aside, the run begins anew."""
     from ...train import Machine, train
 
     made, machine = Experiment.from_dict(experiment), Machine(devices=1, threads=torch.get_num_threads())
@@ -36,7 +36,7 @@ def trained(experiment: dict[str, Any], folder: Path, on_progress: Progress) -> 
 
 
 def note(folder: Path, run: Run, text: str) -> Path:
-    """Add a text to the log of a run, where there is a place for it. Returns the log."""
+    """Add a text to the log of a run, if that can be written. Returns the log's path."""
     path = log_of(folder, run.key)
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def note(folder: Path, run: Run, text: str) -> Path:
 
 @contextlib.contextmanager
 def printing_to(path: Path) -> Iterator[None]:
-    """Add all that is printed, by libraries in C too, to the end of a file."""
+    """Append all that is printed inside, by libraries in C too, to a file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -69,12 +69,12 @@ def printing_to(path: Path) -> Iterator[None]:
 
 
 def log_of(folder: Path, key: str) -> Path:
-    """Name the file that a run of a sweep in that folder prints to."""
+    """Give the path of the log of a run, of a sweep in that folder."""
     return folder / "logs" / f"{key}.txt"
 
 
 def threads_granted() -> int:
-    """Read how many threads the environment grants."""
+    """Read from the environment how many threads may be used (no limit: `sys.maxsize`)."""
     granted = os.environ.get("OMP_NUM_THREADS", "")
     return int(granted) if granted.isdigit() and int(granted) > 0 else sys.maxsize
 

@@ -11,12 +11,12 @@ FOLDER = Path(__file__).parent
 
 
 def preset_names() -> list[str]:
-    """The names of all presets."""
+    """List the names of all presets."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
 def file_of(source: str | Path) -> Path:
-    """The file that is meant by a path or the name of a preset.
+    """Find the file that a path or the name of a preset means.
 
     Raises:
         StateformError: if there is neither (with the nearest names).
