@@ -1,7 +1,7 @@
-"""Our layers beside what one would take instead: the same weights, one process, in turns.
+"""Our layers timed beside what one would use instead: the same weights, one process, in turns.
 
-A `Pair` is a layer and its rivals. A rival is made from our layer's weights, and is timed only after its outputs, its
-steps and its gradients were found to be those of our layer. `bench` times them, `bench_model` a pretrained model.
+A `Pair` is a layer and its rivals. A rival is made from our layer's weights. It is timed only after its outputs, steps
+and gradients were found equal to those of our layer. `bench` times pairs, `bench_model` a pretrained model.
 """
 
 from .model import MODEL_MODES, ModelBench, bench_model

@@ -15,13 +15,13 @@ _BOUND = "var(--muted)"
 
 
 def drawings(result: Mapping[str, Any]) -> list[Figure]:
-    """Time over T, and the bars of the other modes."""
+    """Draw time over T, and bars for the other modes."""
     drawn = [time_over_length(result), *(bars(result, mode) for mode in ("training", "decode", "memory"))]
     return [figure for figure in drawn if figure is not None]
 
 
 def time_over_length(result: Mapping[str, Any]) -> Figure | None:
-    """A panel for each pair: its parties over T, the floor dotted."""
+    """Draw a panel for each pair: its parties over T, the floor dotted."""
     panels = []
     most = max((len(pair.get("parties") or []) for pair in pairs(result)), default=0)
     for pair in pairs(result):
@@ -39,7 +39,7 @@ def time_over_length(result: Mapping[str, Any]) -> Figure | None:
 
 
 def _lines(pair: Mapping[str, Any], most: int) -> Panel | None:
-    """The panel of a pair, with room for a legend of `most` rows, so that panels side by side align."""
+    """Draw the panel of a pair, with room for a legend of `most` rows, so that panels side by side align."""
     cases = [c for c in pair.get("cases") or [] if c["mode"] == "forward" and c.get("found")]
     traces, values = [], []
     for i, party in numbered(pair):
@@ -71,7 +71,7 @@ def _lines(pair: Mapping[str, Any], most: int) -> Panel | None:
 
 
 def bars(result: Mapping[str, Any], mode: str) -> Figure | None:
-    """A panel for each pair and case of a mode: a bar for each party."""
+    """Draw a panel for each pair and case of a mode, with a bar for each party."""
     views = []
     for case in cases_of(result, mode):
         panels = []

@@ -1,4 +1,4 @@
-"""What layers cost: time in every form and at every length, a token from a state, memory, and counted work."""
+"""The cost of layers: time in every form and at every length, time of a token from a state, memory, operations."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ..layer import system_of
 from ..system import System
 
 PACE = Pace(most=3, slow=0.5, few=1)
-"""A comparison is quick: one round for what takes long."""
+"""A comparison is quick: a job of more than half a second runs one round."""
 TOKENS = Pace(most=8)
 
 
 def blank_cost() -> dict[str, Any]:
-    """A row's cost before anything is measured."""
+    """Give the cost of a row before anything is measured."""
     return {
         "forward_ms": {}, "left_out": [], "auto_form": {}, "decode_us": None, "flops": {}, "memory_bytes": {},
         "peak_bytes": {},
@@ -71,7 +71,7 @@ def measure(
         take_turns({key: partial(_ready, job) for key, job in jobs.items()}, repeats, times, pace=PACE)
         for (name, form), found in times.items():
             if name in rows:
-                rows[name]["cost"]["forward_ms"].setdefault(form, {})[str(T)] = _told(found, 1e-3)
+                rows[name]["cost"]["forward_ms"].setdefault(form, {})[str(T)] = _without_rounds(found, 1e-3)
             if name == (reference or "softmax"):
                 softmax[T] = min(softmax.get(T, 1e3 * median(found)), 1e3 * median(found))
     step_times = _decode({name: layers[name] for name in rows}, x, repeats)
@@ -81,27 +81,27 @@ def measure(
 
 
 def _ready(job: Callable[[], Any]) -> Callable[[], Any]:
-    """A job of the clock, of what needs no preparation."""
+    """Make a job of the clock from a function that needs no preparation."""
     return job
 
 
-def _told(times: list[float], unit: float) -> dict[str, float]:
+def _without_rounds(times: list[float], unit: float) -> dict[str, float]:
     return {what: value for what, value in spread(times, unit).items() if what != "rounds"}
 
 
 def _decode(layers: dict[str, nn.Module], x: Tensor, repeats: int) -> dict[str, dict[str, float]]:
-    """Time of one token from the state after the longest sequence, in microseconds; layers take turns."""
+    """Time one token from the state after the longest sequence, in microseconds; layers take turns."""
     token, jobs = x[:, -1], {}
     for name, layer in layers.items():
         step: Callable[..., Any] = layer.step  # type: ignore[assignment]
         jobs[name] = partial(_ready, partial(step, token, layer(x, return_state=True)[1]))
     times: dict[str, list[float]] = {}
     take_turns(jobs, repeats, times, pace=TOKENS)
-    return {name: _told(found, 1e-6) for name, found in times.items()}
+    return {name: _without_rounds(found, 1e-6) for name, found in times.items()}
 
 
 def _projection_flops(layer: nn.Module, system: System) -> float:
-    """Two operations per weight and token for every map from inputs to parts of the system and to the output."""
+    """Count two operations per weight and token, for every map from inputs to parts of the system and to the output."""
     weights = sum(
         p.numel()
         for m in layer.modules()

@@ -1,4 +1,4 @@
-"""A pretrained model as it is, and with its mixers in our forms: prefill, decoding and a training step, in turns."""
+"""A pretrained model timed as it is and with its mixers in our forms: prefill, decoding, a training step, in turns."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ModelBench(Record):
     """What `bench_model` found: `print` it, or `.to_dict()`."""
 
     def ratio(self, mode: str) -> float:
-        """How many times as fast the model is with our forms, by the medians."""
+        """Divide the median time of the model as it is by that with our forms: above 1, ours is faster."""
         times = self.result["modes"][mode]
         return float(times[AS_IT_IS]["median"] / times[OURS]["median"])
 
@@ -161,7 +161,7 @@ def bench_model(
 
 
 def check_settings(modes: Sequence[str], length: int, train_length: int, repeats: int, seed: int) -> None:
-    """Raise unless they can be used."""
+    """Raise unless the settings of `bench_model` can be used."""
     for mode in modes:
         require(mode in MODEL_MODES, f"unknown mode {mode!r}: {nearest(mode, MODEL_MODES)}")
     for name, value, least in (("length", length, 2), ("train_length", train_length, 2), ("repeats", repeats, 1)):
@@ -171,7 +171,7 @@ def check_settings(modes: Sequence[str], length: int, train_length: int, repeats
 
 @contextmanager
 def _left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """A model in eval mode and not accelerated; afterwards as it was, its gradients too."""
+    """Put a model in eval mode and undo an acceleration; afterwards restore it, its gradients too."""
     was, grads = undo(model), [(p, p.grad) for p in model.parameters()]
     try:
         with evaluating(model):
@@ -185,7 +185,7 @@ def _left_as_it_was(model: nn.Module) -> Iterator[None]:
 
 
 def cache_name(model: Any, tokens: Tensor) -> str:
-    """The name by which a model takes and gives its cache."""
+    """Find the name by which a model takes and gives its cache."""
     with torch.no_grad():
         out = model(tokens, use_cache=True)
     found = next((name for name in CACHES if getattr(out, name, None) is not None), None)
@@ -194,8 +194,9 @@ def cache_name(model: Any, tokens: Tensor) -> str:
 
 
 def _compared(model: Any, tokens: Tensor) -> dict[str, Any]:
-    """How far the accelerated model is from the model as it is, and how far it may be; raise if it is farther. And
-    whether that says little, as the logits are constant.
+    """Compare the logits of the accelerated model with the model's own, and raise if they differ by more than allowed.
+
+    `constant` is True if the logits are the same at every position: then the comparison proves little.
     """
     with torch.no_grad():
         undo(model)

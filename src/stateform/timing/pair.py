@@ -1,4 +1,4 @@
-"""A pair: a function, our way to compute it, and the ways of others."""
+"""A pair: a function, our way to compute it, and rival ways."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ Shape = tuple[int, ...]
 MODES = ("forward", "training", "decode", "memory")
 """What can be measured: a forward pass, forward and backward, a token from a state, the most bytes held at once."""
 EXTRAS = {"transformers": "'stateform[bench]'", "mambapy": "'stateform[bench]'", "fla": "flash-linear-attention"}
-"""What pip is to install for the package of a rival."""
+"""By package of a rival: the argument to pip install."""
 DISTRIBUTIONS = {"fla": "fla-core"}
 """Names under which packages are installed, where they differ."""
 EQUAL = 1e-5
-"""The largest relative difference, in float32, of what counts as the same function."""
+"""The largest relative difference, in float32, up to which two functions count as the same."""
 
 
 def version_of(distribution: str) -> str | None:
-    """The version that is installed, if one is."""
+    """Give the version that is installed; None if there is none."""
     try:
         return version(distribution)
     except PackageNotFoundError:
@@ -42,15 +42,15 @@ def version_of(distribution: str) -> str | None:
 
 @dataclass(frozen=True)
 class Rival:
-    """What one could take instead of a layer or an operation of ours.
+    """An implementation that one could use instead of a layer or an operation of ours.
 
     Args:
         name: how tables call it, unique in its pair.
-        package: whose it is.
-        make: from our layer, whose weights it takes over (for an operation, from nothing), to a party.
-        allowed: relative difference in float32 up to which it is the same function; more than `EQUAL` where its
-            kernels round more, and then `why` says so.
-        why: see there.
+        package: the package that it is from.
+        make: makes a party from our layer, whose weights it copies (for an operation: from nothing).
+        allowed: relative difference in float32 up to which it counts as the same function; more than `EQUAL` if its
+            kernels round more.
+        why: the reason, if `allowed` is more than `EQUAL`.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Rival:
     why: str = ""
 
     def missing(self) -> str | None:
-        """What to do for its package to be there, or None."""
+        """Say how to install its package; None if it is installed."""
         spec = importlib.util.find_spec(self.package)
         if spec is not None and spec.origin is not None:  # a folder of that name that happens to be there has none
             return None
@@ -68,7 +68,7 @@ class Rival:
 
     @property
     def version(self) -> str:
-        """The version of its package that is installed."""
+        """Give the version of its package that is installed."""
         return version_of(DISTRIBUTIONS.get(self.package, self.package)) or "unknown"
 
 
@@ -77,9 +77,9 @@ class Pair:
     """A layer and its rivals.
 
     Args:
-        name: unique among the pairs; that of the layer, with more behind a slash where a layer has several.
-        make: from d_model to the layer.
-        rivals: what one could take instead.
+        name: unique among the pairs: the layer's name, with more behind a slash if a layer has several pairs.
+        make: makes the layer from d_model.
+        rivals: what one could use instead.
     """
 
     name: str
@@ -88,15 +88,15 @@ class Pair:
 
     @property
     def layer(self) -> str:
-        """The name of the layer."""
+        """Name the layer."""
         return self.name.partition("/")[0]
 
     def checked_in(self, dtype: torch.dtype) -> torch.dtype:
-        """The dtype in which rivals are compared with ours, before they are cast to `dtype` to be timed."""
+        """Give the dtype in which rivals are compared with ours, before they are cast to `dtype` to be timed."""
         return torch.float32
 
     def setting(self, d_model: int, device: str, generator: torch.Generator) -> Setting:
-        """Ours with weights in which every part shows, in float32, and the party that bounds all from below."""
+        """Make our layer in float32, with weights that let every part show in y, and its floor, see `floor`."""
         layer = self.make(d_model)
         redraw(layer, generator, "own")
         layer = layer.to(device).eval()
@@ -115,12 +115,12 @@ class Setting:
     inputs: Callable[[int, int, torch.dtype, torch.Generator], Inputs]
     sizes: str
     source: Any
-    """What rivals are made from."""
+    """The object that rivals are made from: our layer, None for an operation."""
     floor: Party | None = None
 
 
 def described(layer: nn.Module) -> str:
-    """The sizes of a layer, in words."""
+    """Write the sizes of a layer in words."""
     options = getattr(layer, "config", {})
     given = [f"{name}={value!r}" for name, value in options.items() if value is not None]
     return ", ".join(given)
@@ -140,8 +140,8 @@ class Operation:
 
     Args:
         name: as that of a `Pair`; the layer is the one whose core this is.
-        tensors: what both take, by the letters of `DRAWN`.
-        system: from these tensors to the system.
+        tensors: the letters in `DRAWN` of the tensors that both take.
+        system: makes the system from these tensors.
         rivals: what one could call instead.
         size: keys, and values, of a head at full width.
     """
@@ -154,15 +154,15 @@ class Operation:
 
     @property
     def layer(self) -> str:
-        """The name of the layer whose core it is."""
+        """Name the layer whose core it is."""
         return self.name.partition("/")[0]
 
     def checked_in(self, dtype: torch.dtype) -> torch.dtype:
-        """As `Pair.checked_in`: some kernels know half precision alone."""
+        """Give the dtype of the comparison: `dtype` itself, as some kernels have half precision only."""
         return dtype
 
     def setting(self, d_model: int, device: str, generator: torch.Generator) -> Setting:
-        """As `Pair.setting`; there are no weights and no linear maps."""
+        """Make our operation and its inputs; it has neither weights nor a floor of linear maps."""
         H = heads_of(d_model, self.size)
         require(d_model % H == 0, f"d_model is {d_model}; expected a multiple of the {H} heads of {self.name}")
 
@@ -195,7 +195,7 @@ def _unit(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Tenso
 
 
 def _gate(shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """Logarithms of decays near 0.95; in float32 whatever the rest is in, as every layer has them."""
+    """Draw logarithms of decays near 0.95; at least float32, as in every layer, whatever dtype the rest has."""
     return F.logsigmoid(torch.randn(shape, generator=generator) + 3).to(torch.promote_types(dtype, torch.float32))
 
 

@@ -1,4 +1,4 @@
-"""Are the parties of a pair one function? Their outputs, steps and gradients beside those of our layer."""
+"""The check that the parties of a pair are one function: outputs, steps and gradients beside those of our layer."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ CHECKED = (2, 300)
 PROMPT, STEPS = 10, 4
 """Tokens before decoding, and tokens decoded for the comparison."""
 Drawn = Callable[..., tuple[Tensor, ...]]
-"""Draws inputs: `Schedule.drawn`."""
+"""Draws inputs: `Schedule.draw_inputs`."""
 
 
 def outputs(y: Any) -> list[Tensor]:
-    """One output, or several, as a list."""
+    """Make a list of one output, or of several."""
     return list(y) if isinstance(y, (list, tuple)) else [y]
 
 
 class Reference:
-    """What ours gives for some inputs, and how far a rival is from it."""
+    """The outputs and gradients of our layer for some inputs, with which rivals are compared."""
 
     def __init__(self, pair: Pair | Operation, drawn: Drawn, dtype: torch.dtype, setting: Setting) -> None:
         self.setting, self.dtype = setting, pair.checked_in(dtype)
         self.inputs = drawn(setting.inputs, *CHECKED, self.dtype)
         self.weight: Tensor | None = None
         with exact():
-            self.want = {mode: self.of(setting.ours, mode) for mode in ("forward", "training")}
+            self.want = {mode: self.results_of(setting.ours, mode) for mode in ("forward", "training")}
 
-    def of(self, party: Party, mode: str) -> list[Tensor]:
-        """The outputs, the gradients with respect to the inputs, or the outputs of steps behind a prompt."""
+    def results_of(self, party: Party, mode: str) -> list[Tensor]:
+        """Compute a party's outputs ("forward"), gradients of the inputs ("training") or steps after a prompt."""
         if mode == "training":
             xs = tuple(x.clone().requires_grad_() for x in self.inputs)
             y = party.run(*xs)
@@ -55,7 +55,7 @@ class Reference:
             return [torch.cat([step(*(x[:, t : t + 1] for x in first)) for t in at], 1)]
 
     def compared(self, rival: Rival) -> tuple[dict[str, Any], Party | None]:
-        """A row about a rival: its differences, for what it can be timed, and why not for the rest."""
+        """Compare a rival: a row with its differences, the modes it may be timed in, and why not in the others."""
         about: dict[str, Any] = {
             "name": rival.name, "kind": "rival", "package": rival.package, "errors": {}, "timed": [], "notes": [],
         }  # fmt: skip
@@ -78,7 +78,7 @@ class Reference:
                 continue
             try:
                 with exact():
-                    got = self.of(party, mode)
+                    got = self.results_of(party, mode)
             except RECOVERABLE as error:
                 about["notes"].append(f"{mode} fails: {one_line(error)}")
                 continue
@@ -93,7 +93,7 @@ class Reference:
 
 
 def difference(got: Tensor, want: Tensor) -> float:
-    """Largest difference over the largest value; infinite where either is not finite or the shapes differ."""
+    """Divide the largest difference by the largest value; infinite if either is not finite or the shapes differ."""
     if got.shape != want.shape:
         return float("inf")
     found = float((got.double() - want.double()).abs().max() / want.double().abs().max().clamp_min(1e-300))
@@ -102,7 +102,7 @@ def difference(got: Tensor, want: Tensor) -> float:
 
 @contextmanager
 def exact() -> Iterator[None]:
-    """float32 is float32: no TF32 in the convolutions and products of a GPU."""
+    """Keep a GPU from computing float32 products and convolutions in TF32."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     try:

@@ -34,7 +34,7 @@ OURS, FLOOR, COPY = "stateform", "linear maps alone", "weights copied"
 ROWS = (1, 4)
 """Sequences in a batch for which training is timed."""
 COMPILERS = ("triton", "tilelang")
-"""Of kernels for a GPU: their versions decide which of them there are."""
+"""Compilers of kernels for a GPU, noted because their versions decide which kernels exist."""
 
 
 class Bench(Record, Paged):
@@ -42,7 +42,7 @@ class Bench(Record, Paged):
 
     @property
     def failed(self) -> dict[str, str]:
-        """By pair whose own layer failed: why."""
+        """List the pairs whose own layer failed, and why."""
         return {pair["name"]: pair["failed"] for pair in self.result["pairs"] if "failed" in pair}
 
     def page(self) -> Page:
@@ -61,10 +61,10 @@ def bench(
     on_progress: Progress | None = None, keep: Callable[[Bench], None] | None = None,
     clock: Clock = time.perf_counter,
 ) -> Bench:  # fmt: skip
-    """Time layers beside what one would take instead of them, with the same weights.
+    """Time layers beside what one would use instead, with the same weights.
 
-    A rival whose outputs, steps or gradients are not those of our layer is reported with its difference and not timed.
-    All that is timed of one pair takes turns. The rivals run as they are by default, and so do ours.
+    A rival whose outputs, steps or gradients differ from our layer's is reported with its difference and not timed.
+    The parties of a pair take turns. Rivals run with their default settings, and so do our layers.
 
     Args:
         layers: names of pairs (`stateform.timing.PAIRS`) or of layers; a layer without rivals is timed beside its own
@@ -74,20 +74,20 @@ def bench(
         modes: "forward" (no gradients, one sequence), "training" (forward and backward, of the shortest length, one
             and four sequences), "decode" (a token from a state), "memory" (the most bytes held at once).
         lengths: tokens of the sequences.
-        positions: tokens that the states stand for from which a token is decoded.
+        positions: tokens before the one that is decoded.
         d_model: width; heads are as many as fit.
         repeats: rounds; median, least and largest are kept.
         device: "cpu" or "cuda".
         dtype: in which it is timed. Layers are compared in float32 whatever it is.
         seed: of weights and inputs.
-        memory_limit_gb: decoding from a growing cache is left out where it would need more.
+        memory_limit_gb: decoding is left out where the cache would need more.
         on_progress: called as the work goes on.
         keep: called with what is found so far, after each pair.
         clock: seconds; for tests.
 
     Returns:
-        A Bench. After Ctrl-C it holds what was measured, and says that it is not complete. A pair whose own layer fails
-        says why, and the others are measured.
+        A Bench. After Ctrl-C it holds what was measured, and is not `complete`. A pair whose own layer fails says why;
+        the others are measured.
 
     Raises:
         StateformError: before any work: an unknown name, a package that is not installed, sizes that do not fit.
@@ -139,7 +139,7 @@ def bench(
 
 
 def chosen(layers: Sequence[str], rivals: Sequence[str], device: str) -> list[Pair | Operation]:
-    """The pairs that are named, each with the rivals that are."""
+    """Select the pairs and rivals that are named, and check that their packages are installed."""
     for name in rivals:
         require(name in PACKAGES, f"no rivals are from {name!r}: {nearest(name, PACKAGES)}")
     for name in layers:
@@ -179,7 +179,7 @@ def _with(pair: Pair | Operation, rivals: tuple[Rival, ...]) -> Pair | Operation
 
 @dataclass(frozen=True)
 class Schedule:
-    """What is measured, and how."""
+    """The settings of a benchmark: what is measured, and how."""
 
     modes: tuple[str, ...]
     lengths: tuple[int, ...]
@@ -193,17 +193,17 @@ class Schedule:
     clock: Clock
 
     def cases(self) -> list[tuple[str, int, int]]:
-        """Mode, rows and tokens of each measurement; memory is that of the longest sequence and the largest batch."""
+        """List mode, rows and tokens of each measurement; memory is that of the longest sequence and largest batch."""
         every = [("forward", 1, T) for T in self.lengths] + [("training", rows, self.lengths[0]) for rows in ROWS]
         every += [("decode", 1, T) for T in self.positions]
         every += [("memory", 1, self.lengths[-1]), ("memory of training", ROWS[-1], self.lengths[0])]
         return [case for case in every if case[0].split()[0] in self.modes]
 
-    def drawn(
+    def draw_inputs(
         self, inputs: Callable[[int, int, torch.dtype, torch.Generator], Inputs], rows: int, tokens: int,
         dtype: torch.dtype,
     ) -> Inputs:  # fmt: skip
-        """Inputs on the device."""
+        """Draw inputs and put them on the device."""
         xs = inputs(rows, tokens, dtype, torch.Generator().manual_seed(self.seed + 1))
         return tuple(x.to(self.device) for x in xs)
 
@@ -214,7 +214,7 @@ class Schedule:
 
 
 def measure(pair: Pair | Operation, plan: Schedule, row: dict[str, Any], step: Callable[[str], None]) -> None:
-    """Fill the row of one pair."""
+    """Compare and time the parties of one pair, and fill its row."""
     step(f"{pair.name}: are they equal?")
     setting = pair.setting(plan.d_model, plan.device, torch.Generator().manual_seed(plan.seed))
     row["sizes"] = setting.sizes
@@ -223,7 +223,7 @@ def measure(pair: Pair | Operation, plan: Schedule, row: dict[str, Any], step: C
     parties = {OURS: setting.ours}
     fit = {OURS: {"forward", "training", "decode"}}
     row["parties"].append({"name": OURS, "kind": "ours"})
-    reference = Reference(pair, plan.drawn, plan.dtype, setting)
+    reference = Reference(pair, plan.draw_inputs, plan.dtype, setting)
     for rival in pair.rivals:
         about, party = reference.compared(rival)
         row["parties"].append(about)
@@ -244,7 +244,7 @@ def measure(pair: Pair | Operation, plan: Schedule, row: dict[str, Any], step: C
         needed = "training" if mode == "memory of training" else "forward" if mode == "memory" else mode
         present = {name: party for name, party in parties.items() if needed in fit[name]}
         if mode.startswith("memory"):
-            present.pop(FLOOR, None)  # which holds the outputs of all its maps at once: no bound
+            present.pop(FLOOR, None)  # it holds the outputs of all its maps at once, which is no lower bound
             _memory(present, setting, plan, case, needed)
         else:
             _times(present, setting, plan, case)
@@ -274,9 +274,9 @@ def _times(parties: dict[str, Party], setting: Setting, plan: Schedule, case: di
 
 
 def job(party: Party, setting: Setting, plan: Schedule, mode: str, rows: int, tokens: int) -> Job:
-    """What prepares one measurement of one party."""
+    """Make the job of the clock for one measurement of one party."""
     if mode == "decode":
-        prompt = plan.drawn(setting.inputs, rows, min(PROMPT, tokens), plan.dtype)
+        prompt = plan.draw_inputs(setting.inputs, rows, min(PROMPT, tokens), plan.dtype)
         token = tuple(x[:, :1] for x in prompt)
         begin = party.begin
         assert begin is not None
@@ -287,7 +287,7 @@ def job(party: Party, setting: Setting, plan: Schedule, mode: str, rows: int, to
             return without_gradients(lambda: step(*token))
 
         return decode
-    xs = plan.drawn(party.inputs or setting.inputs, rows, tokens, plan.dtype)
+    xs = plan.draw_inputs(party.inputs or setting.inputs, rows, tokens, plan.dtype)
     if mode == "forward":
         return lambda: without_gradients(lambda: party.run(*xs))
     leaves = [x.requires_grad_() for x in xs] + party.weights
@@ -302,7 +302,7 @@ def job(party: Party, setting: Setting, plan: Schedule, mode: str, rows: int, to
 
 
 def without_gradients(go: Callable[[], Any]) -> Callable[[], Any]:
-    """The same under `torch.no_grad`."""
+    """Run a function under `torch.no_grad`."""
     return torch.no_grad()(go)
 
 
@@ -332,7 +332,7 @@ def _peak(go: Callable[[], Any], plan: Schedule) -> int:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' warnings that a kernel for a GPU is not there: what runs by default is what is timed."""
+    """Silence warnings of transformers that a GPU kernel is missing: what runs by default is what is timed."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

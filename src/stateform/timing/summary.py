@@ -1,4 +1,4 @@
-"""A benchmark in words and tables, for the terminal and the page alike; from its dict alone."""
+"""A benchmark in words and tables, for the terminal and the page alike; made from its dict alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TITLES = {
     "decode": ("How long does the next token take?", "One token from a state that stands for so many."),
     "memory": ("How much memory is held at once?", "What operations make, their results included; not the weights."),
 }
-"""Each mode as a question, and how it was measured."""
+"""By mode: its question, and how it was measured."""
 SECTIONS = {
     "equal": "Equal", "forward": "Forward", "training": "Training", "decode": "Decoding", "memory": "Memory"
 }  # fmt: skip
@@ -33,12 +33,12 @@ COLUMNS = {
 
 
 def pairs(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The pairs of a result."""
+    """List the pairs of a result."""
     return list(result.get("pairs") or [])
 
 
 def subject(result: Mapping[str, Any]) -> str:
-    """One line: what was timed, on what."""
+    """Say in one line what was timed, and on what."""
     settings, machine = result.get("settings") or {}, result.get("machine") or {}
     versions = [f"{name} {number}" for name, number in (result.get("versions") or {}).items()]
     device = machine.get("device")
@@ -52,7 +52,7 @@ def subject(result: Mapping[str, Any]) -> str:
 
 
 def interrupted(result: Mapping[str, Any]) -> str | None:
-    """What to say on top when the benchmark was stopped before its end, or could not measure a layer of ours."""
+    """Say if the benchmark was stopped before its end, or could not measure a layer of ours; None if neither."""
     said = [visible(f"{pair['name']} failed: {pair['failed']}.") for pair in pairs(result) if "failed" in pair]
     if not result.get("complete", True):
         said.append("This benchmark was stopped before its end: it shows what was measured by then.")
@@ -60,14 +60,14 @@ def interrupted(result: Mapping[str, Any]) -> str | None:
 
 
 def grids(result: Mapping[str, Any]) -> list[Grid]:
-    """The tables: are they equal, then one for each mode."""
+    """Lay out the tables: whether the parties are equal, then one for each mode."""
     found = [equality(result)]
     found += [grid for mode in TITLES if (grid := times(result, mode)) is not None]
     return [grid for grid in found if grid is not None]
 
 
 def equality(result: Mapping[str, Any]) -> Grid | None:
-    """How far each rival is from our layer with the same weights."""
+    """Lay out how far each rival is from our layer with the same weights."""
     rows, notes = [], []
     for pair in pairs(result):
         for party in pair.get("parties") or []:
@@ -90,7 +90,7 @@ def equality(result: Mapping[str, Any]) -> Grid | None:
 
 
 def times(result: Mapping[str, Any], mode: str) -> Grid | None:
-    """What was measured in one mode: a row for each party, two columns for each case."""
+    """Lay out what was measured in one mode: a row for each party, two columns for each case."""
     cases = cases_of(result, mode)
     if not cases:
         return None
@@ -120,7 +120,7 @@ def times(result: Mapping[str, Any], mode: str) -> Grid | None:
 
 
 def cases_of(result: Mapping[str, Any], mode: str) -> list[tuple[str, int, int]]:
-    """List the cases of a mode: which of it, rows and tokens."""
+    """List the cases of a mode: its full name, rows and tokens."""
     every = [(c["mode"], c["rows"], c["tokens"]) for pair in pairs(result) for c in pair.get("cases") or []]
     return [case for case in dict.fromkeys(every) if case[0].split()[0] == mode]
 
@@ -141,7 +141,7 @@ def _ratio(found: Mapping[str, Any] | None, party: Mapping[str, Any]) -> str:
 
 
 def tables(result: Mapping[str, Any]) -> list[RenderableType]:
-    """The benchmark for a terminal of 80 columns or more: are they equal, then a table for each mode.
+    """Lay the benchmark out for a terminal of 80 columns or more: the table of equality, then one for each mode.
 
     Args:
         result: what `bench` found, as plain values (the content of its JSON file). Missing parts are left out.
@@ -153,7 +153,7 @@ def tables(result: Mapping[str, Any]) -> list[RenderableType]:
 
 
 def _once(grid: Grid) -> Grid:
-    """The grid with the name of each layer in its first row alone."""
+    """Leave the name of a layer in the first of its rows alone."""
     rows, last = [], ""
     for row in grid.rows:
         name, *rest = row.cells
@@ -163,6 +163,6 @@ def _once(grid: Grid) -> Grid:
 
 
 def numbered(pair: Mapping[str, Any]) -> list[tuple[int | None, Mapping[str, Any]]]:
-    """Give the parties, each with the number of its colour; what bounds them from below has none."""
+    """Number the parties, for their colours; the floor and the copy, which bound them from below, have none."""
     every = enumerate(pair.get("parties") or [])
     return [(None if party["kind"] in ("floor", "copy") else i, party) for i, party in every]

@@ -1,6 +1,6 @@
-"""The table of pairs: layers at the sizes of released models of their kind, and what one would take instead.
+"""The table of pairs: layers at the sizes of released models of their kind, and what one would use instead.
 
-Those beside modules of transformers come from the files of the foreign families (`stateform.hub.families`).
+Pairs with modules of transformers come from the files of the foreign families (`stateform.hub.families`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MORE = {
     "mamba": Rival("MambaBlock", "mambapy", of_mambapy.mamba_block),
     "softmax/gpt2": Rival("scaled_dot_product_attention", "torch", of_torch.fused_attention),
 }
-"""Other rivals of such a layer."""
+"""By pair: a rival besides those of transformers."""
 
 
 def foreign(twin: type[Twin]) -> Pair:

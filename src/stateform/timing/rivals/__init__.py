@@ -1,1 +1,1 @@
-"""What one would take instead of our layers: the rivals of a benchmark."""
+"""The rivals of a benchmark: what one would use instead of our layers."""

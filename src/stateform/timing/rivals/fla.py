@@ -15,14 +15,14 @@ from torch.nn import functional as F
 
 from ...system import System
 from ..pair import Operation, Rival
-from .party import Inputs, Party, Run, along
+from .party import Inputs, Party, Run, repeat_along
 
 TENSOR_CORES = 5e-3
-"""The relative difference of products in TF32, which its kernels take for float32."""
+"""The relative difference of products in TF32, in which its kernels multiply float32."""
 
 
 def operation(chunk: str, fused: str, tensors: tuple[str, ...], **constant: Any) -> Callable[[Any], Party]:
-    """The operations `chunk`, for sequences, and `fused`, for a token from a state, of fla.ops.
+    """Make a rival's `make` from two operations of fla.ops: `chunk` for sequences, `fused` for a token from a state.
 
     Args:
         tensors: the names of the arguments, in the order of our tensors.
@@ -35,7 +35,7 @@ def operation(chunk: str, fused: str, tensors: tuple[str, ...], **constant: Any)
         def run(*xs: Tensor) -> Tensor:
             return whole(**dict(zip(tensors, xs, strict=True)), scale=1.0, **constant)[0]
 
-        # The one without a chunked kernel's name for the decay: `fused_recurrent_gla` calls it gk.
+        # `fused_recurrent_gla` calls the decay gk, its chunked kernel g.
         names = tuple("gk" if fused == "fused_recurrent_gla" and name == "g" else name for name in tensors)
 
         def begin(prompt: Inputs, tokens: int) -> Run:
@@ -56,20 +56,20 @@ def operation(chunk: str, fused: str, tensors: tuple[str, ...], **constant: Any)
 
 
 def rival(chunk: str, fused: str, *tensors: str) -> tuple[Rival, ...]:
-    """The one rival of an operation, its arguments by name."""
+    """Make the one rival of an operation, its arguments by name."""
     why = "its kernels multiply in TF32"
     return (Rival(chunk, "fla", operation(chunk, fused, tensors), TENSOR_CORES, why),)
 
 
 def fused_attention(_: Any) -> Party:
-    """torch's scaled_dot_product_attention."""
+    """Make a party of torch's scaled_dot_product_attention."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=1.0).transpose(1, 2)
 
     def begin(prompt: Inputs, tokens: int) -> Run:
-        cache = [along(x, 1, tokens) for x in prompt[1:]]
+        cache = [repeat_along(x, 1, tokens) for x in prompt[1:]]
 
         def step(q: Tensor, *new: Tensor) -> Tensor:
             cache[:] = [torch.cat(x, 1) for x in zip(cache, new, strict=True)]

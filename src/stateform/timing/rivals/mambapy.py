@@ -11,7 +11,7 @@ from .party import Inputs, Party, Run, place
 
 
 def mamba_block(layer: Any) -> Party:
-    """mambapy's MambaBlock."""
+    """Make a party of mambapy's MambaBlock, with our layer's weights."""
     from mambapy.mamba import MambaBlock, MambaConfig
 
     config = MambaConfig(

@@ -1,4 +1,4 @@
-"""Who takes part: something that computes y from inputs at once, and token by token from a state."""
+"""Parties of a benchmark: each computes y from inputs, all at once or token by token from a state."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Inputs = tuple[Tensor, ...]
 Run = Callable[..., Any]
 """From inputs [B,T,...] to y [B,T,...]."""
 Begin = Callable[[Inputs, int], Run]
-"""From a prompt [B,T,...] and the number of tokens that the state is to stand for (T or more) to a function of one
-token [B,1,...], each call of which goes on from the state that the call before left.
+"""From a prompt [B,T,...] and a number of tokens, T or more, to a function of one token [B,1,...]. The state is made as
+large as after that many tokens; each call goes on from the state that the call before left.
 """
 
 
@@ -27,11 +27,11 @@ class Party:
     """One way to compute a function.
 
     Args:
-        run: the whole sequence.
-        module: what holds the weights; moving or casting it moves or casts what `run` and `begin` use.
-        begin: the start of decoding; None if it cannot go on from a state.
-        growth: of our own: bytes by which the state grows with each token.
-        inputs: from rows, tokens, dtype and a generator to what `run` takes; None: what the pair's other parties take.
+        run: computes the whole sequence.
+        module: holds the weights; moving or casting it moves or casts what `run` and `begin` use.
+        begin: begins decoding; None if it cannot go on from a state.
+        growth: bytes by which the state grows with each token (given for ours alone).
+        inputs: draws the inputs of `run` from rows, tokens, dtype and a generator; None: those of the pair.
     """
 
     run: Run
@@ -42,12 +42,12 @@ class Party:
 
     @property
     def weights(self) -> list[Tensor]:
-        """What training takes gradients of, besides the inputs."""
+        """List the parameters, of which training takes gradients besides those of the inputs."""
         return list(self.module.parameters())
 
 
 def place(module: nn.Module) -> dict[str, Any]:
-    """Device and dtype of a module's weights, for the making of tensors beside them."""
+    """Give device and dtype of a module's weights, for tensors that are made beside them."""
     weight = next(module.parameters())
     return {"device": weight.device, "dtype": weight.dtype}
 
@@ -56,7 +56,7 @@ def place(module: nn.Module) -> dict[str, Any]:
 
 
 def ours(layer: Layer) -> Party:
-    """A layer of ours as a party."""
+    """Make a party of a layer of ours."""
 
     def begin(prompt: Inputs, tokens: int) -> Run:
         _, state = layer(*prompt, return_state=True)
@@ -76,16 +76,16 @@ def ours(layer: Layer) -> Party:
 
 
 def aged(state: State, tokens: int) -> State:
-    """The state as after `tokens` tokens: its position says so, and caches are filled by repeating what they hold."""
+    """Make the state as large as after `tokens` tokens: set its position, and fill caches with copies of their rows."""
     behind = tokens - int(state["position"].amax())
     if behind <= 0:
         return state
-    tensors = {name: along(x, 1, tokens) if grows(name) else x for name, x in state.tensors.items()}
+    tensors = {name: repeat_along(x, 1, tokens) if grows(name) else x for name, x in state.tensors.items()}
     return State({**tensors, "position": state["position"] + behind}, state.fingerprint)
 
 
-def along(x: Tensor, axis: int, length: int) -> Tensor:
-    """x repeated along an axis up to a length."""
+def repeat_along(x: Tensor, axis: int, length: int) -> Tensor:
+    """Repeat x along an axis up to a length."""
     at = torch.arange(length, device=x.device) % x.shape[axis]
     return x.index_select(axis, at)
 
@@ -94,9 +94,9 @@ def along(x: Tensor, axis: int, length: int) -> Tensor:
 
 
 def floor(layer: nn.Module) -> Party:
-    """The matrix products of a layer and nothing else: every linear map once, on all tokens of an input of its shape.
+    """Make a party of a layer's matrix products alone: every linear map runs once, on all tokens of an input.
 
-    Maps that see the state take one token after the other in the layer itself, so that theirs cost more there.
+    It bounds the layer's time from below: there, maps that see the state run token by token, which costs more.
     """
     maps = [m for m in layer.modules() if isinstance(m, (nn.Linear, BlockLinear))]
 
@@ -117,7 +117,7 @@ def floor(layer: nn.Module) -> Party:
 
 
 def copying(module: nn.Module) -> Party:
-    """The copying of as many bytes as the weights of a module have: what a token costs where memory is the limit."""
+    """Make a party that copies as many bytes as a module's weights have: the cost of a token if memory is the limit."""
     source = torch.zeros(sum(p.nbytes for p in module.parameters()), dtype=torch.uint8, device=place(module)["device"])
     target = torch.empty_like(source)
 

@@ -1,4 +1,4 @@
-"""Rivals that torch itself has."""
+"""Rivals from torch itself."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .party import Inputs, Party, Run, along, place
+from .party import Inputs, Party, Run, place, repeat_along
 
 
 def recurrent(kind: type[nn.LSTM] | type[nn.GRU]) -> Any:
-    """torch.nn.LSTM or torch.nn.GRU, with our output map behind it."""
+    """Make a rival's `make` from torch.nn.LSTM or torch.nn.GRU, followed by our output map."""
 
     def make(layer: Any) -> Party:
         rnn = kind(layer.d_model, layer.h_proj.in_features, batch_first=True).to(**place(layer))
@@ -41,7 +41,7 @@ def recurrent(kind: type[nn.LSTM] | type[nn.GRU]) -> Any:
 
 
 def fused_attention(layer: Any) -> Party:
-    """torch's scaled_dot_product_attention between our projections, without positions."""
+    """Make a party of torch's scaled_dot_product_attention between our projections, without positions."""
     H, G = layer.n_heads, layer.n_kv_heads
     maps: Any = copy.deepcopy(nn.ModuleList([layer.q_proj, layer.k_proj, layer.v_proj, layer.out_proj]))
 
@@ -53,7 +53,7 @@ def fused_attention(layer: Any) -> Party:
         return maps[3](y.transpose(1, 2).flatten(2))
 
     def begin(prompt: Inputs, tokens: int) -> Run:
-        cache = [along(z, 2, tokens) for z in projected(*prompt)[1:]]
+        cache = [repeat_along(z, 2, tokens) for z in projected(*prompt)[1:]]
 
         def step(x: Tensor) -> Tensor:
             q, *new = projected(x)

@@ -1,4 +1,4 @@
-"""Rivals from the package transformers: each module as it runs without further kernels, with our layer's weights."""
+"""Rivals from the package transformers: modules with our layer's weights, run without optional kernels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .party import Inputs, Party, Run
 
 
 def party(twin: type[Twin], layer: Any, **settings: Any) -> Party:
-    """Make a party of a twin of our layer."""
+    """Make a party of the module of transformers that is our layer's twin."""
     made = twin(layer, **settings)
 
     def begin(prompt: Inputs, tokens: int) -> Run:
