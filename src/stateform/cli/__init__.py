@@ -1,7 +1,6 @@
 """The command line: each command is a function that a notebook can call.
 
-Its modules import nothing of the library until a command is called: what is printed of the commands themselves needs
-no torch.
+Its modules import nothing of the library until a command is called, so that `--help` needs no torch.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ __all__ = ["app", "bench", "learn", "look", "main", "pretrained", "sweep"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the modules of commands, each of which adds its own to `app`, when one is asked for."""
+    """Import the modules of commands when one is asked for; each adds its commands to `app`."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     modules = {known: importlib.import_module(f".{known}", __name__) for known in __all__ if known not in _HERE}
@@ -36,9 +35,9 @@ _HERE = ("app", "main")
 
 
 def main() -> None:
-    """Entry point: an error that is the user's to mend is one line and exit code 2, never a traceback.
+    """Run the command line. An error that the user can mend is one line and exit code 2, never a traceback.
 
-    Letters that the output has no code for are replaced. Ctrl-C ends with exit code 130, without a word.
+    Letters that the output cannot encode are replaced. Ctrl-C ends with exit code 130 and prints nothing.
     """
     ends = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if ends and threading.current_thread() is threading.main_thread():
@@ -57,7 +56,7 @@ def main() -> None:
 
 
 def _refuse(error: OSError | ValueError) -> NoReturn:
-    """Say in one line what the user is to mend, or what the system refused; other errors are ours, and raised."""
+    """Print in one line an error that the user can mend, or one of the system; other errors are ours, and raised."""
     from ..errors import StateformError  # what raised one has imported it
 
     if not isinstance(error, StateformError | OSError):

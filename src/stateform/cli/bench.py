@@ -25,7 +25,7 @@ _MODES = ",".join(listing.constant("timing/pair.py", "MODES"))
 
 @dataclass(frozen=True)
 class Usual:
-    """What is taken where nothing is said."""
+    """Defaults of the command."""
 
     d_model: int = 768
     lengths: str = "512,2048"
@@ -144,12 +144,12 @@ def _model(
 
 
 def words(given: list[str] | None) -> list[str]:
-    """The words of an option that may be repeated, each with commas."""
+    """Split an option that may be repeated, each time with commas, into words."""
     return [word.strip() for item in given or [] for word in item.split(",") if word.strip()]
 
 
 def numbers(option: str, given: list[str] | None, usual: str) -> list[int]:
-    """The whole numbers of such an option."""
+    """Read the whole numbers of such an option."""
     from ..errors import StateformError
 
     found = words(given if given is not None else [usual])

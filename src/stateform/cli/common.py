@@ -84,7 +84,7 @@ class Bar:
 
 
 def check_writable(plotlyjs: str = "inline", **files: Path | None) -> None:
-    """Raise unless every file can be written, and each has a name of its own; they go by the options that name them."""
+    """Raise unless every file can be written and no two are one; keywords are the options that name them."""
     from ..errors import require
     from ..files import writable
     from ..report.write import library_of
@@ -101,15 +101,15 @@ def check_writable(plotlyjs: str = "inline", **files: Path | None) -> None:
 
 
 def give(show: Callable[[], None], *files: tuple[str, Path | None, Callable[[Path], None]]) -> None:
-    """Write what is to be kept, then show it on the screen: a terminal may have no such letter, and a pipe may close.
+    """Write the files, then print. In this order, as printing may fail: a pipe closes, a terminal lacks a letter.
 
     Args:
         show: prints what was found.
-        files: of each what it is called in the line that says where it is ("": no line), where it is to be written
-            (None: not at all), and what writes it.
+        files: for each, its name in the line that says where it is ("": no line), its path (None: it is not wanted),
+            and the function that writes it.
 
     Raises:
-        typer.Exit: with 1, at the end, if a file could not be written: the others are, and it was said.
+        typer.Exit: with 1, at the end, if a file could not be written; the others are, and the error is printed.
     """
     from ..errors import StateformError
 

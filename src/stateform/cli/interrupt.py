@@ -1,4 +1,4 @@
-"""Ctrl-C, before there is work to be ended in order and after."""
+"""Ctrl-C: before any work is begun it leaves at once, afterwards it is a KeyboardInterrupt."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, NoReturn
 
 
 def leave(*_: Any) -> NoReturn:
-    """Answer Ctrl-C while modules are imported: nothing was begun, and a traceback would be that of some import."""
+    """Leave at Ctrl-C while modules are imported: nothing was begun, and a traceback would show some import."""
     os._exit(130)
 
 
 def interruptible() -> None:
-    """Let Ctrl-C be a KeyboardInterrupt again: there is work to be ended in order."""
+    """Make Ctrl-C a KeyboardInterrupt again: from now on there is work that must be ended in order."""
     if signal.getsignal(signal.SIGINT) is leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""What there is, read from the source and not run: to import a layer takes torch, and seconds."""
+"""Lists of layers, tasks and questions, read from the source: to import them takes torch, and seconds."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def questions() -> list[str]:
 
 
 def constant(file: str, name: str) -> Any:
-    """The value of a name of a module, where that is a plain one."""
+    """Read the value that a module assigns to a name; it must be a literal."""
     found = _value(_PACKAGE / file, name)
     if found is None:
         raise LookupError(f"{file} assigns no {name}")
@@ -41,7 +41,7 @@ def constant(file: str, name: str) -> Any:
 
 
 def _registered(folder: str, decorator: str) -> dict[str, str]:
-    """List the classes under a decorator, in a folder and those below: their names there and first lines."""
+    """List the classes under a decorator, in a folder and those below: registered name and first line of docstring."""
     return {
         str(call.args[0].value): (ast.get_docstring(node) or "").split("\n")[0]
         for file in sorted((_PACKAGE / folder).rglob("*.py"))
@@ -54,7 +54,7 @@ def _registered(folder: str, decorator: str) -> dict[str, str]:
 
 
 def _value(file: Path, name: str) -> Any:
-    """What is assigned to a name at the top of a module, as a syntax tree; None if nothing is."""
+    """Find what is assigned to a name at the top of a module, as a syntax tree; None if nothing is."""
     for node in _parsed(file):
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         if any(isinstance(target, ast.Name) and target.id == name for target in targets):

@@ -1,7 +1,7 @@
-"""The kit that results are told with: figures, tables, numbers and words as people read them, pages, notebooks.
+"""The kit for showing results: figures, tables, numbers and words as people read them, pages, notebooks.
 
-It knows no result. What a study, a benchmark or a sweep has to say stands beside it; `stateform.result` puts the two
-together. A page itself (`report.page`) is imported when one is written: its libraries are slow to import.
+It knows no result. A study, a benchmark or a sweep keeps its own sentences and figures; `stateform.result` joins them
+with the kit. `report.page` is imported only when a page is written, as its libraries are slow to import.
 """
 
 from . import units

@@ -1,9 +1,9 @@
 """The kit of figures: panels, views, axes, lines, bars and maps in one style. Plotly is imported as one is drawn.
 
 Colours are names of the page's custom properties (`var(--layer-0)`), so that one set of figures serves the dark and the
-light theme; the page's script puts the values in. A trace, an end label or a panel that is about one layer carries the
-layer's position, so that the page can hide the layer everywhere at once. A layout's `meta` says what else the page is
-to do: `over` heads a tooltip, `rows` are the layers of the rows.
+light theme; the page's script puts the values in. A trace, an end label or a panel of one layer carries the layer's
+position, so that the page can hide the layer everywhere at once. A layout's `meta` tells the page two more things:
+`over` heads a tooltip, `rows` are the layers of the rows.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ COLOURS = 8
 WIDE, SMALL = 400, 250
 """Heights of a panel by itself, and of one among several, in pixels."""
 FEW = 8
-"""Layers up to which each has a row, a line or a panel of its own in front; beyond, maps come first."""
+"""Up to so many layers, each has a row, a line or a panel of its own in front; beyond, maps come first."""
 CELL, BAR = 20, 34
 """Pixels of a row of a map, and of a row of bars."""
 SHADES = [[k / 3, f"var(--plus-{k + 1})"] for k in range(4)]
-"""Of heat maps: the least is still told from what is missing."""
+"""Colours of heat maps: the lightest still differs from an empty cell."""
 BLANK = [[k / 4, f"var(--plus-{k})"] for k in range(5)]
-"""The same where 0 is nothing."""
+"""The same where 0 looks like an empty cell."""
 LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
 """A legend above the drawing."""
 _LABEL_HEIGHT = 16.0
@@ -77,7 +77,7 @@ class Figure:
 
 @cache
 def template() -> Any:
-    """The style of every drawing."""
+    """Make the style of every drawing."""
     import plotly.graph_objects as go
 
     layout = {
@@ -129,21 +129,21 @@ def drawing(traces: Sequence[Any], **layout: Any) -> Any:
 
 
 def scatter(**options: Any) -> Any:
-    """Points or lines, in plotly's words."""
+    """Draw points or lines; options are plotly's."""
     import plotly.graph_objects as go
 
     return go.Scatter(**options)
 
 
 def bar(**options: Any) -> Any:
-    """Bars, in plotly's words."""
+    """Draw bars; options are plotly's."""
     import plotly.graph_objects as go
 
     return go.Bar(**options)
 
 
 def heatmap(**options: Any) -> Any:
-    """A map of shades, in plotly's words; what is missing shows no tooltip."""
+    """Draw a map of shades; options are plotly's, and empty cells have no tooltip."""
     import plotly.graph_objects as go
 
     return go.Heatmap(hoverongaps=False, **options)
@@ -187,7 +187,7 @@ def length_axis(lengths: Sequence[int], title: str = "sequence length T (tokens)
 
 
 def layer_rows(shown: Sequence[tuple[int, str]], step: int) -> dict[str, Any]:
-    """Make a vertical axis with a row of `step` pixels for each layer, and say which they are: hidden ones close up."""
+    """Make a vertical axis with a row of `step` pixels for each layer; `meta` lets the page close up hidden rows."""
     axis = {
         "tickvals": list(range(len(shown))),
         "ticktext": [label(name) for _, name in shown],

@@ -1,7 +1,7 @@
-"""Pages in the cells of a notebook: the plotting library (5 MB) is in one of them, the others take it from there.
+"""Pages in the cells of a notebook: one cell holds the plotting library (5 MB), and the others use it.
 
 A page is a frame in the output of a cell. The first cell that shows one also puts the library, as a text, into the
-window that all cells share; it does so again when it is run again. The frames look for it there, and wait until it is.
+window that all cells share, each time that it is run. The frames look for it there, and wait until it is.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ class Library:
 
 
 def library() -> Library:
-    """The plotting library as what a cell gives: for a notebook whose cell that had it is gone."""
+    """Give the plotting library as a cell's output, for a notebook whose cell with the library is gone."""
     global _holder
     _holder = _cell() or _holder
     return Library()
 
 
 def cell(render: Callable[[str], str]) -> str:
-    """A page as the output of a cell, with the plotting library if no other cell has it.
+    """Show a page as the output of a cell, with the plotting library if no other cell has it.
 
     Args:
-        render: gives the page, with the library in it ("inline") or without ("notebook").
+        render: writes the page, with the library in it ("inline") or without ("notebook").
 
     Returns:
         HTML: a frame that holds the page. Where cells have no identity, or no window in common, each page is whole.
@@ -56,7 +56,7 @@ def _frame(page: str) -> str:
 
 
 def _cell() -> str | None:
-    """The identity of the cell that is run, where a front end tells it and its cells share a window."""
+    """Identify the cell that is run; None if the front end does not tell it, or its cells share no window."""
     interactive: Any = sys.modules.get("IPython")
     if interactive is None or "google.colab" in sys.modules:  # Colab has a window for each cell
         return None

@@ -22,15 +22,15 @@ _OWN = "report/templates"
 
 @dataclass(frozen=True)
 class Page:
-    """What a page says.
+    """The content of a page.
 
     Args:
         template: its file in the package, "report/templates/page.html.j2" or one that extends it.
-        result: what it tells of, as plain values: the page holds it, as JSON in the element `#result`. Numbers that
-            JSON cannot hold (NaN, infinities) become null there; the tables still name them.
+        result: plain values, which the page holds as JSON in the element `#result`. Numbers that JSON cannot hold
+            (NaN, infinities) become null there; the tables still name them.
         figures: drawn where the template names their keys.
         grids: tables, likewise.
-        words: what else the template names.
+        words: other variables of the template.
     """
 
     template: str
@@ -46,7 +46,7 @@ def render(
     """Write a page as the text of one HTML file, which needs neither a network nor any other file.
 
     Args:
-        page: what it says. Names and texts in it are escaped.
+        page: the content. Names and texts in it are escaped.
         plotlyjs: where the plotting library is: "inline", in the page; "directory", in the file `plotly.min.js` beside
             it; "notebook", in the window that shows the page in a frame, see `report.notebook`.
         made: names and values for the foot of the page: how the result was made.
@@ -91,7 +91,7 @@ def _panel(panel: Panel) -> dict[str, Any]:
 
 
 def _json(value: Any) -> Markup:
-    """`value` as JSON that may stand inside a script element, whatever its strings say."""
+    """Write `value` as JSON that may stand inside a script element, whatever its strings hold."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     for character in "<>&":
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -120,12 +120,12 @@ def _environment() -> jinja2.Environment:
 
 
 def _joints(name: str) -> Markup:
-    """`name`, which may break after its joints when the page is narrow."""
+    """Allow line breaks in `name` after its joints, for narrow pages."""
     return Markup("").join(part + Markup("<wbr>") * (part in "/:.(,_") for part in name)
 
 
 def _file(name: str) -> Markup:
-    """A file that the page carries as it is."""
+    """Read a file that the page carries as it is."""
     loader = _environment().loader
     assert loader is not None
     return Markup(loader.get_source(_environment(), f"{_OWN}/{name}")[0])

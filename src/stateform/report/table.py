@@ -1,4 +1,4 @@
-"""Small tables that each answer one question, and how a terminal of 80 columns or more shows them."""
+"""Small tables that each answer one question, and their layout for a terminal of 80 columns or more."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Headline:
 
 
 def opening(title: str, subject: str, stopped: str | None) -> list[RenderableType]:
-    """Say what was found, and first of all if it was stopped before its end."""
+    """Lay out the first line, title and subject, then a warning if the work was stopped before its end."""
     parts: list[RenderableType] = [Text.assemble((title, "bold"), ": ", subject)]
     return parts + ([Text(stopped, style="bold yellow")] if stopped else [])
 
@@ -108,7 +108,7 @@ def _is_name(column: Column) -> bool:
 
 
 def _broken(name: str, room: int) -> str:
-    """`name` in lines of at most `room` characters, broken after the last joint that fits, if there is one."""
+    """Break `name` into lines of at most `room` characters, after the last joint that fits, if there is one."""
     lines = []
     while len(name) > room:
         joints = [k + 1 for k, character in enumerate(name[:room]) if character in "/:.(,_-= "]

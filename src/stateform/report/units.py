@@ -13,7 +13,7 @@ _BYTES = ((1e12, " TB"), (1e9, " GB"), (1e6, " MB"), (1e3, " kB"), (1.0, " B"))
 
 
 def significant(x: float, digits: int = 3) -> str:
-    """`x` rounded to `digits` significant digits, written without an exponent: 12.3, 4.56, 1230."""
+    """Write `x` with `digits` significant digits and no exponent: 12.3, 4.56, 1230."""
     if x == 0:
         return "0"
     x = float(f"{x:.{digits - 1}e}")
@@ -33,29 +33,29 @@ def _scaled(x: float | None, steps: Sequence[tuple[float, str]], digits: int = 3
 
 
 def count(n: float | None) -> str:
-    """A number of things: exact up to 9999, then 16.4k, 1.05M. Missing: a dash."""
+    """Write a number of things: exact up to 9999, then 16.4k, 1.05M. Missing: a dash."""
     if n is not None and abs(n) < 10_000 and n == int(n):
         return str(int(n)).replace("-", "−")
     return _scaled(n, _COUNTS)
 
 
 def milliseconds(ms: float | None) -> str:
-    """A duration given in milliseconds, with the unit that fits: 850 ns, 12.3 µs, 4.56 ms, 1.20 s."""
+    """Write a duration given in milliseconds, with the unit that fits: 850 ns, 12.3 µs, 4.56 ms, 1.20 s."""
     return _scaled(None if ms is None else ms * 1e-3, _TIMES)
 
 
 def microseconds(us: float | None) -> str:
-    """A duration given in microseconds, with the unit that fits."""
+    """Write a duration given in microseconds, with the unit that fits."""
     return _scaled(None if us is None else us * 1e-6, _TIMES)
 
 
 def size(nbytes: float | None) -> str:
-    """A number of bytes: 512 B, 1.05 MB."""
+    """Write a number of bytes: 512 B, 1.05 MB."""
     return _scaled(nbytes, _BYTES)
 
 
 def error(e: float | None) -> str:
-    """A relative error: 0, 3e-15, 0.83."""
+    """Write a relative error: 0, 3e-15, 0.83."""
     if e is None:
         return MISSING
     if e == 0 or not math.isfinite(e):
@@ -67,7 +67,7 @@ def error(e: float | None) -> str:
 
 
 def plain(x: float | None, digits: int = 3) -> str:
-    """A number without a unit that is neither huge nor tiny, such as an eigenvalue: 0.983, −1, 0."""
+    """Write a number without a unit that is neither huge nor tiny, such as an eigenvalue: 0.983, −1, 0."""
     if x is None:
         return MISSING
     if not math.isfinite(x):
@@ -79,7 +79,7 @@ def plain(x: float | None, digits: int = 3) -> str:
 
 
 def near_one(x: float | None) -> str:
-    """A magnitude that may be 1 or just below it, with the digits that tell the two apart: 0.83, 0.9992, 1."""
+    """Write a magnitude that may be 1 or just below, with the digits that tell the two apart: 0.83, 0.9992, 1."""
     if x is None or not math.isfinite(x) or not 0.99 < x < 1:
         return plain(x)
     text = f"{x:.{1 + math.ceil(-math.log10(1 - x))}f}".rstrip("0")
@@ -87,12 +87,12 @@ def near_one(x: float | None) -> str:
 
 
 def times(ratio: float) -> str:
-    """A ratio: 8.4×, 128×."""
+    """Write a ratio: 8.4×, 128×."""
     return f"{significant(ratio, 2 if ratio < 100 else 3)}×"
 
 
 def ticks(low: float, high: float, write: Callable[[float], str], most: int = 7) -> tuple[list[float], list[str]]:
-    """Round values between `low` and `high` for a logarithmic axis, at most about `most`, and how to write them."""
+    """Choose about `most` round values between `low` and `high` for a logarithmic axis, and write them."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     every = max(1, math.ceil((last - first) / most))
     steps = (1, 2, 5) if (last - first) <= 2 else (1,)
@@ -102,7 +102,7 @@ def ticks(low: float, high: float, write: Callable[[float], str], most: int = 7)
 
 
 def _trim(text: str) -> str:
-    """`text` without the zeros that follow a decimal point at the end of its number."""
+    """Drop the zeros that follow a decimal point at the end of a number."""
     number, space, unit = text.partition(" ")
     suffix = number[-1] if number and number[-1] in "kMGT" else ""
     digits = number.removesuffix(suffix)

@@ -1,4 +1,4 @@
-"""What reports are written with: values out of nested dicts, texts fit to be shown, lists in words."""
+"""Words for reports: values out of nested dicts, texts fit to be shown, lists in words."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def at(tree: Any, *keys: str) -> Any:
 
 
 def visible(text: str) -> str:
-    """Write everything in `text` that does not print (control characters, lone surrogates) as an escape."""
+    """Escape everything in `text` that does not print (control characters, lone surrogates)."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
 
 
 def text_of(value: Any) -> str:
-    """Write a value fit to be shown; a dash where there is none."""
+    """Write a value so that it prints; a dash if it is None or empty."""
     return visible(str(value)) if value not in (None, "") else MISSING
 
 
@@ -40,5 +40,5 @@ def listing(items: Sequence[str]) -> str:
 
 
 def capitalised(sentence: str) -> str:
-    """Begin with a capital letter."""
+    """Write a sentence with a capital letter first."""
     return sentence[:1].upper() + sentence[1:]

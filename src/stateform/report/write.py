@@ -1,4 +1,4 @@
-"""Write a page to its file, and the plotting library beside it where that is wanted."""
+"""Writing a page to its file, and the plotting library beside it if that is wanted."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ..files import write_atomically
 
 
 def write_page(path: Path, render: Callable[[str], str], plotlyjs: str) -> None:
-    """Write a page, and the plotting library beside it where that is "directory": first, so that no page is without.
+    """Write a page. With "directory" the plotting library is written beside it first: no page is ever without.
 
     Raises:
-        StateformError: before anything is written, neither that nor "inline"; as `write_atomically`.
+        StateformError: `plotlyjs` is another word (before anything is written), or see `write_atomically`.
     """
     beside = library_of(path, plotlyjs)
     if beside is not None:
