@@ -1,8 +1,8 @@
 """Files beside those of a language model, so that programs that know transformers alone open its folder.
 
-`config.json` names a module of the folder (`auto_map`), which transformers reads where it is told to trust its code
-(`trust_remote_code=True`); all that it does is to import `stateform.models.auto`. A model that reads bytes has the
-files of a tokenizer whose ids are the bytes of a text.
+`config.json` names a module of the folder (`auto_map`). Told to trust its code (`trust_remote_code=True`), transformers
+runs it, and it only imports `stateform.models.auto`. A model that reads bytes also has the files of a tokenizer whose
+ids are the bytes of a text.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ __all__ = ["StateformConfig", "StateformForCausalLM"]
 '''
 AUTO_MAP = {"AutoConfig": f"{MODULE}.StateformConfig", "AutoModelForCausalLM": f"{MODULE}.StateformForCausalLM"}
 NUL = "\0"
-"""The token that pads, begins and ends: the byte 0, which texts do without. Its name can be no letter of a text."""
+"""The token that pads, begins and ends: the byte 0, which no text needs. Its name is no letter that a text may have."""
 
 
 def files(tokenizer: str | None) -> dict[str, bytes]:
-    """What is written beside a language model's own files, by name."""
+    """Make the files that are written beside a language model's own, by name."""
     tokens = _byte_tokenizer() if tokenizer == "bytes" else {}
     return {f"{MODULE}.py": CODE.encode(), **{name: _as_json(values) for name, values in tokens.items()}}
 
@@ -32,8 +32,8 @@ def _as_json(values: dict[str, object]) -> bytes:
 
 
 def _names() -> list[str]:
-    """The token of each byte, as byte-level tokenizers name them: printable characters stand for themselves, the
-    others, in their order, for the characters from U+0100 on.
+    """Name the token of each byte as byte-level tokenizers do. Printable characters are their own names; the other
+    bytes, in order, are named by the characters from U+0100 on.
     """
     shown = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = iter(range(256, 512))
@@ -42,7 +42,7 @@ def _names() -> list[str]:
 
 
 def _byte_tokenizer() -> dict[str, dict[str, object]]:
-    """tokenizer.json and tokenizer_config.json of a tokenizer that joins no bytes."""
+    """Make tokenizer.json and tokenizer_config.json of a tokenizer that joins no bytes."""
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     special = {"content": NUL, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return {

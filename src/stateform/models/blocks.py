@@ -60,7 +60,7 @@ class Block(nn.Module):
     ) -> tuple[Tensor, State | None]:
         if not (self.gradient_checkpointing and torch.is_grad_enabled()):
             return self._run(x, state, return_state, shared, **call)
-        before = dict(shared)  # what earlier blocks handed on: the second run must not find what the first one adds
+        before = dict(shared)  # a copy, as the second run must not find what the first one adds
 
         def run(x: Tensor) -> tuple[Tensor, State | None, dict[str, Tensor]]:
             handed = dict(before)
@@ -94,7 +94,7 @@ class Block(nn.Module):
 
 
 def checkpointing(options: Mapping[str, Any] | None = None) -> Callable[..., Any]:
-    """Bind the options of `torch.utils.checkpoint.checkpoint`, without reentrance. Raises if they ask for it."""
+    """Bind the options of `torch.utils.checkpoint.checkpoint`. Raises if they ask for reentrance."""
     options = {"use_reentrant": False, **(options or {})}
     require(
         not options["use_reentrant"],

@@ -90,7 +90,7 @@ class Classifier(SequenceModel):
         return ModelOutput(logits, loss, state)
 
     def logits(self, hidden: Tensor, keep: Tensor | None = None) -> Tensor:
-        """The pooling and the head: from what `hidden` gave, [B,T,d_model], to the logits.
+        """Apply the pooling and the head to what `hidden` gave, [B,T,d_model].
 
         Args:
             hidden: of whole sequences. As every layer is causal, padding after them may have been read like tokens.
@@ -107,7 +107,7 @@ class Classifier(SequenceModel):
         return pooled / seen.clamp(min=1).unsqueeze(-1) if self.config.pooling == "mean" else pooled
 
     def _pooled(self, hidden: Tensor, keep: Tensor | None, cu_seqlens: Tensor | None, before: Tensor | None) -> Tensor:
-        """The sum over each sequence so far, or its last token: [B,d_model] (packed: [N,d_model]), float32 at least."""
+        """Compute each sequence's sum so far, or last token: [B,d_model] (packed: [N,d_model]), float32 at least."""
         x, number = precise(hidden.flatten(0, 1)), torch.arange(hidden.shape[0], device=hidden.device)
         if cu_seqlens is None:
             row = number.repeat_interleave(hidden.shape[1])

@@ -1,4 +1,4 @@
-"""What a model is made of, as plain values: checked when it is made, and written as JSON."""
+"""The configuration of a model: plain values, checked when it is made, and written as JSON."""
 
 from __future__ import annotations
 
@@ -23,14 +23,13 @@ MODEL_TYPE = "stateform"
 FORMAT = 1
 """Version of what `to_dict` gives."""
 MOST_WEIGHTS = 10**12
-"""A model of more weights is a slip, or was written to do harm: it is refused before anything is made."""
+"""A configuration of more weights is a slip, or meant to do harm: it is refused before anything is made."""
 _MADE: dict[tuple[Any, ...], int] = {}
-"""The weights of layers that were made once without memory, so that plans of many experiments are checked in no time.
-"""
+"""The number of weights by layer. Each was made once, without memory, so that plans of many experiments check fast."""
 OTHERS = "transformers"
-"""Where `models.auto` keeps the settings of its own that a user has changed."""
+"""The key under which `models.auto` keeps settings of transformers that a user has changed."""
 FOREIGN = {"architectures", "auto_map", OTHERS, "transformers_version", "dtype", "torch_dtype", "_name_or_path"}
-"""What other software adds to a config.json, and what is of no use here."""
+"""Keys that other software adds to a config.json, ignored here."""
 
 
 @dataclass(frozen=True)
@@ -132,9 +131,7 @@ class ModelConfig:
 
     @property
     def n_parameters(self) -> int:
-        """How many weights the model has. Nothing large is allocated; a mixer that cannot be made without memory
-        counts for nothing.
-        """
+        """Count the weights of the model without allocating them; a mixer that cannot be made so counts 0."""
         d, table = self.d_model, (self.vocab_size or 0) * self.d_model
         hidden = 0 if self.mlp_ratio is None else mlp_width(d, self.mlp_ratio)
         block = d + (0 if self.lambda_skip is None else 1) + (d + 3 * d * hidden if hidden else 0)
@@ -145,7 +142,7 @@ class ModelConfig:
         return around + len(self.layers) * block + mixers + head
 
     def _weights_of(self, spec: str) -> int:
-        """The weights of a mixer, which is made without memory: a StateformError where it cannot be made."""
+        """Count the weights of a mixer, made without memory. Raises StateformError if its options do not fit."""
         made = (resolve(spec)[0], spec, self.d_model, self.conv, tuple(sorted(self.options.items())))
         if made not in _MADE:
             try:
@@ -162,11 +159,11 @@ class ModelConfig:
 
     @property
     def layers(self) -> list[str]:
-        """The specification of each block's mixer."""
+        """List the specification of each block's mixer."""
         return expand(self.pattern, self.n_layers)
 
     def mixer(self, spec: str) -> nn.Module:
-        """The layer of that specification, with those of the `options` that it takes."""
+        """Build the layer of a specification, with those of the `options` that it takes."""
         known = accepted(resolve(spec)[0])
         mixer = build(spec, d_model=self.d_model, **{k: v for k, v in self.options.items() if k in known})
         assert isinstance(mixer, nn.Module)
@@ -176,7 +173,7 @@ class ModelConfig:
 
     @classmethod
     def of(cls, pattern: str | ModelConfig, **settings: Any) -> ModelConfig:
-        """A configuration from a pattern and settings: those that are no field here are options of the mixers.
+        """Make a configuration from a pattern and settings; settings that are no field are options of the mixers.
 
         Raises:
             StateformError: a setting that is neither (with the nearest), or any set on a whole configuration.
@@ -194,12 +191,12 @@ class ModelConfig:
         return cls(pattern, options={**given, **options}, **settings)
 
     def to_dict(self) -> dict[str, Any]:
-        """Numbers, strings and dicts, with the version of the format."""
+        """Give numbers, strings and dicts, with the version of the format."""
         return {"model_type": MODEL_TYPE, "format": FORMAT, **asdict(self)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
-        """What `to_dict` gave.
+        """Make it from what `to_dict` gave.
 
         Raises:
             StateformError: another type of model, another format, an unknown key (with the nearest), a bad value.
@@ -222,17 +219,17 @@ class ModelConfig:
         return cls(**values)
 
     def to_json(self) -> str:
-        """As a JSON text."""
+        """Write a JSON text."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:
-        """What `to_json` gave. Raises StateformError as `from_dict` does, and for a text that is no JSON."""
+        """Read what `to_json` gave. Raises StateformError as `from_dict` does, and for a text that is no JSON."""
         return cls.from_dict(parse_json(text, "the configuration"))
 
 
 def mlp_width(d_model: int, ratio: float) -> int:
-    """The hidden width of the gated MLP, a multiple of 8."""
+    """Compute the hidden width of the gated MLP, a multiple of 8."""
     wide = ratio * d_model / 8
     require(wide < MOST_WEIGHTS, f"mlp_ratio is {ratio:g}; an MLP {ratio * d_model:.3g} wide is too large")
     return 8 * math.ceil(wide)

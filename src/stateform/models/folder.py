@@ -1,4 +1,4 @@
-"""A folder that `save_pretrained` wrote, as whatever model it holds."""
+"""Opening a folder that `save_pretrained` wrote, whichever model it holds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .pretrained import read_kind
 
 
 def open_folder(folder: str | os.PathLike[str]) -> LanguageModel | Classifier:
-    """The model in a folder, ready to use, of the class that was saved.
+    """Open the model in a folder, ready to use, of the class that was saved.
 
     Raises:
         StateformError: see `SequenceModel.from_pretrained`.

@@ -22,7 +22,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """What a model gives: `logits`, the `loss` if there were labels; the `state` and `hidden_states` if asked for."""
+    """The output of a model: `logits`, the `loss` if there were labels, `state` and `hidden_states` if asked for."""
 
     logits: Tensor
     loss: Tensor | None = None
@@ -31,7 +31,7 @@ class ModelOutput:
 
     @property
     def past_key_values(self) -> State | None:
-        """The state, by the name that it has in transformers."""
+        """Give the state, under the name that it has in transformers."""
         return self.state
 
 
@@ -68,14 +68,14 @@ class LanguageModel(Generating):
         return beside.files(self.config.tokenizer)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """The head: from [...,d_model] to [...,vocab_size]."""
+        """Apply the head: [...,vocab_size] from [...,d_model]."""
         if self.head is not None:
             logits: Tensor = self.head(hidden)
             return logits
         return F.linear(hidden, self._table(hidden.device))
 
     def _table(self, device: torch.device) -> Tensor:
-        """The vectors of all tokens [vocab_size,d_model], as the embedding gives them."""
+        """Give the vectors of all tokens, [vocab_size,d_model], as the embedding computes them."""
         assert self.embedding is not None
         if plain(self.embedding, nn.Embedding):
             return self.embedding.weight
@@ -103,8 +103,8 @@ class LanguageModel(Generating):
             chunk: read so many tokens at a time, in the memory that these take: a long prompt into a state.
             inputs_embeds: [B,T,d_model], in the place of input_ids: what the embedding would give for them.
             output_hidden_states: give what each block reads and what the final norm gives too.
-            num_items_in_batch: divide the sum of the losses by so many tokens, those of several batches that make one
-                step, for instance; default: those predicted here.
+            num_items_in_batch: divide the sum of the losses by so many tokens, for instance those of all batches of a
+                step; default: those predicted here.
 
         Returns:
             `.logits` [B,T,vocab_size] (of the tokens kept); `.loss`, the mean cross-entropy in nats over the tokens
@@ -155,7 +155,7 @@ class LanguageModel(Generating):
 
 
 def _check_counts(logits_to_keep: int, chunk: int | None) -> None:
-    """Raise unless both are numbers of tokens."""
+    """Raise unless both are whole numbers of tokens."""
     for name, value, least in (("logits_to_keep", logits_to_keep, 0), ("chunk", chunk, 1)):
         if not (value is None and name == "chunk"):
             whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
@@ -163,7 +163,7 @@ def _check_counts(logits_to_keep: int, chunk: int | None) -> None:
 
 
 def _one_of(ids: Tensor | None, embeds: Tensor | None) -> tuple[Tensor, bool]:
-    """The input that was given, and whether it is that of the first block."""
+    """Give the input, and True if it is embedded already; raise unless exactly one was given."""
     if ids is None and embeds is not None:
         return embeds, True
     if ids is None or embeds is not None:
@@ -175,7 +175,7 @@ def _one_of(ids: Tensor | None, embeds: Tensor | None) -> tuple[Tensor, bool]:
 def _loss(
     logits: Tensor, labels: Tensor, mask: Tensor | None, cu_seqlens: Tensor | None, count: Tensor | int | None
 ) -> Tensor:
-    """Mean cross-entropy of token t + 1 given those up to t of the same sequence; of `count` tokens, if given."""
+    """Compute the mean cross-entropy of token t + 1 given those up to t of its sequence; over `count`, if given."""
     target = labels[:, 1:]
     if mask is not None:
         keep = mask.bool()
@@ -188,8 +188,9 @@ def _loss(
 
 
 def mean_loss(logits: Tensor, labels: Tensor, count: Tensor | int | None = None) -> Tensor:
-    """Mean cross-entropy in nats of logits [...,classes] over the labels [...] that are not IGNORED, 0 without any;
-    their sum over `count`, if given.
+    """Compute the mean cross-entropy in nats of logits [...,classes] over the labels [...] that are not IGNORED.
+
+    Without such labels it is 0. If `count` is given, the sum is divided by that instead.
     """
     total = F.cross_entropy(precise(logits).flatten(0, -2), labels.flatten(), ignore_index=IGNORED, reduction="sum")
     several = (labels != IGNORED).sum() if count is None else torch.as_tensor(count, device=total.device)

@@ -1,4 +1,4 @@
-"""Patterns: "mamba2*3 softmax" is mamba2, mamba2, mamba2, softmax, and again from the start where a model is deeper."""
+"""Patterns: "mamba2*3 softmax" is mamba2, mamba2, mamba2, softmax; a deeper model begins again from the start."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _ITEM = re.compile(rf"\s*(?P<spec>(?P<name>[^\s()*]+)(?:{_BRACKETS})?)(?:\s*\*\s
 _HINT = 'expected names of layers, each with options in brackets and *count if you like: "mamba2(d_state=32)*3 softmax"'
 
 MOST_LAYERS = 10_000
-"""A pattern of more is a slip: ten times as deep as any model that was trained."""
+"""A pattern of more is taken for a slip: it is ten times as deep as any model that was trained."""
 
 
 def named_in(pattern: str) -> list[str]:
-    """The names in a pattern, without options and counts."""
+    """List the names in a pattern, without options and counts."""
     return [item["name"] for item in _ITEM.finditer(pattern)]
 
 
 def expand(pattern: str, n_layers: int | None = None) -> list[str]:
-    """The layers that a pattern names, first to last.
+    """List the layers that a pattern names, first to last.
 
     Args:
         pattern: registered names, separated by spaces, each with options in brackets (`mamba2(d_state=32)`) and a count

@@ -1,4 +1,4 @@
-"""A model in a folder: config.json and model.safetensors, both plain data. Nothing is unpickled, no code runs."""
+"""Models in folders: config.json and model.safetensors, both plain data. Nothing is unpickled, no code runs."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ M = TypeVar("M", bound=nn.Module)
 
 CONFIG, WEIGHTS, SHARDS = "config.json", "model.safetensors", "model.safetensors.index.json"
 PREFIX = "model."
-"""What the names of weights begin with where a model of `models.auto` wrote them: there, ours is a part."""
+"""How names of weights begin if a model of `models.auto` wrote them, in which ours is the part `model`."""
 SHOWN = 3
-"""How many of the weights that do not fit an error names."""
+"""The most weights that an error names of those that do not fit."""
 
 
 def save(folder: Path, config: dict[str, Any], weights: dict[str, Tensor], beside: Mapping[str, bytes]) -> None:
-    """Write both files and those `beside` them, the configuration last: a folder with a config.json is whole."""
+    """Write both files and those `beside` them. The configuration is last, so that a folder with one is whole."""
     from safetensors.torch import save as as_bytes
 
     require(not any(x.is_meta for x in weights.values()), "a model on the device meta has no weights to save")
@@ -39,7 +39,7 @@ def save(folder: Path, config: dict[str, Any], weights: dict[str, Tensor], besid
 
 
 def load(cls: type[M], folder: Path) -> M:
-    """A model of the class, with the configuration and the weights of a folder."""
+    """Make a model of the class, with the configuration and the weights of a folder."""
     config = read_config(folder, cls.__name__)
     weights = _read_weights(folder)
     model = cls(config)
@@ -49,12 +49,12 @@ def load(cls: type[M], folder: Path) -> M:
 
 
 def read_kind(folder: Path) -> str | None:
-    """The name of the class that was saved in a folder; None if it does not say."""
+    """Read the name of the class that was saved in a folder; None if it does not say."""
     return next(iter(_classes(_read_values(folder))), None)
 
 
 def _classes(values: dict[str, Any]) -> list[str]:
-    """The names of the classes that a configuration is for: of one that says nothing, none."""
+    """List the names of the classes that a configuration is for; empty if it does not say."""
     made = values.get("architectures") or []
     named = isinstance(made, list) and all(isinstance(name, str) for name in made)
     require(named, f"architectures is {made!r} in {CONFIG}; expected a list of names")
@@ -62,7 +62,7 @@ def _classes(values: dict[str, Any]) -> list[str]:
 
 
 def _read_values(folder: Path) -> dict[str, Any]:
-    """What config.json holds; anything but a dict as an empty one."""
+    """Read the dict in config.json; anything else counts as an empty one."""
     require(os.path.isdir(folder), f"there is no folder {folder}; expected one that save_pretrained wrote")
     path = folder / CONFIG
     require(path.is_file(), f"{folder} has no {CONFIG}; expected a folder that save_pretrained wrote")
@@ -71,7 +71,7 @@ def _read_values(folder: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path, wanted: str) -> ModelConfig:
-    """The configuration in a folder, which must be that of a `wanted`."""
+    """Read the configuration in a folder. Raises StateformError unless it is that of the class `wanted`."""
     path, values = folder / CONFIG, _read_values(folder)
     kind = values.get("model_type")
     require(kind == MODEL_TYPE, f"{folder} holds a model of type {kind!r}; expected {MODEL_TYPE!r}")
@@ -89,7 +89,7 @@ def _unknown(error: StateformError) -> bool:
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
-    """All weights of a folder, from one file or from several, by the names that they have in our models."""
+    """Read all weights of a folder, from one file or several, by the names that they have in our models."""
     weights: dict[str, Tensor] = {}
     for name in _shards(folder):
         weights.update(_read_file(folder / name))
@@ -98,7 +98,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _shards(folder: Path) -> list[str]:
-    """The names of the files that hold the weights."""
+    """List the files that hold the weights."""
     index = folder / SHARDS
     if (folder / WEIGHTS).is_file() or not index.is_file():
         return [WEIGHTS]

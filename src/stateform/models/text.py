@@ -14,7 +14,7 @@ from .language import LanguageModel
 
 
 def encode(texts: str | bytes | Sequence[str | bytes]) -> tuple[Tensor, Tensor]:
-    """The bytes of texts as token ids [B,T] and their attention mask [B,T], padded on the left."""
+    """Turn texts into the ids of their bytes [B,T], padded on the left, and the attention mask [B,T]."""
     several = [texts] if isinstance(texts, str | bytes) else list(texts)
     data = [t if isinstance(t, bytes) else t.encode("utf-8", "surrogateescape") for t in several]
     longest = max((len(d) for d in data), default=0)
@@ -24,13 +24,13 @@ def encode(texts: str | bytes | Sequence[str | bytes]) -> tuple[Tensor, Tensor]:
 
 
 def decode(ids: Tensor | Sequence[int]) -> str:
-    """The text whose bytes are these ids [T]; other than UTF-8 is replaced, ids above 255 left out."""
+    """Turn ids [T] into the text of these bytes. What is no UTF-8 is replaced; ids above 255 are left out."""
     values = ids.tolist() if isinstance(ids, Tensor) else ids
     return bytes(i for i in values if i < 256).decode("utf-8", "replace")
 
 
 def continue_text(model: LanguageModel, prompt: str | bytes, **options: Any) -> Iterator[str]:
-    """What follows a prompt, in pieces of whole characters, as they come.
+    """Continue a prompt, and yield pieces of whole characters as they come.
 
     Args:
         model: with tokenizer "bytes".

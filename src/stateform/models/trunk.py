@@ -25,7 +25,7 @@ from .pretrained import load, save
 
 
 def _check_memory(config: ModelConfig) -> None:
-    """Raise if the weights of a model that is made in this computer's memory do not fit there."""
+    """Raise if the weights of a model that is made on the CPU do not fit into the free memory."""
     if torch.get_default_device().type != "cpu":
         return
     count, free = config.n_parameters, free_memory()
@@ -40,10 +40,10 @@ def _check_memory(config: ModelConfig) -> None:
 class SequenceModel(nn.Module):
     """Embedding, blocks, final norm: what the models here have in common.
 
-    Initial values: embeddings and an untied head are drawn from N(0, init_std^2); of each `out_proj`, in mixers and
-    MLPs, PyTorch's initial values are divided by the root of the number of additions to the residual stream
-    (2 n_layers), so that its variance does not grow with depth (as in GPT-2). Everything else is as each layer draws
-    it: the time constants and gates of recurrent layers are theirs to know.
+    Initial values: embeddings and an untied head are drawn from N(0, init_std^2). Those of each `out_proj`, in mixers
+    and MLPs, are divided by the root of the number of additions to the residual stream (2 n_layers), so that its
+    variance does not grow with depth (as in GPT-2). All else each layer draws itself, as recurrent layers choose their
+    own time constants and gates.
 
     Args:
         config: a ModelConfig, or the pattern of one.
@@ -81,18 +81,18 @@ class SequenceModel(nn.Module):
         self._fingerprint = f"{type(self).__name__}-{zlib.crc32(repr(layers).encode()):08x}"
 
     def _require(self, config: ModelConfig) -> None:
-        """Raise unless the configuration says all that this kind of model needs."""
+        """Raise unless the configuration has all that this kind of model needs."""
 
     def _add_head(self, config: ModelConfig) -> None:
-        """Make what follows the final norm."""
+        """Make the head, which follows the final norm."""
 
     @property
     def fingerprint(self) -> str:
-        """What tells states of this model from those of another: its class and the fingerprints of its layers."""
+        """Identify the model whose states these are: by its class and the fingerprints of its layers."""
         return self._fingerprint
 
     def adopt(self, config: ModelConfig) -> None:
-        """Go on with another configuration of the same parameters: with its dropout and its norms' epsilon."""
+        """Take over another configuration of the same parameters: its dropout and its norms' epsilon."""
         for part in (self, *self.blocks):
             for name, module in part.named_children():
                 if isinstance(module, nn.Dropout):
@@ -103,30 +103,30 @@ class SequenceModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """Give the device of the parameters."""
         weight = first_parameter(self)
         return torch.device("cpu") if weight is None else weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the parameters."""
+        """Give the dtype of the parameters."""
         weight = first_parameter(self)
         return torch.get_default_dtype() if weight is None else weight.dtype
 
     def init_state(self, batch: int = 1) -> State:
-        """The state before anything was seen, `batch` rows."""
+        """Make the state before the first token, of `batch` rows."""
         for block in self.blocks:
             require(hasattr(block.mixer, "init_state"), f"the layer {block.spec} has no init_state; it keeps no state")
         states = [block.mixer.init_state(batch) for block in self.blocks]  # type: ignore[operator,union-attr]
         return self._joined(states, torch.zeros(batch, dtype=torch.long, device=self.device))
 
     def _joined(self, states: list[State], position: Tensor, **more: Tensor) -> State:
-        """The states of all layers as one, `0.S`, `1.keys`, ..., and the tokens seen."""
+        """Join the states of all layers into one, with names `0.S`, `1.keys`, ..., and add the tokens seen."""
         named = {f"{i}.{name}": x for i, state in enumerate(states) for name, x in state.tensors.items()}
         return State({**named, **more, "position": position}, self.fingerprint)
 
     def _parts(self, state: State | None) -> list[State | None]:
-        """The state of each layer."""
+        """Split the state into those of the layers."""
         if state is None:
             return [None] * len(self.blocks)
         parts: list[dict[str, Tensor]] = [{} for _ in self.blocks]
@@ -142,7 +142,7 @@ class SequenceModel(nn.Module):
         return_state: bool = False, cu_seqlens: Tensor | None = None, form: str = "auto", embedded: bool = False,
         between: list[Tensor] | None = None,
     ) -> tuple[Tensor, State | None]:  # fmt: skip
-        """What the final norm gives, [B,T,d_model], and the new state if asked for.
+        """Compute the output of the final norm, [B,T,d_model], and the new state if asked for.
 
         Args:
             inputs: as for `forward`.
@@ -151,8 +151,8 @@ class SequenceModel(nn.Module):
             return_state: as for `forward`.
             cu_seqlens: as for `forward`.
             form: as for `forward`.
-            embedded: the inputs are in the place of what the embedding gives: numbers [B,T,d_model].
-            between: a list that is given what each block reads, first to last, and what the final norm gives.
+            embedded: the inputs take the place of the embedding's output: numbers [B,T,d_model].
+            between: a list, to which the input of each block, first to last, and the final norm's output are added.
         """
         self._check(inputs, attention_mask, initial_state, cu_seqlens, embedded)
         known_form(form)
@@ -184,10 +184,10 @@ class SequenceModel(nn.Module):
         self, inputs: Tensor, chunk: int, *, attention_mask: Tensor | None = None, initial_state: State | None = None,
         form: str = "auto",
     ) -> Iterator[tuple[slice, Tensor, State | None]]:  # fmt: skip
-        """`hidden` of `chunk` tokens at a time, the state carried: the memory is that of one chunk.
+        """Compute `hidden` of `chunk` tokens at a time, in the memory of one chunk; the state is carried on.
 
         Yields:
-            Which tokens, what the final norm gives for them [B,chunk,d_model], and the state after them.
+            The tokens, as a slice; the final norm's output for them [B,chunk,d_model]; the state after them.
         """
         state = initial_state
         for start in range(0, max(inputs.shape[1], 1), chunk):
@@ -199,7 +199,7 @@ class SequenceModel(nn.Module):
             yield at, x, state
 
     def _within(self, at: Tensor) -> Tensor:
-        """Positions for which there is a learned vector."""
+        """Check that there is a learned vector for each position, and give them back."""
         limit = self.config.max_positions or 0
         if at.numel() and values_checked(at):
             last = int(at.max())
@@ -268,9 +268,9 @@ class SequenceModel(nn.Module):
             raise StateformError(f"the state is on {device}, the model on {self.device}; use state.to(device)")
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:
-        """Train in less memory: blocks keep their inputs alone, and the backward pass computes them once more.
+        """Train in less memory: blocks keep only their inputs, and the backward pass runs each block once more.
 
-        Gradients are the same. Nothing changes where no gradients are asked for.
+        Gradients are the same. Without gradients nothing changes.
 
         Args:
             gradient_checkpointing_kwargs: of `torch.utils.checkpoint.checkpoint`.
@@ -288,12 +288,12 @@ class SequenceModel(nn.Module):
             block.gradient_checkpointing = False  # type: ignore[assignment]
 
     def parameter_groups(self, weight_decay: float = 0.1) -> list[dict[str, Any]]:
-        """The parameters in two groups for an optimizer: with weight decay, and without.
+        """Split the parameters into two groups for an optimizer: with weight decay, and without.
 
         Decay is for the matrices of projections (the weights of `nn.Linear`), where a smaller weight is a plainer map.
-        It is not for embeddings (their rows are trained as often as their token is seen, but would decay always), norms
-        and biases, nor for what the layers hold besides: time constants, decays, taps, skips, lambda. There, 0 is no
-        plainer than another value: it is another memory.
+        Embeddings have none: a row is trained only when its token is seen, but would decay at every step. Nor have
+        norms, biases, or the layers' other parameters (time constants, decays, taps, skips, lambda): there, 0 is no
+        plainer than another value, it is another memory.
         """
         maps = (m for m in self.modules() if isinstance(m, nn.Linear))
         decayed = {
@@ -314,16 +314,16 @@ class SequenceModel(nn.Module):
         save(Path(folder), config, self.state_dict(), self._beside())
 
     def _known_as(self) -> dict[str, Any]:
-        """What config.json says of the class."""
+        """Give the entries of config.json that name the class."""
         return {"architectures": [type(self).__name__]}
 
     def _beside(self) -> dict[str, bytes]:
-        """Files of other programs, by name."""
+        """Make the files for other programs, by name."""
         return {}
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> Self:
-        """The model that `save_pretrained` wrote, in its dtype, on the CPU, ready to use (`eval`). No code is loaded.
+        """Open the model that `save_pretrained` wrote: in its dtype, on the CPU, in eval mode. No code is loaded.
 
         Raises:
             StateformError: no such folder, not a model of this kind, weights that do not fit the configuration, a file
@@ -335,7 +335,7 @@ class SequenceModel(nn.Module):
 def positions(
     inputs: Tensor, keep: Tensor | None, cu_seqlens: Tensor | None, state: State | None
 ) -> tuple[Tensor, Tensor]:
-    """The position of each token [B,T] (padding: any), and the tokens seen afterwards by each row."""
+    """Compute the position of each token [B,T] (padding: any), and the tokens seen by each row afterwards [rows]."""
     B, T = inputs.shape[:2]
     rows = B if cu_seqlens is None else len(cu_seqlens) - 1
     seen = torch.zeros(rows, dtype=torch.long, device=inputs.device) if state is None else state["position"]

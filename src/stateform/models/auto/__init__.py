@@ -1,9 +1,9 @@
-"""Importing this makes transformers know these models: AutoConfig and AutoModelForCausalLM open their folders.
+"""Registration with transformers: once this is imported, AutoConfig and AutoModelForCausalLM open our folders.
 
     import stateform.models.auto
     model = AutoModelForCausalLM.from_pretrained("folder")        # one that LanguageModel.save_pretrained wrote
 
-What one saves, the other loads. Saving, loading, generating, training and adapting are those of transformers; the
+Each loads what the other saves. Saving, loading, generating, training and adapting are transformers' own; the
 mathematics is that of the LanguageModel inside (`.model`).
 """
 

@@ -1,4 +1,4 @@
-"""The State of a model, as transformers hands a cache on."""
+"""The State of a model as a cache of transformers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ...system.state import State
 
 
 class StateCache(Cache):
-    """A model's State (`.state`, None before the first token), as transformers hands it on, reorders and repeats it."""
+    """A model's State (`.state`, None before the first token) as a cache, which transformers reorders and repeats."""
 
     def __init__(self, state: State | None = None) -> None:
         super().__init__(layers=[])
@@ -51,7 +51,7 @@ class StateCache(Cache):
         self.state = None if self.state is None else self.state.repeat(repeats)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Do nothing for 0. Raises StateformError otherwise: a state cannot forget its last tokens."""
+        """Do nothing for 0 tokens. Raises StateformError for others: a state cannot forget its last tokens."""
         require(
             tokens_to_remove == 0,
             f"a state cannot forget its last {abs(tokens_to_remove)} tokens; keep the state from before them",
@@ -59,7 +59,7 @@ class StateCache(Cache):
 
     @classmethod
     def of(cls, given: State | Cache | None) -> StateCache:
-        """The cache given, a new one of a State given, or an empty one."""
+        """Make a cache: a StateCache is given back, a State wrapped, and None becomes an empty cache."""
         if isinstance(given, StateCache):
             return given
         empty = isinstance(given, Cache) and not getattr(given, "is_initialized", False)

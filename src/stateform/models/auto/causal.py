@@ -29,7 +29,7 @@ class StateformForCausalLM(PreTrainedModel, GenerationMixin):
 
     Args:
         config: a StateformConfig.
-        model: a LanguageModel that is there already, of that configuration; default: a new one.
+        model: an existing LanguageModel of that configuration; default: a new one.
 
     Raises:
         StateformError: a configuration that cannot be used, settings that are not offered here.
@@ -50,7 +50,7 @@ class StateformForCausalLM(PreTrainedModel, GenerationMixin):
             f"this model takes no {', '.join(unknown)}; leave it out (options of layers go into options={{...}})",
         )
         super().__init__(config)
-        self.model = _made(config.model) if model is None else model
+        self.model = _make_model(config.model) if model is None else model
         self._followed = config.__dict__["_edited"]
         self.post_init()
 
@@ -60,7 +60,7 @@ class StateformForCausalLM(PreTrainedModel, GenerationMixin):
         """Take over what was edited in `config`.
 
         Raises:
-            StateformError: an edit that this model would have to be another one for, or one that cannot be used.
+            StateformError: an edit that would need a new model, or one that cannot be used.
         """
         edited, made = self.config.__dict__["_edited"], self.model.config
         if edited == self._followed and self.config.options == made.options:
@@ -91,7 +91,7 @@ class StateformForCausalLM(PreTrainedModel, GenerationMixin):
         self.model.embedding = value
 
     def get_output_embeddings(self) -> nn.Module | None:
-        """The head; None where the embedding is the head."""
+        """Give the head; None if the embedding is the head."""
         return self.model.head
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
@@ -113,13 +113,13 @@ class StateformForCausalLM(PreTrainedModel, GenerationMixin):
         """Do nothing: the layers have drawn their own initial values."""
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Draw what no file held for a part of this model, or for a table that is being resized."""
+        """Draw the initial values of a part that no file held, or of a table that is being resized."""
         name = next((name for name, part in self.named_modules() if part is module), None)
         if name is None:
             if self.model.config.init_std is not None:
                 nn.init.normal_(module.weight, std=self.model.config.init_std)  # type: ignore[arg-type]
             return
-        drawn = _made(self.model.config).get_submodule(name.removeprefix("model").removeprefix("."))
+        drawn = _make_model(self.model.config).get_submodule(name.removeprefix("model").removeprefix("."))
         for kind in ("named_parameters", "named_buffers"):
             values = dict(getattr(drawn, kind)(recurse=False))
             for inner, x in getattr(module, kind)(recurse=False):
@@ -144,10 +144,10 @@ class StateformForCausalLM(PreTrainedModel, GenerationMixin):
         output_attentions: bool | None = None, return_dict: bool | None = None, logits_to_keep: int = 0,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:  # fmt: skip
-        """`LanguageModel.forward`; a mask that is longer than the input is that of all tokens so far.
+        """Run `LanguageModel.forward`; a mask that is longer than the input is that of all tokens so far.
 
-        `past_key_values` of the output is a StateCache, the one that was given if one was: it holds the state after the
-        last token from then on.
+        `past_key_values` of the output is a StateCache with the state after the last token. If one was given, it is the
+        same object, changed in place.
         """
         self._follow_config()
         require(not output_attentions, "output_attentions is True, but not all mixers have weights; see sf.analyze")
@@ -175,7 +175,7 @@ class StateformForCausalLM(PreTrainedModel, GenerationMixin):
         return result if as_dict else result.to_tuple()
 
     def generate(self, inputs: Tensor | None = None, *args: Any, **options: Any) -> Any:
-        """As in transformers; prompts padded on the right are moved there first, and go on as they would alone.
+        """Generate as transformers does, after moving padding to the left: each prompt goes on as it would alone.
 
         `.model.generate` is that of LanguageModel.
         """
@@ -190,7 +190,7 @@ class StateformForCausalLM(PreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(  # type: ignore[override]
         self, input_ids: Any, inputs_embeds: Any = None, **kwargs: Any
     ) -> Any:
-        """As in transformers, without the positions that its first versions hand on: the state knows its own."""
+        """Prepare inputs as transformers does, without the positions of its early versions: the state knows its own."""
         prepare: Any = super().prepare_inputs_for_generation  # type: ignore[misc]
         inputs = prepare(input_ids, inputs_embeds=inputs_embeds, **kwargs)
         inputs.pop("cache_position", None)
@@ -211,7 +211,7 @@ class StateformForCausalLM(PreTrainedModel, GenerationMixin):
     # -- in a folder ---------------------------------------------------------------------------------------------
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **options: Any) -> None:
-        """As in transformers; `LanguageModel.from_pretrained` opens the folder too."""
+        """Save as transformers does; `LanguageModel.from_pretrained` opens the folder too."""
         self._follow_config()
         super().save_pretrained(save_directory, *args, **options)
 
@@ -220,7 +220,7 @@ class StateformForCausalLM(PreTrainedModel, GenerationMixin):
         cls, pretrained_model_name_or_path: str | os.PathLike[str] | None, *args: Any,
         output_loading_info: bool = False, **options: Any,
     ) -> Any:  # fmt: skip
-        """As in transformers, on one device; weights that do not fit are refused.
+        """Load as transformers does, on one device; weights that do not fit are refused.
 
         Raises:
             StateformError: a configuration that cannot be used; several devices; weights that are missing or belong to
@@ -242,7 +242,7 @@ class StateformForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def get_init_context(cls, *args: Any, **options: Any) -> list[Any]:
-        """What a model is made in, without the device meta: layers compute with the values that they begin with."""
+        """Give the contexts a model is made in, without the device meta: layers compute with their initial values."""
         return [c for c in super().get_init_context(*args, **options) if not isinstance(c, torch.device)]
 
     @classmethod
@@ -252,7 +252,7 @@ class StateformForCausalLM(PreTrainedModel, GenerationMixin):
 
 @contextmanager
 def _single() -> Iterator[torch.dtype]:
-    """Make float32 the default dtype inside a `with` block; gives the one before."""
+    """Make float32 the default dtype inside a `with` block, and give the one before."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -261,8 +261,8 @@ def _single() -> Iterator[torch.dtype]:
         torch.set_default_dtype(before)
 
 
-def _made(config: ModelConfig) -> LanguageModel:
-    """A model whose initial values are computed in float32, in the default dtype."""
+def _make_model(config: ModelConfig) -> LanguageModel:
+    """Make a model in the default dtype, its initial values computed in float32."""
     with _single() as dtype:
         model = LanguageModel(config)
     return model if dtype == torch.float32 else model.to(dtype)

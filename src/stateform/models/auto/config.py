@@ -1,4 +1,4 @@
-"""The configuration of a model, as transformers wants it."""
+"""The configuration of a model as one of transformers."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from ..language import LanguageModel
 OURS = tuple(f.name for f in fields(ModelConfig))
 """The fields of a ModelConfig."""
 _TOP = ("dtype", "transformers_version")
-"""Settings of transformers that a ModelConfig overlooks where they stand in config.json."""
+"""Settings of transformers in config.json that a ModelConfig ignores."""
 _EDITS = itertools.count(1)
 
 
 class StateformConfig(PreTrainedConfig):
-    """A ModelConfig, as transformers wants it; its fields are attributes.
+    """A ModelConfig as a configuration of transformers; its fields are attributes.
 
-    They may be edited: a model that is made from it takes them as they are then, and one that is there already follows
-    (dropout, norm_eps, ...) or says at the next call that it cannot.
+    They may be edited. A model made afterwards takes them as they are then; an existing one follows at its next call
+    (dropout, norm_eps, ...), or raises an error if it cannot.
     """
 
     model_type = MODEL_TYPE
@@ -55,7 +55,7 @@ class StateformConfig(PreTrainedConfig):
 
     @property
     def model(self) -> ModelConfig:
-        """The configuration that a model is made from, with all edits.
+        """Make the ModelConfig of a model, with all edits.
 
         Raises:
             StateformError: as ModelConfig.
@@ -72,7 +72,7 @@ class StateformConfig(PreTrainedConfig):
         return {**values, "architectures": [LanguageModel.__name__], "auto_map": dict(beside.AUTO_MAP)}
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """What config.json holds: what `LanguageModel.save_pretrained` writes, and what else was set, apart."""
+        """Give the content of config.json: as `LanguageModel.save_pretrained` writes it, other settings apart."""
         diff = super().to_diff_dict()
         ours = {} if self.pattern is None else self.model.to_dict()
         top = {"model_type": MODEL_TYPE, "architectures": [LanguageModel.__name__], "auto_map": dict(beside.AUTO_MAP)}
