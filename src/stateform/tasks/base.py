@@ -1,4 +1,4 @@
-"""A task: examples, drawn from a seed or read from files; what is to be answered, and how that is scored."""
+"""A task: examples, drawn from a seed or read from files; the question they ask, and how answers are scored."""
 
 from __future__ import annotations
 
@@ -30,9 +30,8 @@ class Batch:
 
     Args:
         inputs: token ids [B,T], int64; or numbers [B,T,d_input], float32.
-        labels: where each token is answered: ids [B,T], int64, `IGNORED` where nothing is asked, or numbers
-            [B,T,n_out], float32, NaN where nothing is asked. Where the sequence is answered: classes [B,n_labels],
-            int64.
+        labels: if each token is answered: ids [B,T], int64, `IGNORED` where nothing is asked, or numbers
+            [B,T,n_out], float32, NaN where nothing is asked. If the sequence is answered: classes [B,n_labels], int64.
         mask: [B,T], bool, false for the padding after a shorter sequence; None: no padding.
     """
 
@@ -44,17 +43,17 @@ class Batch:
         return len(self.inputs)
 
     def __getitem__(self, rows: Any) -> Batch:
-        """Some rows: a slice, or a tensor of indices."""
+        """Select rows by a slice, or a tensor of indices."""
         return Batch(self.inputs[rows], self.labels[rows], None if self.mask is None else self.mask[rows])
 
     @property
     def asked(self) -> Tensor:
-        """Where something is asked, bool: [B,T], or [B,n_labels] where sequences are answered."""
+        """Mark where something is asked, bool: [B,T], or [B,n_labels] if sequences are answered."""
         x = self.labels
         return ~x.isnan().any(-1) if x.is_floating_point() else x != IGNORED
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same on a device."""
+        """Move it to a device."""
         moved = [None if x is None else x.to(device) for x in (self.inputs, self.labels, self.mask)]
         assert moved[0] is not None and moved[1] is not None
         return Batch(moved[0], moved[1], moved[2])
@@ -62,11 +61,11 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What tasks have in common. A task is a frozen dataclass: its fields are its options, all with defaults.
+    """The base of all tasks. A task is a frozen dataclass: its fields are its options, all with defaults.
 
-    Subclasses say what goes in (`vocab_size`, or `d_input`) and what is asked (`answers`, `n_out`), and draw examples
-    in `draw` from a numpy RandomState, or, where a data set is given, read them in `whole`. `oracle` solves the task
-    from its inputs alone, as a reader who knows the rule would.
+    Subclasses say what goes in (`vocab_size`, or `d_input`) and what is asked (`answers`, `n_out`). They draw examples
+    in `draw` from a numpy RandomState, or read those of a data set in `whole`. `oracle` solves the task from its inputs
+    alone, as a reader who knows the rule would.
     """
 
     length: int = 64
@@ -76,12 +75,12 @@ class Task:
     source: ClassVar[str] = ""
     """Where the task comes from."""
     answers: ClassVar[Literal["tokens", "sequence"]] = "tokens"
-    """Whether each token is answered (with a token, or `n_out` numbers), or the sequence as a whole."""
+    """What is answered: "tokens", each with a token or `n_out` numbers, or the "sequence" as a whole."""
     metric: ClassVar[Literal["accuracy", "mse", "bits"]] = "accuracy"
     """How it is scored: the share of right labels; the mean squared error; or bits a token."""
     summary: ClassVar[str] = ""
     solvable: ClassVar[bool] = True
-    """Whether `oracle` knows the answers; of pictures, recordings and texts it does not."""
+    """True if `oracle` knows the answers; of pictures, recordings and texts it does not."""
     folder: ClassVar[str] = ""
     """The folder in STATEFORM_DATA that the task reads by default, where it cannot do without one."""
 
@@ -89,56 +88,56 @@ class Task:
 
     @property
     def vocab_size(self) -> int | None:
-        """How many token ids there are, inputs and answers together; None for inputs that are numbers."""
+        """Count the token ids, of inputs and answers together; None for inputs that are numbers."""
         raise NotImplementedError
 
     @property
     def d_input(self) -> int | None:
-        """How many numbers each token is; None for inputs that are token ids."""
+        """Count the numbers of a token; None for inputs that are token ids."""
         return None
 
     @property
     def tokenizer(self) -> Literal["bytes"] | None:
-        """What makes text of the ids: "bytes" if they are its bytes."""
+        """Name the tokenizer that makes text of the ids: "bytes" if they are its bytes."""
         return None
 
     @property
     def n_out(self) -> int:
-        """Classes of a sequence's labels, or numbers of a token's answer."""
+        """Count the classes of a sequence's label, or the numbers of a token's answer."""
         return self.vocab_size or 0
 
     @property
     def n_labels(self) -> int:
-        """Labels of a sequence, where sequences are answered."""
+        """Count the labels of a sequence, if sequences are answered."""
         return 1
 
     @property
     def min_length(self) -> int:
-        """The shortest training example; above it each batch has a length of its own, up to `length`."""
+        """Give the length of the shortest training example; each batch draws a length from it up to `length`."""
         return self.length
 
     @property
     def test_lengths(self) -> tuple[int, ...]:
-        """The lengths at which a trained model is tested; the first is that of training."""
+        """List the lengths at which a trained model is tested; the first is that of training."""
         return (self.length,)
 
     def draw(self, n: int, length: int, rng: np.random.RandomState, split: Split) -> Batch:
-        """n examples of so many tokens, every random number from rng."""
+        """Draw n examples of `length` tokens, taking every random number from rng."""
         raise NotImplementedError
 
     def oracle(self, batch: Batch) -> Tensor:
-        """The right answers [like labels], found from the inputs; at positions that ask for nothing, anything."""
+        """Find the right answers [like labels] from the inputs; positions that ask for nothing may hold anything."""
         raise StateformError(f"the task {self.name} has no rule that gives its answers: they are in the data alone")
 
     def whole(self, split: Split) -> Batch | None:
-        """All examples of a split, where the task is a data set; None where examples are drawn without end."""
+        """Read all examples of a split, if the task is a data set; None if examples are drawn without end."""
         return None
 
     def contents(self) -> str | None:
-        """A hash of the data that examples are read from; None: they are drawn, and follow from the options.
+        """Compute a hash of the data that examples are read from; None: they are drawn, and follow from the options.
 
         Raises:
-            StateformError: data that are not there.
+            StateformError: data that do not exist.
         """
         parts = [(split, self.whole(split)) for split in SPLITS]
         if all(batch is None for _, batch in parts):
@@ -156,7 +155,7 @@ class Task:
     def sample(
         self, n: int, *, seed: int | Sequence[int] = 0, split: Split = "train", length: int | None = None
     ) -> Batch:
-        """n examples; the same for the same arguments on every machine, different in every split.
+        """Draw n examples: the same for the same arguments on every machine, different in every split.
 
         Args:
             n: how many, 1 or more (of a data set: drawn from it, with replacement only if it has fewer).
@@ -173,7 +172,7 @@ class Task:
         require(all(s >= 0 for s in seeds), f"seed is {seed!r}; expected whole numbers, 0 or more")
         length = self.length if length is None else length
         self.check_length(length)
-        # Mixed, so that neighbouring seeds give unrelated draws; with their number, as zeros at the end do not count.
+        # Mixed, so that neighbouring seeds give unrelated draws; with their number, as numpy ignores zeros at the end.
         mixed = np.random.SeedSequence([SPLITS.index(split), len(seeds), *seeds]).generate_state(4)
         rng = np.random.RandomState(mixed)
         everything = self.whole(split)
@@ -187,12 +186,12 @@ class Task:
         require(whole and length >= 1, f"length is {length!r}; expected a number of tokens, 1 or more")
 
     def options(self) -> dict[str, Any]:
-        """The options, as plain values."""
+        """Give the options as plain values."""
         return dataclasses.asdict(self)
 
     @property
     def spec(self) -> str:
-        """The task as `make_task` reads it: its name, and the options that are not the default ones."""
+        """Write the task as `make_task` reads it: its name, and the options that differ from their defaults."""
         own = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
         return self.name + (f"({', '.join(f'{k}={v!r}' for k, v in own.items())})" if own else "")
 
@@ -212,7 +211,7 @@ TASKS: dict[str, type[Task]] = {}
 
 
 def register_task(name: str, *, source: str = "") -> Callable[[T], T]:
-    """Class decorator: make a task known to `make_task`, `task_names` and the command line.
+    """Register a class of tasks under a name, for `make_task`, `task_names` and the command line.
 
     Args:
         name: lower case, unique.
@@ -237,12 +236,12 @@ def register_task(name: str, *, source: str = "") -> Callable[[T], T]:
 
 
 def task_names() -> list[str]:
-    """The names of all tasks."""
+    """List the names of all tasks."""
     return sorted(TASKS)
 
 
 def make_task(spec: str | Task, options: Mapping[str, Any] | None = None) -> Task:
-    """The task that a specification names: "mqar(n_pairs=8, length=128)", or its name and a dict of options.
+    """Make the task that a specification names: "mqar(n_pairs=8, length=128)", or its name and a dict of options.
 
     A task of one's own may be named as `path/file.py:Class`, with options likewise. The file is run.
 

@@ -1,4 +1,4 @@
-"""Data sets on disk: where they are, how they are kept in memory, and what tasks on digits have in common."""
+"""Data sets on disk: finding them, keeping them small in memory, and the base of tasks on digits."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .base import Batch, Task
 
 @dataclass(frozen=True)
 class Stored(Batch):
-    """A data set in small numbers; its rows, `stored[rows]`, are what the task gives: int64 tokens, float32 numbers.
+    """A data set kept in small dtypes. Its rows, `stored[rows]`, are int64 tokens or float32 numbers.
 
     Args:
-        scale: what numbers [N,T] are multiplied by, to be inputs [N,T,1]; None: the inputs are tokens.
+        scale: the factor that makes inputs [N,T,1] of numbers [N,T]; None: the inputs are tokens.
     """
 
     scale: float | None = None
@@ -34,15 +34,15 @@ class Stored(Batch):
 
 
 def find_data(path: str | None, folder: str, public: str) -> Path:
-    """The path given, or else the folder of that name in STATEFORM_DATA.
+    """Find data: at the path given, or else in the folder of that name in STATEFORM_DATA.
 
     Args:
         path: what the user gave.
         folder: the folder's name.
-        public: where the data are to be had.
+        public: where the data can be obtained, for the error.
 
     Raises:
-        StateformError: if there is nothing.
+        StateformError: there is nothing at that place.
     """
     if path is not None:
         found = Path(path)
@@ -58,13 +58,13 @@ def find_data(path: str | None, folder: str, public: str) -> Path:
 
 
 def stamp(place: Path) -> tuple[tuple[str, int, int], ...]:
-    """The files at a place, with the time of their last change and their sizes: a key of what was read from them."""
+    """List the files at a place, with the times of their last change and their sizes: a key for a cache of them."""
     files = [place] if place.is_file() else sorted(path for path in place.iterdir() if path.is_file())
     return tuple((path.name, stat.st_mtime_ns, stat.st_size) for path in files for stat in [path.stat()])
 
 
 def padded(rows: list[Tensor], length: int, fill: int) -> tuple[Tensor, Tensor]:
-    """Rows of at most `length` numbers, filled up [N,length], and where they are not filled up."""
+    """Fill rows of at most `length` numbers up to [N,length]; the mask [N,length] is false in the filling."""
     out = torch.full((len(rows), length), fill, dtype=rows[0].dtype)
     mask = torch.zeros(len(rows), length, dtype=torch.bool)
     for i, row in enumerate(rows):
@@ -83,7 +83,7 @@ class Digits(Task):
     answers: ClassVar[Literal["tokens", "sequence"]] = "sequence"
     solvable: ClassVar[bool] = False
     public: ClassVar[str] = ""
-    """Where the data are to be had."""
+    """Where the data can be obtained."""
 
     @property
     def vocab_size(self) -> None:
@@ -99,7 +99,7 @@ class Digits(Task):
 
     @property
     def place(self) -> Path:
-        """The data. Raises a StateformError if they are not there."""
+        """Find the path of the data. Raises StateformError if they do not exist."""
         return find_data(self.path, self.folder, self.public)
 
     def check(self) -> None:

@@ -29,7 +29,7 @@ PUBLIC = "files of the Long Range Arena's ListOps (google-research/long-range-ar
 
 
 def evaluate(tokens: Sequence[int]) -> int:
-    """The value of one expression of token ids, without padding.
+    """Compute the value of one expression of token ids, without padding.
 
     Raises:
         StateformError: brackets that do not match, an operation without arguments, more than one value.
@@ -150,7 +150,7 @@ class ListOps(Task):
         return Batch(torch.cat([b.inputs for b in batches]), torch.cat([b.labels for b in batches]), masks)
 
     def _grow(self, n: int, length: int, rng: np.random.RandomState) -> list[_Level]:
-        """The shapes of n trees, without those of a size that is not wanted, from the roots downwards."""
+        """Draw the shapes of n trees, from the roots downwards, and drop those that are too small or too large."""
         tree = np.arange(n)
         size = np.zeros(n, dtype=np.int64)
         levels: list[_Level] = []
@@ -160,7 +160,7 @@ class ListOps(Task):
             size += np.bincount(tree, 1 + inner, n).astype(np.int64)
             levels.append(_Level(tree, inner, n_args))
             tree = np.repeat(tree[inner], n_args)
-            # A tree that is too large already, each argument to come counted as one token, grows no further.
+            # A tree stops growing once it is too large, each argument to come counted as one token.
             large = size + np.bincount(tree, minlength=n) >= length
             size[large] = length
             tree = tree[~large[tree]]
@@ -168,7 +168,7 @@ class ListOps(Task):
         return [level.without(~wanted) for level in levels]
 
     def _write(self, levels: list[_Level], length: int, rng: np.random.RandomState) -> Batch:
-        """Digits and operations for these shapes, and the trees as tokens."""
+        """Draw digits and operations for these shapes, and write the trees as tokens."""
         contents = []
         size = value = np.zeros(0, dtype=np.int64)
         for level in reversed(levels):
@@ -215,9 +215,9 @@ class ListOps(Task):
 
 @dataclass(frozen=True)
 class _Level:
-    """All nodes of one depth: the tree of each, which are operations, and the arguments of those.
+    """All nodes of one depth: the tree of each, a mask of those that are operations, and their numbers of arguments.
 
-    The nodes below come in the order of their operations.
+    Nodes of the next depth come in the order of their operations.
     """
 
     tree: np.ndarray
@@ -230,17 +230,17 @@ class _Level:
 
     @property
     def first(self) -> np.ndarray:
-        """Where the arguments of each operation start, among the nodes below."""
+        """Give the index of each operation's first argument, among the nodes below."""
         return self.n_args.cumsum() - self.n_args
 
     def without(self, trees: np.ndarray) -> _Level:
-        """Without the nodes of some trees, a mask."""
+        """Leave out the nodes of some trees, given as a mask."""
         stays = ~trees[self.tree]
         return _Level(self.tree[stays], self.inner[stays], self.n_args[stays[self.inner]])
 
 
 def read_listops(path: str, split: Split, length: int) -> Stored:
-    """A split of the files of the Long Range Arena, see `ListOps.path`; read again when they have changed.
+    """Read a split of the files of the Long Range Arena, see `ListOps.path`; files are read again once changed.
 
     Raises:
         StateformError: a file that is missing or of another format, an expression longer than `length`.
@@ -279,7 +279,7 @@ _IDS = {**{token: i for i, token in enumerate(TOKENS[:-1])}, "X": CLOSE}
 
 
 def parse(text: str, where: str = "the expression") -> list[int]:
-    """The token ids of an expression as the Long Range Arena writes it; its parentheses, which say nothing, go.
+    """Read the token ids of an expression as the Long Range Arena writes it, without its redundant parentheses.
 
     Raises:
         StateformError: a token that ListOps does not have.
@@ -292,7 +292,7 @@ def parse(text: str, where: str = "the expression") -> list[int]:
 
 
 def _lines(file: Path) -> list[tuple[str, str, int]]:
-    """The lines of a file: where each is, its expression and its value."""
+    """Read the lines of a file: the place of each, its expression and its value."""
     try:
         data = lzma.decompress(file.read_bytes()) if file.suffix == ".xz" else file.read_bytes()
     except (OSError, lzma.LZMAError, EOFError) as error:

@@ -31,7 +31,7 @@ INDICES: dict[str, range] = {"test": range(5), "valid": range(5, 10), "train": r
 
 
 def _files(place: Path) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the .wav files in a folder or an archive."""
+    """Yield names and contents of the .wav files in a folder or an archive."""
     if place.is_dir() and not any(place.glob("*.wav")):
         archives = sorted(place.glob("recordings.tar*"))
         require(archives, f"{place} holds neither .wav files nor recordings.tar.xz; expected {PUBLIC}")
@@ -53,7 +53,7 @@ def _files(place: Path) -> Iterator[tuple[str, bytes]]:
 
 @lru_cache(maxsize=2)
 def read_recordings(place: Path, version: object) -> tuple[tuple[int, int, np.ndarray], ...]:
-    """Every recording in a folder or an archive: its digit, its number, and its samples, int16; in order of names.
+    """Read every recording in a folder or an archive, in order of names: its digit, its number, its int16 samples.
 
     Raises:
         StateformError: a file of another format, or none.
@@ -80,9 +80,9 @@ def read_recordings(place: Path, version: object) -> tuple[tuple[int, int, np.nd
 
 
 def read_digits(place: Path, split: Split, length: int, rate: int, normalize: bool) -> Stored:
-    """A split of the spoken digits, as many samples a second as asked for, cut or filled up to a length.
+    """Read a split of the spoken digits, at `rate` samples a second, cut or filled up to a length.
 
-    They are read again when they have changed.
+    The files are read again once they have changed.
     """
     return _read_digits(place, split, length, rate, normalize, stamp(place))
 
@@ -120,7 +120,7 @@ class SpokenDigits(Digits):
     rate: int = 8000
     """Samples a second; below 8000, means of 8000 / rate neighbours. Lower `length` in proportion."""
     normalize: bool = True
-    """Whether each recording is made as loud as possible (the loudest have 100 times the amplitude of the softest)."""
+    """True if each recording is made as loud as possible (the loudest have 100 times the amplitude of the softest)."""
 
     folder: ClassVar[str] = "spoken-digits"
     public: ClassVar[str] = PUBLIC

@@ -25,7 +25,7 @@ PIXELS = 784
 
 
 def read_idx(file: Path, n_dims: int) -> np.ndarray:
-    """The array of bytes in an IDX file, possibly .gz.
+    """Read the array of bytes in an IDX file, possibly .gz.
 
     The format: two zero bytes, 8 (unsigned bytes), the number of dimensions, each as four bytes, big-endian; the data.
 
@@ -48,7 +48,7 @@ def read_idx(file: Path, n_dims: int) -> np.ndarray:
 
 
 def read_mnist(place: Path, split: Split, permutation: int | None) -> Stored:
-    """A split of MNIST as sequences of 784 pixels, permuted by a seed if one is given; read again when it changed."""
+    """Read a split of MNIST as sequences of 784 pixels, permuted by a seed if given; changed files are read again."""
     return _read_mnist(place, split, permutation, stamp(place))
 
 

@@ -27,7 +27,7 @@ class SequentialMNIST(Digits):
 
     @property
     def order(self) -> int | None:
-        """The seed by which pixels are permuted; None: they are not."""
+        """Give the seed by which pixels are permuted; None: they are not."""
         return None
 
     def check_length(self, length: int) -> None:

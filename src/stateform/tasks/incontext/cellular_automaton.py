@@ -107,6 +107,6 @@ class CellularAutomaton(Task):
 
 
 def _neighbours(row: str) -> list[str]:
-    """Each cell with those beside it, in a ring."""
+    """List each cell with those beside it, in a ring."""
     ring = row[-1] + row + row[0]
     return [ring[i : i + 3] for i in range(len(row))]

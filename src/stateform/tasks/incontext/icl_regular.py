@@ -98,7 +98,7 @@ class ICLRegular(Task):
             state = np.where(end, 0, targets[rows, state, way])
             beginning = np.where(end, 0, (beginning + symbol + 1) * factor)
 
-        # What a beginning went on with is known if it went on before; where the word ended, nothing is learned.
+        # A reader knows how a beginning goes on if it went on before; the end of a word teaches nothing.
         time = np.arange(length + 1)
         went_on = np.where(separators, -1 - time, beginnings * 2)
         asked = ~separators
@@ -107,7 +107,7 @@ class ICLRegular(Task):
         return tokens[:, :-1].copy(), np.where(asked, tokens, IGNORED)[:, 1:].copy()
 
     def _automata(self, n: int, rng: np.random.RandomState) -> tuple[Ints, Ints, Ints]:
-        """Random automata: how many ways a state has [n,S]; their symbols and where they lead [n,S,3]."""
+        """Draw random automata: the number of ways out of each state [n,S], their symbols and their targets [n,S,3]."""
         most = self.max_states
         states = 4 + whole_numbers(rng, most - 3, n, 1, 1)
         letters = 4 + whole_numbers(rng, self.n_symbols - 3, n, 1, 1)
@@ -115,7 +115,7 @@ class ICLRegular(Task):
         order = np.argsort(rng.random_sample((n, self.n_symbols)), axis=1)  # the first ones are the alphabet
 
         def three(choices: int, allowed: np.ndarray) -> Ints:
-            """Three different allowed ones for each state."""
+            """Draw three different allowed choices for each state."""
             scores = np.where(allowed, rng.random_sample((n, most, choices)), 2.0)
             return np.argsort(scores, axis=2)[:, :, :3]
 

@@ -38,7 +38,7 @@ class MADFuzzyRecall(MADOfKeys):
 
     @property
     def n_keys(self) -> int:
-        """Tokens that keys are made of; the others but one make values."""
+        """Count the tokens that keys are made of; the others but one make values."""
         return (self.vocab_size - 1) // 2
 
     def check(self) -> None:
@@ -67,7 +67,7 @@ class MADFuzzyRecall(MADOfKeys):
         rows = np.arange(n)[:, None]
 
         def motifs(low: int, choices: int, longest: int) -> tuple[Ints, Ints]:
-            """Different tokens from low on [n,1+count,longest], and how many of them count [n,1+count]."""
+            """Draw different tokens from `low` on [n,1+count,longest], and how many of them are used [n,1+count]."""
             tokens = low + distinct(rng, choices, n * (1 + count), longest).reshape(n, 1 + count, longest)
             return tokens, 1 + whole_numbers(rng, longest, n, 1 + count)
 

@@ -17,7 +17,7 @@ from .setting import SOURCE, MADTask
 
 @functools.lru_cache(maxsize=8)
 def _values_of_keys(vocab_size: int, seed: int) -> Ints:
-    """The value of each key, fixed by the seed."""
+    """Draw the value of each key, fixed by the seed."""
     n_keys = (vocab_size - 1) // 2
     return n_keys + np.random.RandomState(seed).permutation(vocab_size - 1 - n_keys)[:n_keys].astype(np.int64)
 

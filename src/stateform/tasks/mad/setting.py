@@ -38,15 +38,15 @@ MAD_SWEEPS: dict[str, dict[str, tuple[Any, ...]]] = {
         "n_copy": (32, 64, 96),
     },
 }
-"""What the benchmark changes of each task's defaults, one option at a time. Noise has 16 tokens of the vocabulary."""
+"""The changes that the benchmark makes to each task's defaults, one option at a time. Noise has 16 tokens."""
 
 
 MAD_TRAIN_SIZES = {name: 256 if name == "mad_memorization" else 12800 for name in MAD_SWEEPS}
-"""Training examples of each task, where they are not what is changed; 1280 examples test."""
+"""Training examples of each task, unless n_train is what is changed; 1280 examples test."""
 
 
 def mad_settings(task: str) -> list[Task]:
-    """The settings over which MAD averages a task's score: the baseline, then each change of MAD_SWEEPS."""
+    """List the settings over which MAD averages a task's score: the baseline, then each change of MAD_SWEEPS."""
     base = {"n_train": MAD_TRAIN_SIZES[task]}
     changed = [{**base, option: value} for option, values in MAD_SWEEPS[task].items() for value in values]
     return [make_task(task, options) for options in (base, *changed)]
@@ -54,7 +54,7 @@ def mad_settings(task: str) -> list[Task]:
 
 @dataclass(frozen=True, kw_only=True)
 class MADTask(Task):
-    """What the six have in common: a training set of a given size."""
+    """The base of the six tasks: a training set of a given size."""
 
     vocab_size: int = 16
     """Token ids."""
@@ -77,7 +77,7 @@ class MADTask(Task):
 
 @functools.lru_cache(maxsize=4)
 def training_set(task: MADTask) -> Batch:
-    """The fixed training set of a task: the same wherever it is made."""
+    """Draw the fixed training set of a task, the same on every machine."""
     assert task.n_train is not None
     rng = np.random.RandomState(12345)
     sizes = [min(256, task.n_train - at) for at in range(0, task.n_train, 256)]  # in parts: less memory
@@ -90,10 +90,10 @@ class MADOfKeys(MADTask):
     """The three recall tasks: in training all next tokens may be asked for."""
 
     all_tokens: bool = True
-    """Whether the training split asks for every next token, as published; the others ask for recalled values only."""
+    """True if the training split asks for every next token, as published; the others ask for recalled values only."""
 
     def batch(self, inputs: Ints, asked: Ints, split: Split) -> Batch:
-        """The examples, from sequences with one more token than inputs [n,T+1], and where tokens are asked for."""
+        """Make examples from sequences [n,T+1], one token longer than inputs, and marks of the tokens asked for."""
         labels = inputs[:, 1:]
         if not (self.all_tokens and split == "train"):
             labels = np.where(asked[:, 1:], labels, IGNORED)
@@ -115,7 +115,7 @@ class MADPairs(MADOfKeys):
         )
 
     def pairs(self, n: int, length: int, rng: np.random.RandomState, split: Split, noise: int, frac: float) -> Batch:
-        """Pairs up to the length, the last one a key that came before; `frac` of the others are `noise` tokens."""
+        """Draw pairs that fill the length; the last key came before, and `frac` of the others are of `noise` tokens."""
         slots = length // 2
         ordinary = self.vocab_size - noise
         n_keys = ordinary // 2

@@ -1,4 +1,4 @@
-"""Recall and copying: multi-query associative recall (MQAR), induction heads, copying, selective copying."""
+"""Drawing whole numbers for tasks, and making batches and answers of them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Ints = NDArray[np.int64]
 
 
 def whole_numbers(rng: np.random.RandomState, high: int, *shape: int) -> Ints:
-    """Numbers below `high`, all equally likely; the same on every machine, as the dtype is given."""
+    """Draw numbers below `high`, all equally likely; the same on every machine, as the dtype is given."""
     return rng.randint(high, size=shape, dtype=np.int64)
 
 
 def first_seen(codes: Ints) -> Ints:
-    """For each entry of a row, the index of the first entry of that row that equals it [n,T]."""
+    """Find, for each entry of a row, the index of the first entry of that row that equals it [n,T]."""
     order = np.argsort(codes, axis=1, kind="stable")
     ordered = np.take_along_axis(codes, order, axis=1)
     starts = np.zeros_like(order)
@@ -30,11 +30,11 @@ def first_seen(codes: Ints) -> Ints:
 
 
 def distinct(rng: np.random.RandomState, choices: int, rows: int, count: int) -> Ints:
-    """In each row `count` different numbers below `choices`; every ordered selection is equally likely [rows,count]."""
+    """Draw `count` different numbers below `choices` in each row, every ordered selection alike likely [rows,count]."""
     if 2 * count > choices:
         return np.argsort(rng.random_sample((rows, choices)), axis=1)[:, :count]
-    # No number is preferred by redrawing repetitions, so all selections stay equally likely; and a few numbers out of
-    # thousands cost little.
+    # Redrawing repetitions prefers no number, so all selections stay equally likely. It costs little for a few numbers
+    # out of thousands.
     drawn = whole_numbers(rng, choices, rows, count)
     left = np.arange(rows)
     while len(left):
@@ -46,12 +46,12 @@ def distinct(rng: np.random.RandomState, choices: int, rows: int, count: int) ->
 
 
 def batch_of(inputs: Ints, labels: Ints) -> Batch:
-    """Arrays as a batch."""
+    """Make a batch of arrays."""
     return Batch(torch.from_numpy(inputs), torch.from_numpy(labels))
 
 
 def with_answers(batch: Batch, rows: list[dict[int, int]]) -> Tensor:
-    """Answers like the labels, from the answered positions of each row."""
+    """Make answers like the labels, from the answered positions of each row."""
     answers = torch.full_like(batch.labels, IGNORED)
     for i, row in enumerate(rows):
         for at, answer in row.items():

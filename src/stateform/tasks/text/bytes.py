@@ -15,7 +15,7 @@ from ..base import SPLITS, Batch, Split, Task
 
 @dataclass(frozen=True, kw_only=True)
 class Bytes(Task):
-    """What tasks of language modelling share: windows of a text, drawn at random places, and the next bytes."""
+    """The base of language modelling: windows of a text, drawn at random places, and the next bytes."""
 
     length: int = 256
     """Bytes of an example."""
@@ -32,7 +32,7 @@ class Bytes(Task):
         return "bytes"
 
     def text(self, split: Split) -> np.ndarray:
-        """The bytes of a split."""
+        """Read the bytes of a split."""
         raise NotImplementedError
 
     def contents(self) -> str:
@@ -55,7 +55,7 @@ class Bytes(Task):
 
 
 def parts(text: bytes) -> dict[Split, np.ndarray]:
-    """A text cut into its first 90%, the next 5% and the last 5%."""
+    """Cut a text into its first 90%, the next 5% and the last 5%."""
     a, b = len(text) * 90 // 100, len(text) * 95 // 100
     array = np.frombuffer(text, np.uint8)
     return {"train": array[:a], "valid": array[a:b], "test": array[b:]}

@@ -35,7 +35,7 @@ class HuggingFaceText(Bytes):
 
 @lru_cache(maxsize=2)
 def read_hub(dataset: str, config: str | None, column: str) -> dict[Split, np.ndarray]:
-    """The three parts of a data set of the hub.
+    """Read the three parts of a data set of the hub.
 
     Raises:
         StateformError: without the package, the network, the data set or the column.

@@ -46,7 +46,7 @@ class Text(Bytes):
 
 
 def read_parts(path: str | None) -> dict[Split, np.ndarray]:
-    """The three parts of a file, which is read again only when it has changed."""
+    """Read the three parts of a file, which is read again only when it has changed."""
     try:
         stat = None if path is None else Path(path).stat()
     except OSError as error:

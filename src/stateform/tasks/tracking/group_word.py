@@ -18,7 +18,7 @@ Permutation = tuple[int, ...]
 
 @lru_cache
 def group_elements(group: str) -> tuple[Permutation, ...]:
-    """The elements of a group as permutations, the identity first: S and a number, A and a number, or Z and a number.
+    """List the elements of a group (S3, A5, Z2, ...) as permutations, the identity first.
 
     Raises:
         StateformError: no such group, or one with more than 120 elements.
@@ -40,7 +40,7 @@ def group_elements(group: str) -> tuple[Permutation, ...]:
 
 @lru_cache
 def group_table(group: str) -> np.ndarray:
-    """The multiplication table [n,n] of a group: entry [i,j] is the element that is first i, then j."""
+    """Compute the multiplication table [n,n] of a group: entry [i,j] is the element that is first i, then j."""
     elements = group_elements(group)
     index = {element: i for i, element in enumerate(elements)}
     table = np.array([[index[tuple(b[i] for i in a)] for b in elements] for a in elements], dtype=np.int64)
@@ -82,7 +82,7 @@ class GroupWord(Tracking):
 
     @property
     def choices(self) -> np.ndarray:
-        """The elements that tokens are drawn from."""
+        """List the elements that tokens are drawn from."""
         elements = np.array(group_elements(self.group))
         moving = (elements != np.arange(elements.shape[1])).sum(1)
         return np.flatnonzero(moving <= (elements.shape[1] if self.moved is None else self.moved)).astype(np.int64)

@@ -36,9 +36,9 @@ class ModularArithmetic(Tracking):
     modulus: int = 5
     """What values are taken modulo of."""
     brackets: bool = False
-    """Whether expressions are nested (a context-free language) or not (a regular one)."""
+    """True if expressions are nested (a context-free language), else they are flat (a regular one)."""
     multiply: bool = True
-    """Whether there are products, besides sums and differences."""
+    """True if there are products, besides sums and differences."""
 
     @property
     def vocab_size(self) -> int:
@@ -63,7 +63,7 @@ class ModularArithmetic(Tracking):
         numbers[:] = rng.randint(m, size=numbers.shape, dtype=np.int64)
         operators = inputs[:, first + 1 : -1 : 2]
         operators[:] = rng.randint(2 + self.multiply, size=operators.shape, dtype=np.int64) + m
-        # What was summed up before the present term, and that term: a product that may go on.
+        # The sum of the terms before the present one, and that term, a product that may go on.
         before, term = np.zeros(n, dtype=np.int64), (-numbers[:, 0] if first else numbers[:, 0]) % m
         values = [term]
         for number, operator in zip(numbers[:, 1:].T, operators.T):
@@ -90,7 +90,7 @@ class ModularArithmetic(Tracking):
             wrapped = size >= 3
             tokens[row[wrapped], start[wrapped]] = opening
             tokens[row[wrapped], (start + size - 1)[wrapped]] = closing
-            # The numbers: the last token but for a bracket, after a minus where the length is even.
+            # Short parts are numbers: the last token but for a bracket, after a minus if the length is even.
             single = ~whole
             negative = single & (size % 2 == 0)
             values = rng.randint(m, size=len(row), dtype=np.int64)
@@ -120,7 +120,7 @@ class ModularArithmetic(Tracking):
 
 
 def evaluate(expression: str, modulus: int) -> int:
-    """The value of an expression of numbers, `+ - * ( )` and spaces: innermost brackets are replaced by their value."""
+    """Compute the value of an expression of numbers, `+ - * ( )` and spaces; inner brackets are replaced by values."""
     while inner := re.search(r"\(([^()]*)\)", expression):
         expression = expression[: inner.start()] + str(evaluate(inner[1], modulus)) + expression[inner.end() :]
     # A sign after a number starts a new term; others are the term's own. Of an empty expression the value is 0.

@@ -1,4 +1,4 @@
-"""State tracking: the tokens move a state, and the answer is where it is now. Trained short, tested long."""
+"""The base of state tracking: tokens move a state, and the answer is where it is now. Trained short, tested long."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ EIGENVALUES = "Grazzi et al. 2025, Unlocking State-Tracking in Linear RNNs (arXi
 
 @dataclass(frozen=True, kw_only=True)
 class Tracking(Task):
-    """What the tasks of this file share: lengths 3 to 40 in training, up to 256 in tests, and an answer a token."""
+    """The base of tasks of state tracking: lengths 3 to 40 in training, up to 256 in tests, an answer per token."""
 
     length: int = 40
     """Tokens of a training example."""
     every_token: bool = True
-    """Whether each token asks for the state so far, or the last one alone."""
+    """True if each token asks for the state so far, False if only the last does."""
 
     @property
     def min_length(self) -> int:
@@ -35,7 +35,7 @@ class Tracking(Task):
         return (self.length, *(T for T in (64, 128, 256) if self.length < T))
 
     def batch(self, inputs: np.ndarray, answers: np.ndarray) -> Batch:
-        """Tokens [B,T] and the answers to them [B,T], of which only the last is kept if only that is asked for."""
+        """Make a batch of tokens [B,T] and answers [B,T]; only the last answer is kept unless `every_token`."""
         if not self.every_token:
             answers[:, :-1] = IGNORED
         return Batch(torch.from_numpy(inputs), torch.from_numpy(answers))
@@ -44,12 +44,12 @@ class Tracking(Task):
         return torch.tensor([self.read(tokens) for tokens in batch.inputs.tolist()])
 
     def read(self, tokens: list[int]) -> list[int]:
-        """The answers to one sequence, by an automaton that takes one symbol after the other."""
+        """Answer one sequence by an automaton that reads one token after the other."""
         raise NotImplementedError
 
 
 def walk(tokens: list[int], table: Sequence[Sequence[int]]) -> list[int]:
-    """The states that an automaton passes through from state 0, where `table[state][token]` is the next state."""
+    """List the states that an automaton passes through from state 0; `table[state][token]` is the next state."""
     states, state = [], 0
     for token in tokens:
         state = table[state][token]
