@@ -1,4 +1,4 @@
-"""accelerate: run the mixers of a pretrained model in our forms, in place, with the weights and caches it has."""
+"""accelerate: run the mixers of a pretrained model in our forms, in place, with the model's weights and caches."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class _Accelerated:
 
 
 def _layer(module: Any) -> Lifted:
-    """Find a module's Lifted; of a shallow copy of one (a replica of DataParallel) a copy with the weights it has."""
+    """Find a module's Lifted. A shallow copy of a module (a replica of DataParallel) gets one with its own weights."""
     layer: Lifted = module.__dict__[_KEY]
     if layer.module is module:
         return layer
@@ -60,13 +60,13 @@ def _layer(module: Any) -> Lifted:
 
 
 def _blank(cls: type[nn.Module]) -> nn.Module:
-    """Make an accelerated module before its attributes: a class made here has no name that pickle could find."""
+    """Make an accelerated module without attributes, for pickle, which cannot find a class made here by its name."""
     made = _accelerated(cls)
     return made.__new__(made)
 
 
 def _as_given() -> AbstractContextManager[Any]:
-    """Look at no values: a model may compute what is not finite, as the original would."""
+    """Switch the checks on values off: a model may compute inf or NaN, as the original would."""
     return nullcontext() if torch.compiler.is_compiling() else validate(False)
 
 
@@ -75,8 +75,8 @@ _CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
 
 def _accelerated(cls: Any) -> type[nn.Module]:
     if cls not in _CLASSES:
-        # a graph that is traced has constants for what lies in the class; a table filled at the first call would be
-        # another one at the second
+        # A traced graph holds what lies in the class as constants. A table filled at the first call would differ at the
+        # second, and be traced again.
         given = {"__module__": cls.__module__, "original": cls, "names": argument_names(cls)}
         _CLASSES[cls] = type(cls.__name__, (_Accelerated, cls), given)
     return _CLASSES[cls]
@@ -84,7 +84,7 @@ def _accelerated(cls: Any) -> type[nn.Module]:
 
 @dataclass(frozen=True)
 class Acceleration(Result):
-    """What `accelerate` did."""
+    """The result of `accelerate`."""
 
     replaced: dict[str, str]
     """Names of modules, with their classes."""
@@ -103,14 +103,15 @@ class Acceleration(Result):
 
 
 def accelerate(model: nn.Module) -> Acceleration:
-    """Let the mixers with a finite state compute in our forms, in place: same weights, outputs, caches and gradients.
+    """Run the mixers with a finite state in our forms, in place: same weights, outputs, caches and gradients.
 
-    `generate()`, training, saving, copies and `undo` go on working. Softmax attention is left as it is: it runs in
-    torch's fused kernels already. So is a mixer with options that no System expresses. A second call changes nothing.
+    `generate()`, training, saving and copies go on working, and `undo` reverts it. Softmax attention is left as it is:
+    it runs in torch's fused kernels already. So is a mixer with options that no System expresses. A second call changes
+    nothing.
 
-    Two things differ, on purpose. Padding is absent wherever it stands, also between tokens, where models themselves
-    read it in part. And every map and convolution is called, so that what is put on it takes effect, also where the
-    model would read its weights alone.
+    Two things differ, on purpose. Padding is absent wherever it stands, also between tokens, where models read part of
+    it. And every map and convolution is called, so that hooks and adapters on it take effect, also where the model
+    would only read its weights.
 
     Args:
         model: a model of a supported type (`stateform.hub.FAMILIES`).
@@ -150,7 +151,7 @@ def accelerate(model: nn.Module) -> Acceleration:
 
 
 def undo(model: nn.Module) -> int:
-    """Let every module compute as before `accelerate`; returns how many were changed back."""
+    """Make every module compute as before `accelerate`. Returns the number of modules changed back."""
     require(isinstance(model, nn.Module), f"a {type(model).__name__} was given; expected a model")
     count = 0
     for module in model.modules():

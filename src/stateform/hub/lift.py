@@ -1,4 +1,4 @@
-"""lift: a pretrained model as one System a layer, each with the proof that it computes what the layer computes."""
+"""lift: a pretrained model as one System per layer, each with a proof that it computes what the layer computes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.
 
 @dataclass(frozen=True)
 class Certificate:
-    """How far the output of a layer's System is from that of the module itself, on the input it had."""
+    """The error of a layer's System: its output compared with the module's own, on the input that the module had."""
 
     layer: str
     module: str
@@ -39,7 +39,7 @@ class Certificate:
     refused: str = ""
     """Why there is no System, or no proof."""
     note: str = ""
-    """What makes the proof say less than it seems to."""
+    """A reason why the proof says less than it seems to."""
 
     def __bool__(self) -> bool:
         return not self.refused and self.error <= self.allowed
@@ -60,7 +60,7 @@ class Certificate:
 
 @dataclass(frozen=True)
 class _Site:
-    """A mixer, and what it was called with."""
+    """A mixer, and the arguments it was called with."""
 
     module: nn.Module
     u: Tensor
@@ -68,7 +68,7 @@ class _Site:
 
 
 class Lift(Mapping[str, System], Result):
-    """The Systems of a model on a text, by the name of the module: each is made when it is asked for, and not kept.
+    """The Systems of a model on a text, by the name of the module. Each is made when asked for, and not kept.
 
     `print` it for the certificates; `lift.certificate(name)`, `lift.layer(name)`, `dict(lift)`.
     """
@@ -88,11 +88,11 @@ class Lift(Mapping[str, System], Result):
             return layer.system(u, Past())
 
     def layer(self, name: str) -> Lifted:
-        """Give the module as a Layer, a copy in the dtype asked for."""
+        """Copy the module as a Layer, in the dtype of the Lift."""
         return self._open(name)[0]
 
     def input(self, name: str) -> Tensor:
-        """Give what the layer read, [1,T,d_model]."""
+        """Give the input that the layer read, [B,T,d_model]."""
         return self._site(name).u
 
     def module(self, name: str) -> nn.Module:
@@ -138,7 +138,7 @@ class Lift(Mapping[str, System], Result):
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the certificates, as plain numbers and strings."""
+        """Give the certificates as plain numbers and strings."""
         return {"layers": [certificate.to_dict() for certificate in self.certificates()]}
 
     def _site(self, name: str) -> _Site:
@@ -148,7 +148,7 @@ class Lift(Mapping[str, System], Result):
     def _open(self, name: str) -> tuple[Lifted, Tensor, _Site]:
         site = self._site(name)
         module, u = copy.deepcopy(site.module).eval(), site.u
-        undo(module)  # of an accelerated model too, the module's own output is what a System is compared with
+        undo(module)  # a System is compared with the module's own output, also if the model is accelerated
         if self._dtype is not None:
             module, u = module.to(self._dtype), u.to(self._dtype)
         cls = ADAPTERS[type(module).__name__]
@@ -162,14 +162,14 @@ class Lift(Mapping[str, System], Result):
 
 
 def _arguments(site: _Site, dtype: torch.dtype) -> dict[str, Any]:
-    """Give what a module was called with besides its input, floating tensors in a dtype."""
+    """Give the other arguments of a module's call than its input, floating tensors cast to a dtype."""
 
-    def one(x: Any) -> Any:
+    def cast(x: Any) -> Any:
         if isinstance(x, Tensor):
             return x.to(dtype) if x.is_floating_point() else x
-        return type(x)(one(y) for y in x) if isinstance(x, tuple | list) else x
+        return type(x)(cast(y) for y in x) if isinstance(x, tuple | list) else x
 
-    return {name: one(x) for name, x in site.given.items()}
+    return {name: cast(x) for name, x in site.given.items()}
 
 
 def lift(
@@ -181,21 +181,21 @@ def lift(
 ) -> Lift:
     """Open every mixer of a model of transformers as a System on these tokens.
 
-    The model runs once, as it is; each mixer's input is kept, and its System is made when it is asked for.
+    The model runs once, unchanged, and the input of each mixer is kept. A System is made when it is asked for.
 
     Args:
         model: a model of a supported type (`stateform.hub.FAMILIES`).
         tokens: integers [T] or [1,T], or a batch [B,T] of rows of one length.
         dtype: in which Systems and certificates are computed: "float64" (casts inside the modules are then to float64
             too), "float32", ...; default: the model's.
-        layers: of these modules alone.
+        layers: only these modules; default: all mixers.
 
     Returns:
         A Lift: a mapping from the names of the modules to Systems, with certificates.
 
     Raises:
-        StateformError: a model of another type, or without a mixer that is known; tokens outside its vocabulary; a
-            weight that is not finite.
+        StateformError: a model of another type, or without a known mixer; tokens outside its vocabulary; a weight that
+            is not finite.
     """
     require_supported(model)
     require_finite_weights(model)
@@ -218,7 +218,7 @@ def lift(
 
 
 def _recorded(model: nn.Module, found: Mapping[str, nn.Module], tokens: Tensor) -> dict[str, _Site]:
-    """Run a model once, and keep what each of these mixers is called with, at each of its uses."""
+    """Run a model once, and keep the arguments of each of these mixers, at each of its uses."""
     sites: dict[str, _Site] = {}
     uses: dict[str, int] = {}
 
@@ -244,7 +244,7 @@ def _recorded(model: nn.Module, found: Mapping[str, nn.Module], tokens: Tensor) 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a model in eval mode; afterwards each of its modules is in the mode that it was in."""
+    """Put a model in eval mode; afterwards restore the mode of each of its modules."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -280,6 +280,6 @@ def _positions(model: Any) -> int | None:
     tables = {name for cls in ADAPTERS.values() for name in cls.positions}
     for name, module in model.named_modules():
         if name.rpartition(".")[2] in tables and isinstance(module, nn.Embedding):
-            pad = module.padding_idx  # RoBERTa counts from behind it
+            pad = module.padding_idx  # RoBERTa's positions begin after it
             return module.num_embeddings - (0 if pad is None else pad + 1)
     return None

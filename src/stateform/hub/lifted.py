@@ -1,7 +1,7 @@
 """Lifted: a mixer of another library as a Layer, which computes with that module's own weights.
 
-An adapter says what a Layer says, `system` and (if need be) `output`, in terms of `self.module`; and, where the module
-has a finite state, how that lies in the caches of transformers. All else follows: forms, splits, padding, the analysis.
+An adapter defines `system` and (if need be) `output` as a Layer does, in terms of `self.module`. If the module has a
+finite state, it also says how that lies in the caches of transformers. Forms, splits, padding and the analysis follow.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ def adapts(*classes: str, **types: str) -> Callable[[L], L]:
 
 @dataclass(frozen=True)
 class Call:
-    """What a module was called with."""
+    """A call of a module."""
 
     u: Tensor
     """The input [B,T,d_model]."""
     cache: Any = None
-    """The model's cache, whichever of its names it came by."""
+    """The model's cache, under whichever name it was given."""
     mask: Tensor | None = None
     """[B,T], where some tokens are padding."""
     cu_seqlens: Tensor | None = None
@@ -76,13 +76,13 @@ class Lifted(Layer):
     finite: ClassVar[bool] = True
     """The state does not grow with the sequence, and our forms are faster, so that `accelerate` uses them."""
     left: ClassVar[str] = "softmax attention has torch's fused kernels"
-    """Why the module is not run in our forms, where it is not."""
+    """Why `accelerate` leaves the module as it is, if it does."""
     windows: ClassVar[tuple[str, ...]] = ("conv",)
     """Names of the short convolutions, in the order of the cache's states."""
     wraps: ClassVar[bool] = False
-    """The module gives a tuple, the output first."""
+    """True if the module returns a tuple, the output first."""
     opened: ClassVar[tuple[str, ...]] = ()
-    """Names of the modules inside that are not called: what they compute is written here."""
+    """Names of inner modules that are not called, because the adapter computes the same itself."""
     positions: ClassVar[tuple[str, ...]] = ()
     """Names of the tables in which models with such mixers keep the positions that they learned."""
 
@@ -95,7 +95,7 @@ class Lifted(Layer):
 
     @classmethod
     def called(cls, module: nn.Module, given: dict[str, Any]) -> Self:
-        """Make the Layer of a module that is called with these besides its input: positions, masks."""
+        """Make the Layer of a module that is called with these arguments besides its input: positions, masks."""
         layer = cls(module)
         layer.given = given
         return layer
@@ -111,10 +111,10 @@ class Lifted(Layer):
 
     @staticmethod
     def exact(module: Any) -> None:
-        """Make anew, in place, what a module cast to float64 keeps in fewer digits: tables of decays, say."""
+        """Recompute in float64, in place, what a cast module still holds in fewer digits: tables of decays, say."""
 
     def weight(self, module: Any) -> Tensor | None:
-        """Give a weight with the dtype of the input."""
+        """Find a weight whose dtype is that of the input."""
         linear = next((m for m in module.modules() if isinstance(m, nn.Linear)), None)
         return next(module.parameters(), None) if linear is None else linear.weight
 
@@ -125,7 +125,7 @@ class Lifted(Layer):
 
     @staticmethod
     def arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-        """Say what a call of a module means."""
+        """Read the arguments of a module's call."""
         given = named(module, args, kwargs)
         u = given.pop("hidden_states")
         cache = next((c for name in CACHES if (c := given.pop(name, None)) is not None), None)
@@ -134,18 +134,18 @@ class Lifted(Layer):
         return Call(u, cache, None if mask is None else _padding(mask, u), _packing(given, u), given)
 
     def takes(self, call: Call) -> bool:
-        """True if a call is for our forms; the others go to the module as it was."""
+        """True if our forms can compute a call; the others go to the module's own code."""
         recording = getattr(call.cache, "is_recording_past", None)
         if recording is not None and recording(self.index):
             return False
         return all(own(self.module, getattr(self.module, name)) for name in self.opened)
 
     def result(self, y: Tensor) -> Any:
-        """Give the output as the module does."""
+        """Return the output in the module's own form."""
         return (y, None) if self.wraps else y
 
     def returns(self, y: Tensor, call: Call) -> Any:
-        """Give what the module gives for a call, where that is more than the output."""
+        """Return what the module returns for a call, if that is more than the output."""
         return self.result(y)
 
     # -- the caches of transformers ------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ class Lifted(Layer):
         return kept
 
     def theirs(self, S: Tensor) -> Tensor:
-        """Turn S [B,H,n,p] into what the module keeps."""
+        """Turn S [B,H,n,p] into the module's recurrent state."""
         return S
 
     def read(self, cache: Any) -> State | None:
@@ -172,7 +172,7 @@ class Lifted(Layer):
         return unchecked({**kept, "position": position}, self.fingerprint)
 
     def write(self, cache: Any, state: State) -> None:
-        """Put the state into a cache, in place where it holds one already."""
+        """Put the state into a cache, in place if the cache has one already."""
         layer = cache.layers[self.index]
         for i, name in enumerate(self.windows):
             window = state[name].mT
@@ -181,8 +181,8 @@ class Lifted(Layer):
             else:  # theirs is one longer: the oldest is not read
                 cache.update_conv_state(F.pad(window, (1, 0)), self.index, i)
         if "S" in state and state["S"].numel():
-            # A cache takes on the strides it is given first: the same whichever form made S, or compiled steps would be
-            # compiled again. They stay those of our loops, which begin the next step where this one ends.
+            # A cache keeps the strides of the first tensor it is given. They must not depend on the form that made S,
+            # or compiled steps would be compiled again; and they are those our loops read and write.
             cache.update_recurrent_state(self.theirs(state["S"].contiguous()), self.index)
             for i in layer.has_previous_state:
                 layer.has_previous_state[i] = True
@@ -202,13 +202,13 @@ def argument_names(cls: Any) -> tuple[str, ...]:
 
 
 def _padding(mask: Tensor, u: Tensor) -> Tensor | None:
-    """Cut a mask of all tokens so far to these; None where no token is padding."""
+    """Cut a mask of all tokens so far to those of u; None if no token is padding."""
     mask = mask[:, -u.shape[1] :]
     return None if mask.shape[1] != u.shape[1] or bool(mask.all()) else mask
 
 
 def _packing(given: dict[str, Any], u: Tensor) -> Tensor | None:
-    """Find the ends of packed sequences in the arguments that say so."""
+    """Find the ends of packed sequences in the arguments; None if nothing is packed."""
     ends, index = given.get("cu_seq_lens_q"), given.get("seq_idx")
     if ends is None and index is not None:
         require(index.shape[0] == 1, f"seq_idx has {index.shape[0]} rows; packed sequences lie in one")

@@ -1,4 +1,4 @@
-"""Open a pretrained model by its name: what is wrong with it is said before it is loaded; nothing is unpickled."""
+"""Opening a pretrained model by its name: faults are found before it is loaded, and nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .supported import no_adapter, require_supported
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
-"""Files of a tokenizer: where one of them is there, what cannot be read is an error, and no want of a tokenizer."""
+"""Files of a tokenizer. If there is one that cannot be read, that is an error; if there is none, the model has none."""
 _BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -37,7 +37,7 @@ class Opened:
     name: str
     model: nn.Module
     tokenizer: Any
-    """Of transformers; the Words of a llama2.c file; "bytes" for the bytes of a text; None if there is none."""
+    """One of transformers, the Words of a llama2.c file, "bytes" for the bytes of a text, or None."""
 
     def tokens(self, text: bytes | str, most: int | None = None) -> Tensor:
         """Read the first tokens of a text, [1,T].
@@ -64,7 +64,7 @@ class Opened:
         return torch.tensor([ids])
 
     def decode(self, ids: Tensor) -> list[str]:
-        """Give each token as text."""
+        """Turn each token into text."""
         if self.tokenizer is None or self.tokenizer == "bytes":
             return [chr(i) if self.tokenizer and 32 <= i < 127 else str(i) for i in ids.flatten().tolist()]
         if isinstance(self.tokenizer, Words):
@@ -124,12 +124,12 @@ def open_model(
 
 
 def _loaded(hf: Any, maker: Any, where: str, **options: Any) -> nn.Module:
-    """Load the weights of a model, all of which must be there."""
+    """Load the weights of a model. Raises StateformError if some are missing."""
     try:
         with _quiet(hf):
             model, info = maker.from_pretrained(where, use_safetensors=True, output_loading_info=True, **options)
     except Exception as error:  # whatever another library makes of files that it did not expect
-        raise StateformError(f"cannot load {where}: {_told(error)}") from error
+        raise StateformError(f"cannot load {where}: {_describe(error)}") from error
     missing = sorted(info.get("missing_keys") or [])
     require(
         not missing,
@@ -163,7 +163,7 @@ def _configuration(hf: Any, where: str, options: dict[str, Any]) -> Any:
     try:
         values, _ = hf.PreTrainedConfig.get_config_dict(where, revision=options["revision"])
     except Exception as error:
-        raise StateformError(f"cannot read the configuration of {where}: {_told(error)}") from error
+        raise StateformError(f"cannot read the configuration of {where}: {_describe(error)}") from error
     kind = values.get("model_type")
     own = "auto_map" in values
     require(
@@ -175,11 +175,11 @@ def _configuration(hf: Any, where: str, options: dict[str, Any]) -> Any:
     try:
         return hf.AutoConfig.from_pretrained(where, **options)
     except Exception as error:
-        raise StateformError(f"the configuration of {where} cannot be used: {_told(error)}") from error
+        raise StateformError(f"the configuration of {where} cannot be used: {_describe(error)}") from error
 
 
 def _check_config(path: Path) -> None:
-    """Raise unless a config.json can be that of a model: a table with the name of a type, and no endless depth."""
+    """Raise unless a config.json can be a model's: a table with the name of a type, and a depth that is possible."""
     values = parse_json(read_bytes(path), path)
     require(isinstance(values, dict), f"{path} holds a {type(values).__name__}; expected a table")
     kind = values.get("model_type")
@@ -191,7 +191,7 @@ def _check_config(path: Path) -> None:
 
 
 def _class(hf: Any, config: Any) -> Any:
-    """Choose the class that a model is loaded by: with a head over the vocabulary where there is one."""
+    """Choose the class that loads a model: one with a head over the vocabulary if there is one."""
     made = (getattr(config, "architectures", None) or [""])[0]
     if made.endswith("ForMaskedLM"):
         return hf.AutoModelForMaskedLM
@@ -204,7 +204,7 @@ def _class(hf: Any, config: Any) -> Any:
 
 
 def _check_model(maker: Any, config: Any, dtype: str, limit: float | None, trusted: bool) -> None:
-    """Raise if a model without weights has no mixer with an adapter, or if the weights it would have do not fit."""
+    """Raise if no mixer of the model has an adapter, or if its weights would not fit; for that it is made on "meta"."""
     kind = getattr(config, "model_type", None)
     try:
         with torch.device("meta"):
@@ -277,7 +277,7 @@ def _tokenizer(hf: Any, where: str, given: str | None, options: dict[str, Any]) 
         # Where there are no files of one, transformers may give a tokenizer without words.
         why = "" if len(made) > len(made.added_tokens_decoder) else "it has no words"
     except Exception as error:  # whatever a tokenizer of another library raises
-        made, why = None, _told(error)
+        made, why = None, _describe(error)
     there = given or next((name for name in TOKENIZERS if (Path(where) / name).is_file()), None)
     hint = "" if given else " (give tokenizer='bytes', or the name or folder of another)"
     require(not (why and there), f"cannot load the tokenizer {there if given else f'of {where}'}: {why}{hint}")
@@ -286,7 +286,7 @@ def _tokenizer(hf: Any, where: str, given: str | None, options: dict[str, Any]) 
 
 @contextmanager
 def _quiet(hf: Any) -> Iterator[None]:
-    """Silence the messages of transformers, which the caller's errors say better."""
+    """Silence the messages of transformers, as the caller raises clearer errors."""
     before = hf.logging.get_verbosity()
     hf.logging.set_verbosity_error()
     try:
@@ -299,13 +299,13 @@ def _config(model: Any) -> Any:
     return model.config if isinstance(model, SequenceModel) else model.config.get_text_config()
 
 
-def _told(error: BaseException) -> str:
-    """Put an error in a line, with its kind where its text alone says little."""
+def _describe(error: BaseException) -> str:
+    """Put an error in a line, with its class if its text alone says little."""
     plain = isinstance(error, OSError | ValueError | RuntimeError | ImportError)
     return _first(error) if plain and str(error) else f"{type(error).__name__}: {_first(error)}"
 
 
 def _first(error: BaseException) -> str:
-    """Put the first lines of an error into one."""
+    """Put the first 300 characters of an error on one line."""
     text = " ".join(str(error).split())
     return text[:300] + (" ..." if len(text) > 300 else "")

@@ -1,4 +1,4 @@
-"""What adapters are written with: maps, convolutions and norms of a module, called so that hooks on them run."""
+"""Parts for adapters: maps, convolutions and norms of a module, called so that hooks on them run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..loops.norm import normed
 M = TypeVar("M", bound=nn.Module)
 
 SILU = ("silu", "swish")
-"""Names of the activation that mixers have unless they are told otherwise."""
+"""Names of the default activation of mixers."""
 GENERAL = (5, 15)
 """The version of transformers from which another activation is that of the convolution alone, and gates have silu."""
 
@@ -46,7 +46,7 @@ def short_conv(conv: nn.Module, x: Tensor, past: Past | None, act: str | None = 
 
 
 def inside(module: nn.Module, cls: type[M]) -> M:
-    """Find the module of this class that another is, or is wrapped around."""
+    """Find the module of this class in another: itself, or one that it is wrapped around."""
     found = next((m for m in module.modules() if isinstance(m, cls)), None)
     require(
         found is not None, f"a {type(module).__name__} has no {cls.__name__} in it; expected one, or an adapter of it"
@@ -58,8 +58,7 @@ def inside(module: nn.Module, cls: type[M]) -> M:
 def gated_norm(owner: nn.Module, norm: Any, y: Tensor, gate: Tensor, act: str | None) -> Tensor | None:
     """Compute an RMS norm of transformers, of y [B,T,..,p], times act(gate) [B,T,c], in one pass: [B,T,c].
 
-    None where that is not to be had: in half precision, for other activations, where more than the norm of the `owner`
-    is called.
+    None if one pass cannot do that: in half precision, for other activations, or if hooks or wrappers are on the norm.
     """
     if act not in ("silu", "sigmoid") or not own(owner, norm) or norm.weight.dtype != y.dtype:
         return None

@@ -1,4 +1,4 @@
-"""Runs: a model on a text, with some of its mixers computing something else, and what that does to its loss."""
+"""Runs: a model on a text, with some of its mixers changed, and the loss that comes of it."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from .lifted import ADAPTERS, CACHES
 from .supported import mixers, require_supported
 
 Change = Callable[[System], Tensor]
-"""What is read [B,T,H,p] in place of what the System of a mixer would give."""
+"""Computes the y [B,T,H,p] that takes the place of what the System of a mixer would give."""
 Changes = Mapping[str, "Change | nn.Module"]
-"""By the name of the mixer: what its System is to give, or another module to run in its place."""
+"""By the name of the mixer: the change of its System's y, or another module to run in its place."""
 
 
 @dataclass(frozen=True)
 class TextScore:
-    """What a model made of a text."""
+    """The outputs and the loss of a model on a text."""
 
     outputs: Tensor
     """Logits, or whatever it gives, [B,T,.]."""
@@ -40,12 +40,12 @@ class TextScore:
 
     @property
     def perplexity(self) -> float | None:
-        """Give exp of it."""
+        """Compute exp(nats)."""
         return None if self.nats is None else math.exp(min(self.nats, 700.0))
 
     @property
     def bits(self) -> float | None:
-        """Give bits a token: of a model of bytes, bits per byte."""
+        """Compute the bits per token; for a model of bytes, per byte."""
         return None if self.nats is None else self.nats / math.log(2)
 
     def off(self, other: TextScore) -> float:
@@ -70,8 +70,8 @@ class Runs:
         require_finite_weights(model)
         self.inputs = None if inputs is None else readable_inputs(model, inputs)
         self.refused: dict[str, str] = {}
-        """Why there is no System of a mixer: known after `same`."""
-        self._wrapped: dict[str, int] = {}  # the length of the tuple that a module gives
+        """By mixer: why there is no System of it. Filled by `same`."""
+        self._wrapped: dict[str, int] = {}  # by mixer: the length of the tuple that it returns, 0 for a tensor
 
     def __call__(self, changes: Changes | None = None) -> TextScore:
         if self.inputs is None:
@@ -100,11 +100,11 @@ class Runs:
     def same(self) -> dict[str, float]:
         """Compute the relative error of each mixer recomputed from its System, divided by the tolerance.
 
-        At most 1: equal. Above: it is not what its System says (a cell, whose System depends on its own trajectory,
-        say). NaN: the mixer was not called.
+        At most 1: equal. Above: the mixer is not its System, as with a cell, whose System depends on its own
+        trajectory. NaN: the mixer was not called.
         """
         found: dict[str, float] = dict.fromkeys(self.modules, math.nan)
-        ours: dict[str, dict[str, Tensor]] = {}  # what our layers were handed, before they add to it
+        ours: dict[str, dict[str, Tensor]] = {}  # what our layers were given as shared, before they add to it
         theirs: dict[str, Tensor] = {}
 
         def before(name: str) -> Callable[[nn.Module, Any, Any], None]:
@@ -183,7 +183,7 @@ class Runs:
 
 
 def modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Find the mixers of a model by the names of its modules; a Layer alone is called "layer".
+    """Find the mixers of a model by the names of its modules; a bare Layer has the name "layer".
 
     Raises:
         StateformError: neither a model of ours, a Layer, nor a supported model of transformers.

@@ -1,4 +1,4 @@
-"""The models that can be opened: those of a type of `FAMILIES`, or with a mixer that has an adapter."""
+"""Models that can be opened: those of a type in `FAMILIES`, or with a mixer that has an adapter."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def require_supported(model: Any) -> None:
 
 
 def no_adapter(kind: str | None) -> str:
-    """Say that a type has no adapters, and what there is."""
+    """Say that a type has no adapter, and which types have."""
     return (
         f"models of type {kind!r} have no adapter: {nearest(str(kind), FAMILIES)} "
         f"All types: {', '.join(FAMILIES)}; {HOW}"

@@ -1,6 +1,6 @@
-"""Twin: a module of transformers with the weights of a layer of ours, which is then the same function.
+"""Twin: a module of transformers with the weights of a layer of ours, and so the same function.
 
-Benchmarks time it beside the layer; tests compare both with what the module's adapter says of it.
+Benchmarks time it beside the layer; tests compare both with the System of the module's adapter.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TWINS: dict[str, type[Twin]] = {}
 
 @dataclass(frozen=True)
 class Way:
-    """One way to run a module: what its name gets behind it, the package that does it, settings that choose it."""
+    """One way to run a module: a suffix of its name, the package whose kernels run, the settings that choose them."""
 
     behind: str = ""
     package: str = "transformers"
@@ -35,8 +35,8 @@ class Twin:
 
         class Mamba2Twin(Twin, pair="mamba2", model="mamba2")
 
-    Its `pair` names our layer (behind a slash what is special about it). Its `model` is the type of a model in
-    `FAMILIES`, of which the first class is meant.
+    Its `pair` names our layer; what is special about it follows a slash. Its `model` is the type of a model in
+    `FAMILIES`; the module is of the first class there.
 
     Args:
         layer: one of ours, as `layer` makes it.
@@ -88,12 +88,12 @@ class Twin:
         return importlib.import_module("transformers").DynamicCache(config=self.config)
 
     def call(self, x: Tensor, cache: Any = None, start: int = 0) -> Tensor:
-        """Compute the module's output for x [B,T,d_model], the first of which is token `start`; a cache goes on."""
+        """Compute the module's output for x [B,T,d_model], from token `start` on; a cache is continued."""
         y = self.module(x) if cache is None else self.module(x, **{self.cache: cache})
         return y[0] if isinstance(y, tuple) else y
 
     def fill(self, cache: Any, tokens: int) -> None:
-        """Let a cache that grows hold so many tokens, by repeating what it holds."""
+        """Enlarge a cache that grows to so many tokens, by repeating what it holds."""
 
 
 def renamed(layer: nn.Module, names: Mapping[str, str], without: tuple[str, ...] = ()) -> dict[str, Tensor]:

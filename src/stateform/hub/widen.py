@@ -1,4 +1,4 @@
-"""Run a module in float64 throughout, also where its code says float32."""
+"""Running a module in float64 throughout, also where its code casts to float32."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ _CASTS = frozenset((Tensor.float, Tensor.half, Tensor.bfloat16))
 
 
 class Widened(TorchFunctionMode):
-    """Inside this mode a cast to a narrower float is a cast to float64: `x.float()`, `x.to(torch.float32)`,
-    `softmax(x, dtype=torch.float32)`. So a module written for half precision shows what it computes, not its roundings.
+    """A mode in which a cast to a narrower float is one to float64: `x.float()`, `x.to(torch.float32)`,
+    `softmax(x, dtype=torch.float32)`. So a module written for half precision computes without its roundings.
     """
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function in _CASTS:
             function = Tensor.double
-        # A dtype is an argument itself, never part of one. Every function of a module comes through here, most without.
+        # Every function that a module calls comes through here, most without a dtype: only arguments themselves are
+        # looked at, as a dtype is never part of one.
         if torch.dtype in map(type, args):
             args = [_wide(x) for x in args]
         return function(*args, **{name: _wide(x) for name, x in kwargs.items()}) if kwargs else function(*args)

@@ -1,7 +1,7 @@
 """The foreign families, one a file: classes, types of models, weights, caches, Systems. A new file here is enough.
 
-A file says with `adapts` what it is of, and as a `Lifted` what its mixers compute. Files are read in the order of their
-names: `softmax` is late, so that a hybrid's own mixers are named before the attention that it has besides.
+A file names its classes with `adapts`, and defines as a `Lifted` what they compute. Files are imported in the order of
+their names: `softmax` is late, so that a hybrid's own mixers are listed before its attention.
 """
 
 import importlib

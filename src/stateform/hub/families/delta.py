@@ -1,4 +1,4 @@
-"""The delta rule behind a decay: the gated delta nets of Qwen and OLMo, the delta attention of Kimi and its kin."""
+"""The delta rule with a decay: the gated delta nets of Qwen and OLMo, the delta attention of Kimi and its kin."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class LiftedGatedDelta(Lifted):
         return torch.sigmoid(m.in_proj_b(u))
 
     def log_decay(self, u: Tensor, past: Past | None) -> Tensor:
-        """Compute g, one a head or one a key."""
+        """Compute the log decay g, one a head [B,T,H] or one a key [B,T,H,n]."""
         m: Any = self.module
         return self.rate(m.in_proj_a(u))
 
@@ -83,7 +83,7 @@ class LiftedQwen3Next(LiftedGatedDelta):
     """As LiftedGatedDelta, with one map to q, k, v and the gate and one to beta and a, group of heads by group."""
 
     def mixed(self, u: Tensor, past: Past | None, name: str) -> Tensor:
-        """Compute what a map gives, [B,T,groups,.], once an input."""
+        """Compute the output of a map, [B,T,groups,.]; it is kept in `past`, as several parts need it."""
         made = None if past is None else past.made.get(name)
         if made is None:
             made = heads(getattr(self.module, name)(u), self.key_heads)

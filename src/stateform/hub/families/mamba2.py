@@ -45,7 +45,7 @@ class LiftedMamba2(Lifted):
         self.act = activation(module)
 
     def project(self, u: Tensor, start: int, stop: int | None) -> Tensor:
-        """Compute what the input becomes, in part."""
+        """Compute the channels start:stop of the input's projection."""
         m: Any = self.module
         return part(m.in_proj, u, start, stop)
 

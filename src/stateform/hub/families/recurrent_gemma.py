@@ -27,7 +27,7 @@ STEEPEST = 1e3
 
 @dataclass
 class Within:
-    """The module; which of the rows begin in this call [B]: those with a position 0; whether they are packed."""
+    """The module, which holds the state itself; the rows that begin in this call [B]; True if they are packed."""
 
     module: Any
     first: Tensor
@@ -110,7 +110,7 @@ def _root(x: Tensor) -> Tensor:
 
 
 def _present(mask: Any, u: Tensor) -> Tensor | None:
-    """Find which tokens are no padding, of an attention mask [B,L+T] or [B,1,T,L+T]; None where all are."""
+    """Mark the tokens that are no padding [B,T], from an attention mask [B,L+T] or [B,1,T,L+T]; None if all are."""
     if mask is None:
         return None
     require(isinstance(mask, Tensor), f"the attention mask is a {type(mask).__name__}; expected a tensor or None")

@@ -20,7 +20,7 @@ from ..twin import Twin, renamed
 
 
 class LiftedRWKV(Lifted):
-    """What both have in common."""
+    """The base of time and channel mixing: their arguments and their cache."""
 
     contractive = True
     windows = ()

@@ -24,7 +24,7 @@ from ..lifted import Lifted, adapts
 from ..twin import Twin, Way, heads_of, renamed, rows
 
 NAME = "stateform"
-"""Of our attention function in transformers: `model.set_attn_implementation("stateform")` after `register`."""
+"""Name of our attention function in transformers: `model.set_attn_implementation("stateform")` after `register`."""
 STEADY = 1e-3
 """Angles in a table of float32 or less that grow evenly up to this are those of rotary positions."""
 LONGEST = 1 << 17
@@ -80,7 +80,7 @@ class LiftedAttention(Lifted):
         return seen[0]
 
     def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
-        """Give the module's output, with y in the place of what its attention function gives."""
+        """Compute the module's output, with y in the place of its attention function's."""
         token = _given.set(y)
         try:
             with attending(self.module):
@@ -91,10 +91,10 @@ class LiftedAttention(Lifted):
 
 
 def _with_phase(system: System, cos: Tensor, sin: Tensor) -> System:
-    """Give the same System, rotary positions (arXiv 2104.09864) taken out of q and k into its phase.
+    """Move rotary positions (arXiv 2104.09864) out of q and k into the System's phase; it stays the same function.
 
-    Entries i and i + r/2 of the first r turn by the angle of entry i, as cos and sin [1,T,r] say; the rest does not.
-    Where these angles do not grow by the same amount each token, the System stays as it is.
+    Of the first r entries, i and i + r/2 turn by the angle whose cos and sin [1,T,r] are given; the others do not turn.
+    If the angles do not grow by the same amount each token, the System is given back unchanged.
     """
     q, k, r, n, T = system.q, system.k, cos.shape[-1], system.n, system.T
     if q is None or T < 2 or r > n or n % 2 or r % 2:
@@ -122,7 +122,7 @@ def _paired(x: Tensor, r: int) -> Tensor:
 
 @contextmanager
 def attending(module: Any) -> Iterator[None]:
-    """Let a module (or a model) attend with the function below."""
+    """Make a module (or a model) attend with `attend`, inside the block."""
     register()
     config = module.config
     before = config._attn_implementation
@@ -134,7 +134,7 @@ def attending(module: Any) -> Iterator[None]:
 
 
 def register() -> None:
-    """Make our attention function known to transformers, by its `NAME`."""
+    """Register our attention function with transformers, under `NAME`."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
@@ -186,7 +186,7 @@ def attend(
 
 
 def _window(mask: Tensor, T: int, past: int, causal: bool, window: int | None) -> int | None:
-    """Find the window that a mask [B,1,T,L+T] shows, which must be that of all rows."""
+    """Find the window that a mask [B,1,T,L+T] shows. Raises StateformError unless all rows have that one."""
     seen = (mask if mask.dtype == torch.bool else mask >= 0)[..., : past + T]
     behind = torch.arange(past, past + T, device=mask.device)[:, None] - torch.arange(past + T, device=mask.device)
     if causal and window is None:

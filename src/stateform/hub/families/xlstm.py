@@ -27,7 +27,7 @@ MOST = 60.0
 
 @dataclass
 class Memory:
-    """C, n and m, which the module is given and gives back."""
+    """The cache: C, n and m, which the module takes and returns."""
 
     tensors: tuple[Tensor, Tensor, Tensor] | None
 
@@ -36,11 +36,11 @@ class Memory:
 class LiftedXLSTM(Lifted):
     """As `stateform.architectures.MLSTM`, with the module's eps.
 
-    Theirs is added to the normaliser in the coordinates of the stabilised state:
+    The module adds it to the normaliser in the coordinates of the stabilised state:
 
         y_t = q_t^T S_t / (max(|q_t^T n_t|, 1) + eps e^{m_t}),  m_t = max(log f_t + m_{t-1}, log i_t),  m_0 = 0
 
-    So with an eps the normaliser is not a sum over the past alone: it is computed here, and n and m are in the State.
+    So with an eps the normaliser is no sum over the past alone. It is computed here, and n and m are kept in the State.
     """
 
     contractive = True

@@ -1,4 +1,4 @@
-"""Models in single files that other programs write, a format a file: weights alone, no code of a file is run.
+"""Models in single files that other programs write, one format a module. Weights are read; no code of a file is run.
 
 | file | is told by | opened as |
 | --- | --- | --- |

@@ -1,4 +1,4 @@
-"""A format of files: how it is told, and who reads it. Each file of this folder that has one registers it."""
+"""A format of files: how it is recognised, and the function that reads it. Each module here registers its own."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Format:
     """A format.
 
     Args:
-        read: gives the model of a file.
-        begins: True if a file that begins with these 16 bytes is of it, for sure.
-        fits: True if a file may be of it: asked where none begins so.
+        read: reads the model of a file.
+        begins: True if a file that begins with these 16 bytes is certainly of this format.
+        fits: True if a file may be of this format; asked only if no format's `begins` is true.
     """
 
     read: Reader
@@ -30,14 +30,14 @@ class Format:
 
 
 def never(_: object) -> bool:
-    """Answer no: for a format that is not told so."""
+    """Answer False, for a format that is not recognised in this way."""
     return False
 
 
 def reads(
     name: str, *, begins: Callable[[bytes], bool] = never, fits: Callable[[Path], bool] = never
 ) -> Callable[[Reader], Reader]:
-    """Register the function that reads a format, by decorating it. How files are told is said in `Format`."""
+    """Register the function that reads a format, by decorating it; see `Format` for the other arguments."""
 
     def keep(read: Reader) -> Reader:
         FORMATS[name] = Format(read, begins, fits)

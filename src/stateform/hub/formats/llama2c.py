@@ -55,7 +55,7 @@ class Sizes:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the whole file."""
+        """Count the bytes of the whole file."""
         return _HEADER.size + 4 * sum(math.prod(shape) for shape in self.shapes().values())
 
 
@@ -114,7 +114,7 @@ def read(file: Path) -> LanguageModel:
             "mixer_norm": w["mixer_norm"][i], "mlp_norm": w["mlp_norm"][i],
             "mixer.q_proj": _halves(w["q"][i], sizes.heads), "mixer.k_proj": _halves(w["k"][i], sizes.kv_heads),
             "mixer.v_proj": w["v"][i], "mixer.out_proj": w["out"][i],
-            # Our hidden width is a multiple of 8: what is more than theirs is 0.
+            # Our hidden width is rounded up to a multiple of 8: the extra rows are 0.
             "mlp.in_proj": torch.cat([F.pad(w[x][i], (0, 0, 0, room)) for x in ("gate", "up")]),
             "mlp.out_proj": F.pad(w["down"][i], (0, room)),
         }  # fmt: skip
@@ -141,8 +141,8 @@ class Words:
     def encode(self, text: str, *, begin: bool = True) -> Tensor:
         """Turn a text into token ids [1,T].
 
-        It begins with the pieces of its characters. Then the two neighbours with the best score are joined, as long as
-        any can be.
+        At first each character is a piece (an unknown one: its bytes). Then the two neighbours whose joined piece has
+        the best score are joined, as long as any can be.
         """
         known = {piece: i for i, piece in reversed(list(enumerate(self.pieces)))}
         ids: list[int] = []

@@ -1,4 +1,4 @@
-"""open_file: a model in one file, of whichever kind its content shows."""
+"""open_file: a model in one file, whose format is recognised by its content."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _OTHERS = {
     b"tjgg": "a file of an early llama.cpp; open the original model instead",
     b"24ka": "a llama2.c file of version 1 or 2; export the model again with --version 0",
 }
-"""What is recognised, and refused: the first four bytes, and what to say."""
+"""Formats that are recognised and refused: their first four bytes, and the text of the error."""
 
 
 def open_file(path: str | os.PathLike[str]) -> LanguageModel:

@@ -69,7 +69,7 @@ class RWKVBlock(nn.Module):
         return x + y, self.joined(after, then) if return_state else None
 
     def joined(self, mixer: State, mlp: State) -> State:
-        """Join the states of both."""
+        """Join the states of mixer and mlp."""
         return State({**mixer.tensors, **{f"mlp.{name}": x for name, x in mlp.tensors.items()}}, mixer.fingerprint)
 
     def _split(self, state: State) -> tuple[State, State]:
@@ -81,17 +81,17 @@ class RWKVBlock(nn.Module):
 
 
 class RWKV(LanguageModel):
-    """A language model of RWKV blocks, as a file has it; `open_file` makes it.
+    """A language model of RWKV blocks, read from a file by `open_file`.
 
-    It runs, generates and is analysed as any `LanguageModel`; it is kept in its own file, not by `save_pretrained`.
+    It runs, generates and is analysed as any `LanguageModel`. It stays in its own file: `save_pretrained` refuses it.
 
     Args:
         config: vocabulary, width, and the mixers as a pattern.
         mixers: one a block.
         hidden: width of the channel mixing.
-        gate: of the channel mixing.
-        bias: one after each mixer.
-        head_bias: one of the head.
+        gate: the channel mixing has a gate.
+        bias: each mixer is followed by a bias.
+        head_bias: the head has a bias.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ _LORAS = {"decay": "w", "rate": "a", "residual": "v", "gate": "g"}
 
 
 def version(names: Mapping[str, Any]) -> str:
-    """Tell 4, 5.1, 5.2, 6 or 7 by the names in a file."""
+    """Recognise version 4, 5.1, 5.2, 6 or 7 by the names in a file."""
     att = "blocks.0.att."
     if f"{att}r_k" in names:
         return "7"
@@ -228,7 +228,7 @@ def _model_of(w: FileWeights, kind: str, count: int, norm_eps: float | None) -> 
 
 
 def _stacked(w: FileWeights, names: str) -> Tensor:
-    """Stack the shares of the token before, of which the files hold 1 minus that."""
+    """Stack the shares of the previous token; the files hold 1 minus these."""
     return torch.stack([1 - w[f"time_mix_{x}"].flatten() for x in names])
 
 

@@ -89,7 +89,7 @@ def _parts(file: Path, view: memoryview, size: int) -> dict[str, Tensor]:
 
 
 def _original(w: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Undo what the converter computed beforehand: the weights as the original files have them."""
+    """Compute the weights of the original files, undoing what the converter did to them."""
     made: dict[str, Tensor] = {}
     kind = version(w)
     for name, x in w.items():

@@ -1,4 +1,4 @@
-"""Weights of a file into a model, each checked to be there and to fit."""
+"""Putting the weights of a file into a model, each checked to exist and to fit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class FileWeights(dict[str, Tensor]):
-    """Tensors by name; a name that is missing is told with the file's."""
+    """Tensors by name; a missing name is an error that names the file."""
 
     def __init__(self, file: Path, given: Mapping[str, Tensor], prefix: str = "") -> None:
         super().__init__(given)
@@ -30,14 +30,14 @@ class FileWeights(dict[str, Tensor]):
         )
 
     def under(self, prefix: str) -> FileWeights:
-        """Select those whose names begin so, without it."""
+        """Select those whose names begin with a prefix, and cut it off."""
         return FileWeights(
             self.file, {k.removeprefix(prefix): x for k, x in self.items() if k.startswith(prefix)}, prefix
         )
 
 
 def filled(model: M, weights: Mapping[str, Tensor], file: Path) -> M:
-    """Give a model made on the device meta these weights as its own."""
+    """Fill a model made on the device meta with these weights; they are not copied."""
     wanted = model.state_dict()
     for name, x in wanted.items():
         require(name in weights, f"{file} has no weights for {name}; it is part of a model, or of another kind")
@@ -52,7 +52,7 @@ def filled(model: M, weights: Mapping[str, Tensor], file: Path) -> M:
 
 @contextmanager
 def mapped(file: Path) -> Iterator[memoryview]:
-    """Map the bytes of a file that is not empty, read as they are looked at."""
+    """Map the bytes of a file into memory; they are read when they are used. It must not be empty."""
     with (
         file.open("rb") as stream,
         mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data,

@@ -1,4 +1,4 @@
-"""A model with as little state as an error allows, and what that costs on a text."""
+"""Reducing a model to as little state as an error allows, and measuring what that costs on a text."""
 
 from .model import check_settings, reduce
 from .result import ModelReduction, ReducedLayer

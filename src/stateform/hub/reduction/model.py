@@ -1,8 +1,8 @@
-"""reduce: a model with as little state as an error allows, as far as weights can hold it, and what the rest would cost.
+"""reduce: a model with as little state as an error allows, and the loss that this costs on a text.
 
 Layers whose parts are constant (S4D, DSS, S4, LSSL, LRU, S5) become layers with fewer states, see convert/smaller.py.
-The reduced system of a layer that varies in time is one of this text alone (convert/reduce_varying.py): it is run on
-it, and what the model then makes of the text is measured.
+A layer that varies in time has a reduced system for one text alone (convert/reduce_varying.py), which no weights can
+hold: the model is run on that text with this system in the layer's place, and its loss is measured.
 """
 
 from __future__ import annotations
@@ -50,26 +50,26 @@ def reduce(
     """Reduce a model to as little state as an error of `tol` allows, and measure what that costs on a text.
 
     The constant layers of a LanguageModel, a Classifier or a Layer are truncated, channel by channel, and written back
-    as layers with a smaller d_state: an ordinary model with fewer weights, which saves, streams and trains. The layers
-    that vary in time keep their weights. With tokens, each of them is also run as the system of fewest states that is
-    within `tol` of it on this very text, alone and all together, and the loss of the model is measured.
+    as layers with a smaller d_state: an ordinary model with fewer weights, which saves, streams and trains. Layers that
+    vary in time keep their weights. Given tokens, each of these is also run as the system of fewest states that is
+    within `tol` of it on this text, alone and all together, and the loss of the model is measured.
 
     Args:
         model: a LanguageModel, a Classifier, a Layer, or a model of transformers of a supported type. It is not
             changed. Or a System, for `convert.reduce(system, tol)`.
         tol: of a constant channel, the largest gain of the error over its largest Hankel singular value; of a head that
-            varies in time, the error of its operator on this text in the Frobenius norm; above 0, below 1.
+            varies in time, the relative error of its operator on this text in the Frobenius norm; above 0, below 1.
         tokens: what to measure on: ids [T] or [B,T]; for a model of bytes also a file; for a Layer (or a Classifier of
             numbers) numbers [B,T,d].
-        by: what keeps a constant channel to it, the Hankel bound (a guarantee for every input) or the error measured
-            over frequencies alone (which is smaller, so that more is left out).
-        layers: of these modules alone (`blocks.0.mixer`, ...).
-        max_length: tokens of the text that are read: a head costs as many steps of linear algebra, several times over.
+        by: what must stay below `tol` in a constant channel: the Hankel bound (a guarantee for every input), or the
+            error measured over frequencies (which is smaller, so that more is left out).
+        layers: only these modules (`blocks.0.mixer`, ...); default: all.
+        max_length: tokens of the text that are read; each head takes several steps of linear algebra for each.
         limit: bytes allowed for the matrices of the heads that are reduced together.
         on_progress: called as the work goes on.
 
     Returns:
-        A ModelReduction. After Ctrl-C it holds what was finished, and says that it is not complete.
+        A ModelReduction. After Ctrl-C it holds what was finished, and is not `complete`.
 
     Raises:
         StateformError: before any work: a bad tol, another model, unknown layers, tokens that it cannot read.
@@ -88,7 +88,7 @@ def reduce(
 
 
 def check_settings(tol: float, max_length: int) -> None:
-    """Raise unless they can be used."""
+    """Raise unless the settings of `reduce` can be used."""
     whole = isinstance(tol, float | int) and not isinstance(tol, bool)
     require(whole and 0 < tol < 1, f"tol is {tol!r}; expected a number above 0, below 1")
     require(isinstance(max_length, int) and max_length >= 2, f"max_length is {max_length!r}; expected 2 or more")
@@ -108,7 +108,7 @@ def _inputs(model: nn.Module, tokens: Tensor | str | Path | None, most: int) -> 
 
 
 class _Work:
-    """What is known so far."""
+    """A reduction at work: the rows and losses found so far."""
 
     def __init__(
         self, model: nn.Module, tol: float, by: Literal["bound", "error"], inputs: Tensor | None,
@@ -153,7 +153,7 @@ class _Work:
                 continue
             changes[name] = change
             if isinstance(change, OnText):
-                self.rows[name] = change.told(self.rows[name])
+                self.rows[name] = change.fill_row(self.rows[name])
             self.rows[name] = replace(self.rows[name], alone=score.nats, off=score.off(before))
         if self.new:
             self.step("the layers written back")

@@ -1,4 +1,4 @@
-"""A System of a text, as the one of fewest states that is near it there."""
+"""A System on a text, replaced by the one of fewest states that is near it on this text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .result import ReducedLayer
 
 
 class OnText:
-    """A System, as the one of fewest states that is near it on its own text; some heads at a time."""
+    """The change of a mixer that runs the System of fewest states near its own on the text, some heads at a time."""
 
     def __init__(self, tol: float, limit: float) -> None:
         self.tol, self.limit = tol, limit
@@ -29,10 +29,10 @@ class OnText:
         self.state: int | None = None
 
     def again(self) -> OnText:
-        """Give one that has seen nothing yet."""
+        """Make a new one with the same settings, which has seen nothing yet."""
         return OnText(self.tol, self.limit)
 
-    def told(self, row: ReducedLayer) -> ReducedLayer:
+    def fill_row(self, row: ReducedLayer) -> ReducedLayer:
         """Fill the row of a layer with what was found."""
         state = None if self.state is None else (self.state, max(self.orders))
         return replace(row, state=state, orders=tuple(self.orders), least=tuple(self.least), bound=self.bound,

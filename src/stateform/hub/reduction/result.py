@@ -1,4 +1,4 @@
-"""What a reduction found, as a table: a row for each layer."""
+"""The result of a reduction, as a table with a row for each layer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..runs import TextScore
 
 @dataclass(frozen=True)
 class ReducedLayer:
-    """What became of one layer."""
+    """The result for one layer."""
 
     name: str
     kind: str
@@ -25,22 +25,22 @@ class ReducedLayer:
     """Real numbers of state of a channel or head (of one column of values), before and after; None: a cache."""
     parameters: tuple[int, int] = (0, 0)
     orders: tuple[int, ...] = ()
-    """States that each channel's truncation, or each head on this text, needs for `tol`."""
+    """States needed for `tol`, by each channel's truncation or each head on this text."""
     least: tuple[int, ...] = ()
-    """For each head on this text: the least that any system could do with (`analysis.state_need`)."""
+    """The fewest states that any system needs, for each head on this text (`analysis.state_need`)."""
     bound: float | None = None
     """The largest error that theory allows: of a channel's gain, over its largest Hankel singular value; of a head on
     this text, of its outputs (Frobenius norms)."""
     error: float | None = None
-    """The same error as it was measured, the worst channel or head."""
+    """The same error as measured, of the worst channel or head."""
     ok: bool = True
-    """Whether every channel or head is within its bound."""
+    """True if every channel or head is within its bound."""
     alone: float | None = None
     """Nats a token of the model with this layer alone reduced."""
     off: float | None = None
     """||outputs - those of the model as it was|| / ||.||, with this layer alone reduced."""
     why: str = ""
-    """Why it is neither written back nor measured."""
+    """The reason if it is neither written back nor measured."""
 
     def to_dict(self) -> dict[str, Any]:
         """Give plain numbers and strings."""
@@ -52,20 +52,20 @@ class ModelReduction(Result):
     """A reduced model, and a row for each layer; `print` it."""
 
     model: nn.Module
-    """The model with what could be written back: a new one, or, if there was nothing, the one that was given."""
+    """A new model with the layers that could be written back; if there were none, the model given."""
     tol: float
     layers: tuple[ReducedLayer, ...]
     parameters: tuple[int, int]
     tokens: int = 0
-    """How many were read; 0 without a text."""
+    """The number of tokens read; 0 without a text."""
     bytes: bool = False
-    """Tokens are bytes."""
+    """True if tokens are bytes."""
     losses: dict[str, float] = field(default_factory=dict)
     """Nats a token: "before", "written" (the model that is returned), "together" (all others reduced on the text)."""
     off: dict[str, float] = field(default_factory=dict)
-    """How far the model's outputs are from those before, relative: "written", "together"."""
+    """The relative distance of the model's outputs from those before, by case: "written", "together"."""
     complete: bool = True
-    """False if it was interrupted: then it holds what was finished."""
+    """False if it was interrupted; then it holds what was finished."""
 
     @property
     def written(self) -> list[str]:
@@ -141,7 +141,7 @@ def _sentence(found: ModelReduction) -> str:
 
 
 def _tolerances(found: ModelReduction) -> list[str]:
-    """Say what the tolerance, the error and the bound are of, for each of the two kinds of reduction that there are."""
+    """Say what tolerance, error and bound measure, for each of the two kinds of reduction in the table."""
     said = []
     if found.written:
         said.append(

@@ -1,4 +1,4 @@
-"""A model with smaller layers in the place of its own, and a configuration that says so."""
+"""Writing smaller layers into a model, and into its configuration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...models import SequenceModel
 
 
 def with_layers(model: nn.Module, new: dict[str, Layer]) -> nn.Module:
-    """Make a model of the same class with these layers in the place of its own, and a configuration that says so."""
+    """Make a model of the same class with these layers in the place of its own, and the configuration of that."""
     if isinstance(model, Layer):
         return new["layer"]
     assert isinstance(model, SequenceModel)
@@ -24,7 +24,7 @@ def with_layers(model: nn.Module, new: dict[str, Layer]) -> nn.Module:
         _respec(spec, new[name]) if (name := f"blocks.{i}.mixer") in new else spec
         for i, spec in enumerate(model.config.layers)
     ]
-    config = replace(model.config, pattern=" ".join(specs), n_layers=len(specs), options=_kept(model, specs))
+    config = replace(model.config, pattern=" ".join(specs), n_layers=len(specs), options=_options_taken(model, specs))
     with torch.random.fork_rng(devices=[]):
         same = type(model)(config)
     made, trained = copy.deepcopy(model), dict(model.named_parameters())  # with what was put on its modules
@@ -39,7 +39,7 @@ def with_layers(model: nn.Module, new: dict[str, Layer]) -> nn.Module:
     return made
 
 
-def _kept(model: SequenceModel, specs: list[str]) -> dict[str, Any]:
+def _options_taken(model: SequenceModel, specs: list[str]) -> dict[str, Any]:
     """Select the options for all mixers that some mixer still takes."""
     taken = {name for spec in specs for name in accepted(resolve(spec)[0])}
     return {k: v for k, v in model.config.options.items() if k in taken}
@@ -63,7 +63,7 @@ def _respec(spec: str, new: Layer) -> str:
 
 
 def written_as(layer: Layer) -> str:
-    """Say what a smaller layer is: "s4d(d_state=12)"."""
+    """Write a smaller layer as its name and its size: "s4d(d_state=12)"."""
     inner = _inner(layer)
     return f"{_name(inner)}(d_state={inner.config['d_state']})"
 

@@ -1,7 +1,7 @@
-"""Softmax heads replaced by systems with a finite state that were fitted to them: an experiment, and what it costs.
+"""Replacing softmax heads by fitted systems with a finite state: an experiment, and the loss that it costs.
 
-A window of the last n tokens, the mean weight of each lag as a recurrence (`convert.realise`) and random features
-(`convert.random_features`) stand beside the fit.
+For comparison, heads are also replaced by a window of the last n tokens, by the mean weight of each lag as a recurrence
+(`convert.realise`), and by random features (`convert.random_features`).
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def softmax_to_state(
     sizes: Sequence[int] = (4, 8, 16, 32), methods: Sequence[str] = ("fitted", "window", "lag"), steps: int = 400,
     each: bool = False, seed: int = 0, on_progress: Progress | None = None,
 ) -> Replacement:  # fmt: skip
-    """Replace softmax heads by systems with a finite state, and measure what the model loses by it.
+    """Replace softmax heads by systems with a finite state, and measure the model's loss.
 
     Each head is fitted to its own weights in the model as it is, layer by layer; then all are replaced at once.
 
     Args:
         model: a LanguageModel, or a causal model of transformers of a supported type. It is not changed.
-        calibration: token ids [B,T] that the fits are made on.
+        calibration: token ids [B,T], on which the heads are fitted.
         held_out: other ids [B,T], on which the loss is measured.
         heads: "layer:head" each, the layer by its name or its number among the mixers; default: all softmax heads.
         sizes: values of n: features, states, or tokens of a window.
@@ -45,7 +45,7 @@ def softmax_to_state(
         on_progress: called as the work goes on.
 
     Returns:
-        A Replacement. After Ctrl-C it holds what was finished, and says that it is not complete.
+        A Replacement. After Ctrl-C it holds what was finished, and is not `complete`.
 
     Raises:
         StateformError: a model without softmax heads or without a loss, unknown heads or methods, bad sizes or tokens.
@@ -67,7 +67,7 @@ def softmax_to_state(
 
 
 class _Experiment:
-    """What is known so far.
+    """An experiment at work: the fits and rows found so far.
 
     Args:
         runs: the model on the calibration text.
@@ -101,7 +101,7 @@ class _Experiment:
         return nats
 
     def go(self, steps: int, seed: int) -> None:
-        """Fit what is fitted, then replace all heads at once, in every way and size."""
+        """Fit each head, then replace all heads at once, by every method and size."""
         lags: dict[str, Tensor] = {}
         for name, index in self.chosen.items():
             self.step(f"{name}: the weights on the calibration text")
@@ -118,7 +118,7 @@ class _Experiment:
                 for name, index in self.chosen.items():
                     other = partial(substitute, method, n, seed, self.fits[name].get(n), lags[name])
                     changes[name] = with_heads(index, other)
-                self.rows.append(Substitute(method, n, self._kept(method, n), self._nats(changes)))
+                self.rows.append(Substitute(method, n, self._numbers_kept(method, n), self._nats(changes)))
 
     def one_by_one(self) -> None:
         """Replace one head at a time, by its fit with the most features."""
@@ -133,13 +133,13 @@ class _Experiment:
         assert one.v is not None
         return one.k.shape[-1] * (2 if one.k.is_complex() else 1), one.v.shape[-1]
 
-    def _kept(self, method: str, n: int) -> int:
-        """Count the numbers that a head keeps."""
+    def _numbers_kept(self, method: str, n: int) -> int:
+        """Count the numbers that a head keeps, in its state or its window."""
         keys, values = self._sizes()
         return n * (keys + values) if method == "window" else n * (values + 1)
 
     def found(self) -> Replacement:
-        """Tell what was found."""
+        """Make the result of what was found."""
         self.step.end()
         before, after = self.runs.inputs, self.later.inputs
         assert before is not None and after is not None

@@ -1,14 +1,14 @@
-"""The weights of a softmax head, fitted by positive features with decays: a System with a finite state.
+"""Fitting the weights of a softmax head by positive features with decays: a System with a finite state.
 
-softmax attention reads a cache that grows. Here the weights of a head are fitted by n features, each with a decay of
-its own, and a weight for the token itself,
+Softmax attention reads a cache that grows. Here the weights of a head are fitted by n features, each with its own
+decay, and a weight for the token itself:
 
     alpha'_ij = sum_r phi_r(q_i) a_r^{i-1-j} psi_r(k_j) / eta_i  (j < i),     alpha'_ii = delta(q_i, k_i) / eta_i,
     phi = softmax(W q + b),  psi = exp(U k + c),  delta = exp(s q_i^T k_i + w [q_i k_i] + e),  eta_i = their sum
 
-which is a System with n keys, a constant diagonal decay, an exclusive read, a direct term and eta = "sum". Only these
-are fitted, to the head's own weights on a calibration text (mean cross-entropy of a row, as in Hedgehog, arXiv
-2402.04347); the model is not trained.
+This is a System with n keys, a constant diagonal decay, an exclusive read, a direct term and eta = "sum". Its
+parameters are fitted to the head's own weights on a calibration text (mean cross-entropy of a row, as in Hedgehog,
+arXiv 2402.04347); the model is not trained.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from ...system import System
 from ...system.shapes import spread_heads
 
 BLOCK = 32
-"""Queries that are fitted at a time: neighbours, before which the decays factor."""
+"""Neighbouring queries that are fitted at a time: over all keys before them, their decays factor."""
 BOUND = 10.0
-"""|log psi| stays below this: features neither vanish nor overflow."""
+"""|log psi| stays below this, so that features neither vanish nor overflow."""
 RATE = 5e-2
 """The largest step of Adam."""
 
@@ -51,7 +51,7 @@ class Fitted:
 
     @property
     def n(self) -> int:
-        """Count the features: the size of the state, for each value and for the normaliser."""
+        """Count the features, which is the size of the state for each value and for the normaliser."""
         return self.W.shape[1]
 
     def select(self, head: int) -> Fitted:
@@ -60,7 +60,7 @@ class Fitted:
         return Fitted(self.W[at], self.b[at], self.U[at], self.c[at], self.own[at], self.log_decay[at])
 
     def system(self, system: System) -> System:
-        """Make the System in the place of `system`, which is that of the heads the fit was made for."""
+        """Make the System that replaces `system`, that of the heads that were fitted."""
         phi, psi, delta = (x.to(system.dtype) for x in self.features(*_inputs(system)))
         assert system.v is not None
         return System(phi, psi, system.v, log_decay=self.log_decay, d=delta, eta="sum", exclusive=True)
@@ -79,9 +79,9 @@ def _bounded(x: Tensor) -> Tensor:
 
 
 def _inputs(system: System) -> tuple[Tensor, Tensor, Tensor]:
-    """Give what features see of queries and keys [B,T,H,.], and q_i^T k_i [B,T,H].
+    """Give the inputs of the features, from queries and keys [B,T,H,.], and q_i^T k_i [B,T,H].
 
-    Queries and keys are rotated as they are compared, and stand beside those without the rotation.
+    The inputs are queries and keys with their rotation by position, joined with those without it.
     """
     H, seen, turned = system.H, [], []
     cache = absorb(system, None)
@@ -140,7 +140,7 @@ def fit(
 def _start(k: Tensor, n: int, generator: torch.Generator) -> list[Tensor]:
     """Draw the first weights for keys k [B,T,H,inputs].
 
-    The first features are alike for queries and keys; memories reach from a token to the whole text, evenly in log.
+    Queries and keys begin with the same features. Memories reach from one token to the whole text, evenly in log.
     """
     T, H, size = k.shape[1:]
     first = float(size**-0.5 / k.std().clamp_min(1e-3)) * torch.randn(H, n, size, generator=generator)

@@ -1,4 +1,4 @@
-"""The softmax heads of a model: which there are, and other Systems in their place."""
+"""Finding the softmax heads of a model, and putting other Systems in their place."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .fit import Fitted
 
 
 def substitute(method: str, n: int, seed: int, fitted: Fitted | None, lags: Tensor, system: System) -> System:
-    """Make what stands in the place of the softmax heads of `system`."""
+    """Make the System that replaces the softmax heads of `system`."""
     if method == "fitted":
         assert fitted is not None
         return fitted.system(system)
@@ -43,13 +43,13 @@ def softmax_systems(runs: Runs) -> dict[str, System]:
 
         return change
 
-    known = {name for name, error in runs.same().items() if error <= 1}  # of the others there is no System, or another
+    known = {name for name, error in runs.same().items() if error <= 1}  # the others are not their Systems
     runs({name: keep(name) for name in known})
     return {name: found[name] for name in runs.modules if name in found}
 
 
 def chosen_heads(names: list[str], systems: dict[str, System], heads: Sequence[str] | None) -> dict[str, list[int]]:
-    """Read which heads of which layers are meant; all where none is named."""
+    """Read which heads of which layers are meant; None: all."""
     if heads is None:
         return {name: list(range(system.H)) for name, system in systems.items()}
     require(len(heads) > 0, 'no heads are named; expected "layer:head" each, or None for all')
@@ -67,7 +67,7 @@ def chosen_heads(names: list[str], systems: dict[str, System], heads: Sequence[s
 
 
 def with_heads(index: list[int], change: Callable[[System], System]) -> Callable[[System], Tensor]:
-    """Change what some heads of a System read into what another System gives."""
+    """Replace the y of some heads of a System by that of another System."""
 
     def reads(system: System) -> Tensor:
         y = outputs(system).clone()
@@ -78,7 +78,7 @@ def with_heads(index: list[int], change: Callable[[System], System]) -> Callable
 
 
 def without_heads(index: list[int]) -> Callable[[System], Tensor]:
-    """Change what some heads of a System read into 0."""
+    """Replace the y of some heads of a System by 0."""
 
     def reads(system: System) -> Tensor:
         y = outputs(system).clone()

@@ -1,4 +1,4 @@
-"""What a model loses with softmax heads replaced, as a table: a row for each way and size."""
+"""The loss of a model with softmax heads replaced, as a table with a row for each method and size."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ class Substitute:
     method: str
     n: int
     numbers: int
-    """Kept for each head: n (p + 1) of a state, n (d + p) of a window."""
+    """Numbers kept for each head: n (p + 1) of a state, n (d + p) of a window."""
     nats: float
-    """On the text that was held out."""
+    """The loss per token on the text that was held out."""
 
 
 @dataclass(frozen=True)
 class Replacement(Result):
-    """What the loss of a model became with softmax heads replaced; `print` it."""
+    """The loss of a model with softmax heads replaced; `print` it."""
 
     heads: tuple[str, ...]
     """Which heads: "layer:head"."""
     tokens: tuple[int, int]
     """Of the calibration text, and of the text that was held out."""
     nats: float
-    """A token of the held-out text, of the model as it is."""
+    """The loss per token of the held-out text, of the model as it is."""
     without: float
-    """The same with these heads giving 0: what there is to lose."""
+    """The same with these heads giving 0, the most that a replacement should lose."""
     cache: int
     """Numbers that each head's cache holds at the end of a row of the held-out text."""
     rows: tuple[Substitute, ...]
     alone: dict[str, float]
     """Nats a token with one head alone replaced by its fit with the most features, by head."""
     most: int
-    """How many features these had."""
+    """The number of features of these fits."""
     fits: dict[str, dict[int, Fitted]]
     """By layer and by n: the fits of the heads replaced there."""
     complete: bool = True
