@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 
-PACKAGE = "stateform"
-SOURCE = Path(__file__).parents[2] / "src" / PACKAGE
-FILES = sorted(SOURCE.rglob("*.py"))
+from .source import FILES, MODULES, PACKAGE, SOURCE, imports, name_of
 
 # From the bottom up: a part, its modules, and the parts that it may import besides itself. Imports inside functions
 # and those for type checking count like any other.
@@ -43,6 +40,25 @@ HOUSE = [
 ]
 DELEGATES = ("system/system.py", "forms")
 """The one exception: methods of System that hand over to functions of the forms."""
+ROOMS = {
+    "system": [
+        "lazy precision readout transition words",
+        "discretise shapes state",
+        "system",
+        "core tree",
+    ],
+    "forms": [
+        "compiled cost cost.constants form packing pairs stabilise step",
+        "coefficients newton opaque",
+        "chunkwise convolution matrix recurrent scan",
+        "cost.work",
+        "cost.predict linear softmax",
+        "ridge run",
+        "cost.calibrate dense",
+    ],
+}
+"""In these rooms, from the bottom up, the files of each level: they import files of lower levels, and not each other.
+The room's own `__init__` is above them all."""
 ALLOWED = {part: {part, *below.split()} for part, _, below in HOUSE}
 
 
@@ -54,36 +70,37 @@ def part_of(module: str) -> str:
     pytest.fail(f"{PACKAGE}.{module} has no place in the house: give it one in {Path(__file__).name}")
 
 
-def modules_imported(tree: ast.AST, package: list[str]) -> Iterator[tuple[int, str]]:
-    """The line and the module directly under the package (`__init__` for the package itself) of each inner import.
-
-    Args:
-        tree: the parsed source of one file.
-        package: the dotted name, as a list, of the package that relative imports start from.
-    """
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names = [alias.name.split(".") for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            start = package[: len(package) - node.level + 1] if node.level else []
-            start = [*start, *(node.module or "").split(".")] if node.module else start
-            names = [[*start, alias.name] for alias in node.names]
-        else:
-            continue
-        for name in names:
-            if name[0] == PACKAGE:
-                is_module = len(name) > 1 and ((SOURCE / name[1]).is_dir() or (SOURCE / f"{name[1]}.py").is_file())
-                yield node.lineno, name[1] if is_module else "__init__"
-
-
 def violations(source: str, path: Path) -> list[str]:
     """The imports in `source`, the text of the file at `path` (relative to the package), that the table forbids."""
     part = part_of(path.parts[0].removesuffix(".py"))
-    package = [PACKAGE, *path.parent.parts]
+    found = imports(ast.parse(source), list(path.parent.parts))
+    tops = [(line, inner.split(".")[0] or "__init__") for line, inner, _ in found]
     return [
         f"{path}:{line}: {part} may not import {part_of(module)} ({module})"
-        for line, module in modules_imported(ast.parse(source), package)
+        for line, module in tops
         if part_of(module) not in ALLOWED[part] and (str(path), module) != DELEGATES
+    ]
+
+
+def level_of(module: str) -> int:
+    """Find the level in its room, from the bottom, of a module of `system` or `forms`."""
+    room, _, name = module.partition(".")
+    for level, names in enumerate(ROOMS[room]):
+        if name in names.split():
+            return level
+    if not name:
+        return len(ROOMS[room])
+    pytest.fail(f"{PACKAGE}.{module} has no place in its room: give it one in {Path(__file__).name}")
+
+
+def not_below(source: str, path: Path) -> list[str]:
+    """List the imports in `source`, the text of the file at `path`, of files of its own room on no lower level."""
+    module = name_of(SOURCE / path)
+    room = path.parts[0]
+    return [
+        f"{path}:{line}: {module} may not import {inner}"
+        for line, inner, _ in imports(ast.parse(source), list(path.parent.parts))
+        if inner.split(".")[0] == room and level_of(inner) >= level_of(module)
     ]
 
 
@@ -91,6 +108,15 @@ def violations(source: str, path: Path) -> list[str]:
 def test_imports_run_downwards(path: Path) -> None:
     found = violations(path.read_text(encoding="utf-8"), path.relative_to(SOURCE))
     assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_files_of_a_room_import_lower_files(room: str) -> None:
+    paths = [path.relative_to(SOURCE) for name, path in MODULES.items() if name.split(".")[0] == room]
+    found = [x for path in paths for x in not_below((SOURCE / path).read_text(encoding="utf-8"), path)]
+    assert not found, "\n".join(found)
+    placed = [f"{room}.{name}" for names in ROOMS[room] for name in names.split()]
+    assert sorted([room, *placed]) == sorted(name for name in MODULES if name.split(".")[0] == room)
 
 
 def test_each_part_names_only_parts_below_it() -> None:
@@ -129,3 +155,31 @@ def test_an_import_upwards_is_found(path: str, source: str) -> None:
 )
 def test_an_import_downwards_is_not(path: str, source: str) -> None:
     assert violations(source, Path(path)) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("system/precision.py", "from .system import System"),
+        ("system/core.py", "from . import System"),
+        ("system/shapes.py", "def f():\n    from . import state"),
+        ("system/transition.py", "if TYPE_CHECKING:\n    from stateform.system.core import Core"),
+        ("forms/scan.py", "from .chunkwise import chunkwise"),
+        ("forms/cost/work.py", "from ..softmax import attend"),
+        ("forms/softmax.py", "from . import run"),
+    ],
+)
+def test_an_import_from_no_lower_file_is_found(path: str, source: str) -> None:
+    assert len(not_below(source, Path(path))) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("system/core.py", "from .system import System\nfrom ..errors import require"),
+        ("forms/cost/predict.py", "from .. import scan\nfrom .work import work\nfrom ...system import System"),
+        ("forms/__init__.py", "from .run import run"),
+    ],
+)
+def test_an_import_from_a_lower_file_is_not(path: str, source: str) -> None:
+    assert not_below(source, Path(path)) == []
