@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .report import at, cell, visible
+from .report import cell, dig, visible
 
 if TYPE_CHECKING:
     from .report.page import Page
@@ -25,7 +25,7 @@ Progress = Callable[[str, int, int], None]
 
 
 class Result:
-    """What was found: `print` it, `.to_dict()`, `.save_json(path)`. Its `str` is what is printed, 80 columns wide."""
+    """A result: `print` it, `.to_dict()`, `.save_json(path)`. Its `str` is what is printed, 80 columns wide."""
 
     def to_dict(self) -> dict[str, Any]:
         """Give plain numbers, strings, lists and dicts, ready for JSON."""
@@ -61,7 +61,7 @@ class Paged(Result):
         from .report.page import render  # slow to import, and not needed until now
 
         page = self.page()
-        excerpt = str(at(page.result, "text", "excerpt") or "")
+        excerpt = str(dig(page.result, "text", "excerpt") or "")
         created = str(page.result.get("created") or "")
         return render(page, plotlyjs, made=conditions(page.result), created=created, excerpt=excerpt)
 

@@ -8,9 +8,9 @@ from . import units
 from .figure import Figure, Panel, View
 from .notebook import cell, library
 from .table import Column, Grid, GridRow, Headline, answer
-from .words import at, listing, visible
+from .words import dig, listing, visible
 
 __all__ = [
-    "Column", "Figure", "Grid", "GridRow", "Headline", "Panel", "View", "answer", "at", "cell", "library", "listing",
+    "Column", "Figure", "Grid", "GridRow", "Headline", "Panel", "View", "answer", "cell", "dig", "library", "listing",
     "units", "visible",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 from .units import MISSING
 
 
-def at(tree: Any, *keys: str) -> Any:
+def dig(tree: Any, *keys: str) -> Any:
     """Look under `keys` in nested dicts; None where a level is missing or None."""
     for key in keys:
         if not isinstance(tree, Mapping):

@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..report import Column, Figure, Grid, GridRow, answer, at, listing, units, visible
+from ..report import Column, Figure, Grid, GridRow, answer, dig, listing, units, visible
 from ..report.table import notes, opening
 from ..report.units import MISSING
 from ..report.words import thinned
@@ -43,26 +43,26 @@ class Analysis(Record, Paged):
 
 def subject(result: Mapping[str, Any]) -> str:
     """Say in one line what was read, and how large it is."""
-    kind, many = at(result, "subject", "kind"), at(result, "subject", "layers") or 0
+    kind, many = dig(result, "subject", "kind"), dig(result, "subject", "layers") or 0
     heads = sum(int(layer.get("heads") or 0) for layer in layers(result))
     one = kind != "model" or many == 1
     parts = ["one layer" if one else f"{many} layers", f"{units.count(heads)} head{'' if heads == 1 else 's'}",
-             f"{units.count(at(result, 'subject', 'parameters'))} weights"]  # fmt: skip
-    tokens = at(result, "text", "tokens")
+             f"{units.count(dig(result, 'subject', 'parameters'))} weights"]  # fmt: skip
+    tokens = dig(result, "text", "tokens")
     text = ", ".join(parts)
     return of_source(text + (f", on {units.count(tokens)} tokens" if tokens else ""), result)
 
 
 def title(result: Mapping[str, Any]) -> str:
     """Name what was analysed."""
-    return visible(str(at(result, "subject", "name") or "unnamed"))
+    return visible(str(dig(result, "subject", "name") or "unnamed"))
 
 
 def interrupted(result: Mapping[str, Any]) -> str | None:
     """Say that an analysis was stopped before its end."""
     if result.get("complete", True):
         return None
-    done, many = len(layers(result)), at(result, "subject", "layers") or 0
+    done, many = len(layers(result)), dig(result, "subject", "layers") or 0
     return (
         f"This analysis was stopped before its end: it shows what was finished by then ({done} of {many} layers begun)."
     )
@@ -109,10 +109,10 @@ def refused(result: Mapping[str, Any], question: str) -> list[str]:
     """Say why there is no answer to a question: each reason once, with the layers that it is for."""
     why: dict[str, list[str]] = {}
     for layer in layers(result):
-        if (reason := at(layer, "refused", question)) is not None:
+        if (reason := dig(layer, "refused", question)) is not None:
             why.setdefault(visible(str(reason)), []).append(name_of(layer))
     notes = [f"Not for {_named(names, len(layers(result)))}: {reason}." for reason, names in why.items()]
-    if (reason := at(result, "refused", question)) is not None:
+    if (reason := dig(result, "refused", question)) is not None:
         notes.append(f"Not for the model: {visible(str(reason))}.")
     return [note.replace("..", ".") for note in notes]
 
@@ -140,13 +140,13 @@ def overview(result: Mapping[str, Any], most: int | None = _ROWS) -> Grid | None
         layer = every[i]
         grows = layer.get("state_growth")
         size = f"+{units.count(grows)}" if grows else units.count(layer.get("state_size"))
-        cells = [q.cell(one) if (one := at(layer, "answers", q.name)) else MISSING for q, _ in short]
+        cells = [q.cell(one) if (one := dig(layer, "answers", q.name)) else MISSING for q, _ in short]
         cells += [_error(layer.get("certificate"))] if proven else []
         rows.append(GridRow((name_of(layer), size, *cells)))
     notes = ["State: numbers carried (+: more with each token)."]
     if {"memory", "state"} & {q.name for q in asked}:
         notes[0] += " With dots: least · median · most of the heads."
-    if any(any(at(layer, "answers", "memory", "limited") or []) for layer in every):
+    if any(any(dig(layer, "answers", "memory", "limited") or []) for layer in every):
         notes.append("≥: as far back as the text or a head's window goes.")
     if proven:
         notes.append("Error: of the System's output against the module's own, over the largest output.")

@@ -13,7 +13,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..report import Figure, Grid, Headline, answer, at, units
+from ..report import Figure, Grid, Headline, answer, dig, units
 from ..report.table import opening
 from ..result import Paged, Record
 from .questions import BESIDE
@@ -43,7 +43,7 @@ class Comparison(Record, Paged):
 
 def subject(result: Mapping[str, Any]) -> str:
     """Say in one line how many layers were put on which text."""
-    tokens, n = at(result, "text", "tokens"), len(layers(result))
+    tokens, n = dig(result, "text", "tokens"), len(layers(result))
     text = f"{n} layer{'' if n == 1 else 's'}"
     return of_source(text + (f" on {units.count(tokens)} tokens" if tokens else ""), result)
 

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..report import Figure, Panel, View, at, units
+from ..report import Figure, Panel, View, dig, units
 from ..report.figure import (
     CELL,
     COLOURS,
@@ -32,7 +32,7 @@ _WRITTEN = 16
 
 def heads_figure(result: Mapping[str, Any], name: str, asked: Mapping[str, Any]) -> Figure | None:
     """Draw the numbers of the heads: bars for one layer, a map of depth and heads for several."""
-    z = [at(layer, "answers", name, "heads") for layer in layers(result)]
+    z = [dig(layer, "answers", name, "heads") for layer in layers(result)]
     z = [row if isinstance(row, list) and all(not isinstance(x, dict) for x in row) else [] for row in z]
     widest = max(map(len, z), default=0)
     if widest == 0 or (len(z) == 1 and widest == 1):
@@ -111,7 +111,7 @@ def _written(v: float | None) -> str:
 
 def depth_figure(result: Mapping[str, Any], name: str, asked: Mapping[str, Any]) -> Figure | None:
     """Draw curves through depth: what the model's answer has as `depth`, by name."""
-    curves = at(result, "model", name, "depth") or {}
+    curves = dig(result, "model", name, "depth") or {}
     curves = {key: values for key, values in curves.items() if any(v is not None for v in values)}
     if not curves:
         return None

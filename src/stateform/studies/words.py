@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..report import GridRow, at, visible
+from ..report import GridRow, dig, visible
 from ..report.units import MISSING
 
 Answer = dict[str, Any]
@@ -50,12 +50,12 @@ def in_order(forms: Iterable[str]) -> list[str]:
 
 def has(result: Mapping[str, Any], *keys: str) -> bool:
     """True if some layer has something under these keys."""
-    return any(at(layer, *keys) for layer in layers(result))
+    return any(dig(layer, *keys) for layer in layers(result))
 
 
 def of_source(text: str, result: Mapping[str, Any]) -> str:
     """Add the name of the text that was read."""
-    source = at(result, "text", "source")
+    source = dig(result, "text", "source")
     return text + (f" of {visible(str(source))}" if source else "")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..report import Figure, Panel, View, at, units, visible
+from ..report import Figure, Panel, View, dig, units, visible
 from ..report.figure import SMALL, band, bar_panel, drawing, length_axis, line, logarithmic
 from ..report.page import Page
 from .summary import COLUMNS, SECTIONS, TITLES, cases_of, grids, interrupted, numbered, pairs, subject
@@ -83,7 +83,7 @@ def bars(result: Mapping[str, Any], mode: str) -> Figure | None:
             rows = [
                 (k, visible(party["name"]), float(value))
                 for k, (_, party) in enumerate(every)
-                if (value := at(found, party["name"], key)) is not None
+                if (value := dig(found, party["name"], key)) is not None
             ]
             if rows:
                 write = units.size if mode == "memory" else units.milliseconds

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from ..report import Column, Grid, GridRow, answer, at, listing, units, visible
+from ..report import Column, Grid, GridRow, answer, dig, listing, units, visible
 from ..report.table import opening
 from ..report.units import MISSING
 
@@ -104,9 +104,9 @@ def times(result: Mapping[str, Any], mode: str) -> Grid | None:
         for i, party in numbered(pair):
             cells: list[str] = []
             for case in cases:
-                found = at(by_case.get(case), "found", party["name"])
+                found = dig(by_case.get(case), "found", party["name"])
                 cells += [_amount(found), _ratio(found, party)]
-                if (reason := at(by_case.get(case), "left_out", party["name"])) is not None:
+                if (reason := dig(by_case.get(case), "left_out", party["name"])) is not None:
                     reasons.setdefault(str(reason), []).append(f"{pair['name']}: {party['name']}")
             if any(cell != MISSING for cell in cells[::2]):
                 rows.append(GridRow((visible(pair["name"]), visible(party["name"]), *cells), i))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...forms import exists, run
 from ...layer import system_of
-from ...report import Column, Grid, GridRow, Headline, at, listing, units, visible
+from ...report import Column, Grid, GridRow, Headline, dig, listing, units, visible
 from ...report.units import MISSING
 from ...report.words import text_of
 from ...system.precision import largest, relative_error, tolerance, why_no_proof, wide
@@ -35,22 +35,22 @@ def certify(layer: nn.Module, x: Tensor) -> Answer:
 
 def table(result: Told) -> Grid | None:
     """Tell how far each form is from the step by step recurrence."""
-    certified = [(i, layer) for i, layer in enumerate(layers(result)) if at(layer, "certificate")]
+    certified = [(i, layer) for i, layer in enumerate(layers(result)) if dig(layer, "certificate")]
     if not certified:
         return None
-    seen = {form for _, layer in certified for form in at(layer, "certificate", "forms") or {}}
+    seen = {form for _, layer in certified for form in dig(layer, "certificate", "forms") or {}}
     forms = in_order(seen)
     rows: list[GridRow] = []
     refused: dict[tuple[str, str], list[str]] = {}
     for i, layer in certified:
-        passed = at(layer, "certificate", "ok")
-        errors = at(layer, "certificate", "forms") or {}
+        passed = dig(layer, "certificate", "ok")
+        errors = dig(layer, "certificate", "forms") or {}
         verdict = "agree" if passed else "DIFFER" if passed is False else MISSING
         rows.append(layer_row(i, layer, verdict, *(units.error(errors.get(form)) for form in forms)))
-        for form, why in (at(layer, "certificate", "refused") or {}).items():
+        for form, why in (dig(layer, "certificate", "refused") or {}).items():
             refused.setdefault((visible(form), visible(str(why)).rstrip(".")), []).append(name_of(layer))
     reasons = [f"No {form} for {listing(which)}: {why}." for (form, why), which in refused.items()]
-    one = at(certified[0][1], "certificate")
+    one = dig(certified[0][1], "certificate")
     note = (
         f"Relative difference from the recurrence, {text_of(one.get('dtype'))}, T = {text_of(one.get('length'))}; "
         f"allowed: {units.error(one.get('tolerance'))}. {MISSING}: the layer has no such form."
@@ -62,7 +62,7 @@ def table(result: Told) -> Grid | None:
 
 
 def _headlines(result: Told) -> Iterator[Headline]:
-    certified = [(layer, one) for layer in layers(result) if (one := at(layer, "certificate"))]
+    certified = [(layer, one) for layer in layers(result) if (one := dig(layer, "certificate"))]
     if certified:
         failed = [name_of(layer) for layer, one in certified if one.get("ok") is False]
         worst = max((one.get("worst") or 0.0 for _, one in certified), default=0.0)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...analysis import has_weights, influence
-from ...report import Figure, Panel, View, at
+from ...report import Figure, Panel, View, dig
 from ...report.figure import drawing, heatmap
 from ...system import System
 from ..words import Answer, layers, name_of, rounded
@@ -94,7 +94,7 @@ def _map(layer: int, large: bool) -> Any:
 
 
 def _drawn(result: Told, *where: str) -> list[Figure | None]:
-    return [maps_of([(i, name_of(x)) for i, x in enumerate(layers(result)) if at(x, *where, "heads")])]
+    return [maps_of([(i, name_of(x)) for i, x in enumerate(layers(result)) if dig(x, *where, "heads")])]
 
 
 QUESTION = Question(

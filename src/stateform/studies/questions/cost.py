@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ...report import Column, Figure, Grid, Headline, Panel, View, at, listing, units, visible
+from ...report import Column, Figure, Grid, Headline, Panel, View, dig, listing, units, visible
 from ...report.figure import SMALL, band, bar_panel, drawing, length_axis, line, logarithmic, named_ends
 from ...report.units import MISSING
 from ...report.words import text_of, thinned
@@ -20,10 +20,10 @@ DASHES = dict(zip(LETTERS, ("solid", "dash", "dot", "dashdot", "longdash")))
 
 def measured(layer: Mapping[str, Any]) -> dict[str, dict[int, Mapping[str, float]]]:
     """The times of a layer, in milliseconds: form -> length -> median, low, high; forms and lengths in order."""
-    by_form = at(layer, "cost", "forward_ms") or {}
+    by_form = dig(layer, "cost", "forward_ms") or {}
     found = {}
     for form in in_order(by_form):
-        timed = {int(T): time for T, time in (by_form[form] or {}).items() if at(time, "median") is not None}
+        timed = {int(T): time for T, time in (by_form[form] or {}).items() if dig(time, "median") is not None}
         if timed:
             found[form] = dict(sorted(timed.items()))
     return found
@@ -38,7 +38,7 @@ def best(layer: Mapping[str, Any], T: int) -> tuple[str, Mapping[str, float]] | 
 def lengths(result: Mapping[str, Any]) -> list[int]:
     """Every length at which some layer was timed; without times, the lengths that were asked for."""
     timed = {T for layer in layers(result) for times in measured(layer).values() for T in times}
-    return sorted(timed or {int(T) for T in at(result, "settings", "lengths") or []})
+    return sorted(timed or {int(T) for T in dig(result, "settings", "lengths") or []})
 
 
 def longest(result: Mapping[str, Any]) -> int | None:
@@ -48,19 +48,19 @@ def longest(result: Mapping[str, Any]) -> int | None:
 
 def at_length(values: Any, T: int | None) -> float | None:
     """The value at length `T` of a dict from lengths (as strings) to values."""
-    return None if T is None else at(values, str(T))
+    return None if T is None else dig(values, str(T))
 
 
 def state_at(layer: Mapping[str, Any], T: float) -> float | None:
     """How many numbers the state holds after `T` tokens."""
-    start, growth = at(layer, "identity", "state_size"), at(layer, "identity", "state_growth")
+    start, growth = dig(layer, "identity", "state_size"), dig(layer, "identity", "state_growth")
     return None if start is None else start + (growth or 0) * T
 
 
 def memory_at(layer: Mapping[str, Any], T: int | None) -> tuple[str, float] | None:
     """The form that `auto` takes at length `T`, and the peak memory measured in it."""
-    measured = at_length(at(layer, "cost", "peak_bytes"), T)
-    return None if measured is None else (str(at_length(at(layer, "cost", "auto_form"), T) or "auto"), float(measured))
+    measured = at_length(dig(layer, "cost", "peak_bytes"), T)
+    return None if measured is None else (str(at_length(dig(layer, "cost", "auto_form"), T) or "auto"), float(measured))
 
 
 def time_table(result: Told, most: int) -> Grid | None:
@@ -72,10 +72,10 @@ def time_table(result: Told, most: int) -> Grid | None:
     for i, layer in enumerate(layers(result)):
         found = [best(layer, T) for T in shown]
         last = next((pair[0] for pair in reversed(found) if pair), MISSING)
-        rows.append(layer_row(i, layer, *(units.milliseconds(at(p[1], "median") if p else None) for p in found), last))
+        rows.append(layer_row(i, layer, *(units.milliseconds(dig(p[1], "median") if p else None) for p in found), last))
     columns = (Column("Layer"), *(Column(f"T = {T}" if k == 0 else str(T), True) for k, T in enumerate(shown)))
     columns = (*columns, Column("Form"))
-    batch = at(result, "settings", "batch")
+    batch = dig(result, "settings", "batch")
     note = f"Median time of a forward pass{f', batch {batch}' if batch else ''}, in the form that is fastest at that "
     note += "length (named for the longest one)."
     return Grid("time", "How long does a sequence take?", columns, tuple(rows), (note, *left_out(result)))
@@ -85,7 +85,7 @@ def left_out(result: Mapping[str, Any]) -> list[str]:
     """Give a sentence for each reason for which forms were not timed at some lengths."""
     where: dict[tuple[str, str, str], list[int]] = {}
     for layer in layers(result):
-        for item in at(layer, "cost", "left_out") or []:
+        for item in dig(layer, "cost", "left_out") or []:
             key = (name_of(layer), text_of(item.get("form")), text_of(item.get("reason")).rstrip("."))
             where.setdefault(key, []).append(int(item.get("T") or 0))
     alike: dict[tuple[str, str, tuple[int, ...]], list[str]] = {}
@@ -106,16 +106,16 @@ def cost_table(result: Told) -> Grid | None:
     rows = []
     for i, layer in enumerate(layers(result)):
         memory = memory_at(layer, T)
-        crossover = at(layer, "cost", "crossover", "T")
+        crossover = dig(layer, "cost", "crossover", "T")
         cells = [
-            units.microseconds(at(layer, "cost", "decode_us", "median")),
-            units.count(at_length(at(layer, "cost", "flops"), T)),
+            units.microseconds(dig(layer, "cost", "decode_us", "median")),
+            units.count(at_length(dig(layer, "cost", "flops"), T)),
             units.size(memory[1] if memory else None),
         ]
         if against:
             cells += [
                 MISSING if crossover is None else f"T = {crossover}",
-                text_of(at(layer, "cost", "crossover", "text")),
+                text_of(dig(layer, "cost", "crossover", "text")),
             ]
         rows.append(layer_row(i, layer, *cells))
     columns = [Column("Layer"), *(Column(heading, True) for heading in ("Next token", "FLOPs", "Peak memory"))]
@@ -136,7 +136,7 @@ def time_over_length(result: Mapping[str, Any]) -> Figure | None:
     views = [_best_times(timed, every, False), _best_times(timed, every, True), _times_by_form(timed, every)]
     said: dict[str, list[str]] = {}
     for _, layer, _ in timed:
-        if (text := at(layer, "cost", "crossover", "text")) and layer.get("name") != BASELINE:
+        if (text := dig(layer, "cost", "crossover", "text")) and layer.get("name") != BASELINE:
             said.setdefault(visible(str(text)).rstrip("."), []).append(name_of(layer))
     found = [f"{listing(which)}: {text}." for text, which in said.items()]
     return Figure(
@@ -217,9 +217,9 @@ def cost_at_longest(result: Mapping[str, Any]) -> Figure | None:
 
     questions: list[tuple[str, Callable[[Any], float | None], Callable[[float | None], str]]] = [
         (f"Time, T = {T}", fastest, units.milliseconds),
-        (f"Work, T = {T} (FLOPs)", lambda layer: at_length(at(layer, "cost", "flops"), T), units.count),
+        (f"Work, T = {T} (FLOPs)", lambda layer: at_length(dig(layer, "cost", "flops"), T), units.count),
         (f"Peak memory, T = {T}", peak, units.size),
-        ("Next token, from a state", lambda layer: at(layer, "cost", "decode_us", "median"), units.microseconds),
+        ("Next token, from a state", lambda layer: dig(layer, "cost", "decode_us", "median"), units.microseconds),
     ]
     panels = []
     for title, value, write in questions:
@@ -259,7 +259,9 @@ def _headlines(result: Told) -> Iterator[Headline]:
             else:
                 against = f", {units.times(ratio)} faster than the slowest" if len(timed) > 1 else ""
             yield Headline(f"Fastest at T = {T}", label[i], f"{text} in form {form}{against}.", i)
-    decoded = [(i, us) for i, layer in enumerate(every) if (us := at(layer, "cost", "decode_us", "median")) is not None]
+    decoded = [
+        (i, us) for i, layer in enumerate(every) if (us := dig(layer, "cost", "decode_us", "median")) is not None
+    ]
     for i, text, ratio in _compared(decoded, units.microseconds):
         against = f", {units.times(ratio)} faster than the slowest" if len(decoded) > 1 else ""
         yield Headline("Fastest next token", label[i], f"{text} from a state{against}.", i)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ...analysis import expressivity
 from ...layer import Cell
-from ...report import Column, Figure, View, at, visible
+from ...report import Column, Figure, View, dig, visible
 from ...report.figure import CELL, FEW
 from ...report.words import capitalised
 from ..drawing import verdict_map, verdict_tip
@@ -46,8 +46,8 @@ def draw(result: Told) -> Figure | None:
     rank = {"excluded": 0, "open": 1, "reached": 2}
     z, words, tips = [], [], []
     for layer in layers(result):
-        one = at(layer, "answers", "expressivity") or {}
-        found = [at(one, name) or {} for name in VERDICTS]
+        one = dig(layer, "answers", "expressivity") or {}
+        found = [dig(one, name) or {} for name in VERDICTS]
         said = [str(v.get("verdict") or "") for v in found]
         z.append([rank.get(word) for word in said])
         words.append(said)
@@ -70,6 +70,6 @@ QUESTION = Question(
     say,
     figures=lambda result: [draw(result)],
     column=Column("Parity"),
-    cell=lambda one: visible(str(at(one, "parity", "verdict"))),
+    cell=lambda one: visible(str(dig(one, "parity", "verdict"))),
     order=6,
 )

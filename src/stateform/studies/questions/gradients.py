@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ...analysis import gradient_paths
-from ...report import Figure, Panel, View, at, units
+from ...report import Figure, Panel, View, dig, units
 from ...report.figure import BLANK, CELL, FEW, LEGEND, drawing, heatmap, line, logarithmic, map_rows, scatter, short
 from ..words import Answer, Rows, answered, count, layers, layers_of, name_of, names, place, rounded
 from .question import Finding, Question, Site, Told
@@ -43,7 +43,7 @@ def say(rows: Rows, _: Answer) -> Iterator[Finding]:
 
 def draw(result: Told) -> Figure | None:
     """Draw gradient against distance: a line for each of few layers, a row of shades for each of many."""
-    seen = [(i, layer, at(layer, "answers", "gradients")) for i, layer in enumerate(layers(result))]
+    seen = [(i, layer, dig(layer, "answers", "gradients")) for i, layer in enumerate(layers(result))]
     seen = [(i, layer, one) for i, layer, one in seen if one and any(v for v in one["norm"])]
     if not seen:
         return None
@@ -92,7 +92,7 @@ def draw(result: Told) -> Figure | None:
         axis.pop("range")
         figure = drawing([trace], yaxis=map_rows(names(result)), xaxis=axis, hovermode="closest")
         panel = Panel(figure, height=90 + CELL * len(rows))
-    asked = at(result, "questions", "gradients") or {}
+    asked = dig(result, "questions", "gradients") or {}
     return Figure(
         "gradients", "Influence against distance", str(asked.get("reading") or ""), (View("Fading", (panel,)),)
     )

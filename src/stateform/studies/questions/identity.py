@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ...analysis import contraction, describe, spectrum
 from ...architectures import REGISTRY
 from ...layer import system_of
-from ...report import Column, Grid, at, units
+from ...report import Column, Grid, dig, units
 from ...report.units import MISSING
 from ...report.words import text_of
 from ..words import Answer, layer_row, layers
@@ -47,13 +47,13 @@ def table(result: Told) -> Grid | None:
         return None
     rows = []
     for i, layer in enumerate(layers(result)):
-        growth = at(layer, "identity", "state_growth")
+        growth = dig(layer, "identity", "state_growth")
         rows.append(
             layer_row(
                 i,
                 layer,
-                text_of(at(layer, "identity", "transition")),
-                units.count(at(layer, "identity", "state_size")),
+                text_of(dig(layer, "identity", "transition")),
+                units.count(dig(layer, "identity", "state_size")),
                 MISSING if growth is None else "0" if growth == 0 else f"+{units.count(growth)}",
                 units.count(layer.get("parameters")),
                 text_of(layer.get("summary")),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ...analysis import interaction_rank
-from ...report import Figure, Panel, View, at, units
+from ...report import Figure, Panel, View, dig, units
 from ...report.figure import FEW, LEGEND, bar, drawing, label, line, logarithmic
 from ...report.words import capitalised
 from ..words import Answer, Rows, answered, count, layers, layers_of, name_of, place, rounded
@@ -53,7 +53,7 @@ def say(rows: Rows, _: Answer) -> Iterator[Finding]:
 
 def draw(result: Told) -> Figure | None:
     """Draw singular values of the operators of few layers; of many, the rank of each."""
-    seen = [(i, layer, one) for i, layer in enumerate(layers(result)) if (one := at(layer, "answers", "interaction"))]
+    seen = [(i, layer, one) for i, layer in enumerate(layers(result)) if (one := dig(layer, "answers", "interaction"))]
     if not seen:
         return None
     if len(seen) <= FEW:
@@ -77,7 +77,7 @@ def draw(result: Told) -> Figure | None:
                       marker={"color": "var(--layer-0)"}, hovertemplate="%{customdata}<extra></extra>")  # fmt: skip
         axes = {"xaxis": {"title": {"text": "layer"}, "showgrid": False}, "yaxis": {"title": {"text": "dimensions"}}}
         figure = drawing([bars], hovermode="closest", bargap=0.2, **axes)
-    reading = str(at(result, "questions", "interaction", "reading") or "")
+    reading = str(dig(result, "questions", "interaction", "reading") or "")
     reading += " What stands clear of rounding is counted." if len(seen) <= FEW else ""
     panel = Panel(figure, height=300)
     return Figure("interaction", "The dimensions of the operators W_ij", reading, (View("Rank", (panel,)),))

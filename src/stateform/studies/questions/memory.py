@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from ...report import Column, Figure, Grid, Headline, Panel, View, at, units
+from ...report import Column, Figure, Grid, Headline, Panel, View, dig, units
 from ...report.figure import FEW, colour, drawing, layer_rows, line, logarithmic, named_ends, scatter, short
 from ...report.units import MISSING
 from ...report.words import capitalised
@@ -116,7 +116,7 @@ def _tokens(rows: Rows, tokens: float, layer: int, head: int) -> str:
 
 def horizons(horizon: Any) -> list[tuple[float, str]]:
     """Give the horizon of each head, in tokens and as it is written: with a sign where it is a bound from below."""
-    heads, limited = at(horizon, "heads") or [], at(horizon, "limited") or []
+    heads, limited = dig(horizon, "heads") or [], dig(horizon, "limited") or []
     signs = ["≥ " if far else "" for far in limited] + [""] * (len(heads) - len(limited))
     return [(float(h), sign + units.count(round(h))) for h, sign in zip(heads, signs, strict=True) if h is not None]
 
@@ -134,7 +134,7 @@ def memory_horizon(result: Told, *where: str) -> Figure | None:
         result: with the layers.
         where: each layer has its horizon.
     """
-    every = [(i, layer, found) for i, layer in enumerate(layers(result)) if (found := at(layer, *where))]
+    every = [(i, layer, found) for i, layer in enumerate(layers(result)) if (found := dig(layer, *where))]
     views = [view for view in (_horizon_spread(every), _horizon_along(every)) if view]
     if not views:
         return None
@@ -154,7 +154,7 @@ def _horizon_spread(every: Sequence[tuple[int, Any, Any]]) -> View | None:
     for i, layer, horizon in every:
         written = horizons(horizon)
         heads = [h for h, _ in written]
-        low, middle, high = (at(horizon, "quantiles", key) for key in ("0.1", "0.5", "0.9"))
+        low, middle, high = (dig(horizon, "quantiles", key) for key in ("0.1", "0.5", "0.9"))
         if not heads and middle is None:
             continue
         row = len(rows)
@@ -200,7 +200,7 @@ def _horizon_spread(every: Sequence[tuple[int, Any, Any]]) -> View | None:
 def _horizon_along(every: Sequence[tuple[int, Any, Any]]) -> View | None:
     traces, ends, values, furthest = [], [], [1.0], 1.0
     for i, layer, horizon in every:
-        where, medians = at(horizon, "by_position", "t") or [], at(horizon, "by_position", "median") or []
+        where, medians = dig(horizon, "by_position", "t") or [], dig(horizon, "by_position", "median") or []
         points = [(t + 1, max(m, 1.0)) for t, m in zip(where, medians) if None not in (t, m)]
         if len(points) < 2:
             continue
@@ -256,13 +256,13 @@ def table(result: Told) -> Grid | None:
         return None
     rows = []
     for i, layer in enumerate(layers(result)):
-        quantiles = at(layer, "dynamics", "horizon", "quantiles")
-        heads = horizons(at(layer, "dynamics", "horizon"))
+        quantiles = dig(layer, "dynamics", "horizon", "quantiles")
+        heads = horizons(dig(layer, "dynamics", "horizon"))
         ends = list(dict.fromkeys(pick(heads)[1] for pick in (min, max))) if heads else [MISSING]
         sign = "≥ " if _mostly_limited(layer) else ""
         cells = [
             MISSING if q is None else sign + units.count(round(q))
-            for q in (at(quantiles, k) for k in ("0.1", "0.5", "0.9"))
+            for q in (dig(quantiles, k) for k in ("0.1", "0.5", "0.9"))
         ]
         rows.append(layer_row(i, layer, *cells, " to ".join(ends), eigenvalue_range(layer)))
     columns = (
@@ -274,14 +274,14 @@ def table(result: Told) -> Grid | None:
         Column("Eigenvalues", numeric=True),
     )
     notes = ["How many tokens back hold 95% of what an output reads: over all positions and heads, then per head."]
-    if any(any(at(layer, "dynamics", "horizon", "limited") or []) for layer in layers(result)):
+    if any(any(dig(layer, "dynamics", "horizon", "limited") or []) for layer in layers(result)):
         notes.append(
             "≥: heads that read as far back as the text or their window goes, whose number is how far that is."
         )
     sinks = [
         f"head {h} of {name_of(layer)} ({x:.0%})"
         for layer in layers(result)
-        for h, x in enumerate(at(layer, "dynamics", "horizon", "sinks") or [])
+        for h, x in enumerate(dig(layer, "dynamics", "horizon", "sinks") or [])
         if x is not None
     ]
     if sinks:
@@ -293,13 +293,13 @@ def table(result: Told) -> Grid | None:
 
 def _mostly_limited(layer: Mapping[str, Any]) -> bool:
     """True if more than half of the heads read as far back as the text or their window goes."""
-    limited = at(layer, "dynamics", "horizon", "limited") or []
+    limited = dig(layer, "dynamics", "horizon", "limited") or []
     return 2 * sum(limited) > len(limited)
 
 
 def _headlines(result: Told) -> Iterator[Headline]:
     every = layers(result)
-    reach = [(i, q) for i, layer in enumerate(every) if (q := at(layer, "dynamics", "horizon", "quantiles", "0.5"))]
+    reach = [(i, q) for i, layer in enumerate(every) if (q := dig(layer, "dynamics", "horizon", "quantiles", "0.5"))]
     if reach:
         i, tokens = max(reach, key=lambda pair: pair[1])
         detail = f"95% of what an output reads lies within {units.count(round(tokens))} tokens (median)."

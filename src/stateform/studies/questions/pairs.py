@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...contract.draws import redraw
 from ...contract.equivalence import equivalent, share_weights
 from ...convert import special_case
-from ...report import Column, Figure, Grid, GridRow, Headline, Panel, View, at, units, visible
+from ...report import Column, Figure, Grid, GridRow, Headline, Panel, View, dig, units, visible
 from ...report.figure import drawing, label, three_shades
 from ...report.units import MISSING
 from ...report.words import text_of
@@ -62,7 +62,7 @@ def table(result: Told, most: int = 6) -> Grid | None:
     shown = shown[: max(most, equal)] if len(shown) > most else shown
     rows = []
     for pair in shown:
-        position = at(pair, "first", "position")
+        position = dig(pair, "first", "position")
         cells = (
             visible(str(pair.get("a"))),
             visible(str(pair.get("b"))),
@@ -112,12 +112,12 @@ def draw(result: Told) -> Figure | None:
     tips = [[label(every[i]) if i == j else "" for j in range(n)] for i in range(n)]
     for pair in pairs:
         a, b = position[str(pair.get("a"))], position[str(pair.get("b"))]
-        equal, first = bool(pair.get("equal")), at(pair, "first", "position")
+        equal, first = bool(pair.get("equal")), dig(pair, "first", "position")
         word = "same" if equal else "≠" if first is None else f"≠ at {first}"
         tip = f"{label(every[a])} and {label(every[b])}: {'same function' if equal else 'different functions'}"
         tip += f"<br>relative difference {units.error(pair.get('error'))}"
         if first is not None:
-            tip += f"<br>first at token {first}, sequence {at(pair, 'first', 'row')}"
+            tip += f"<br>first at token {first}, sequence {dig(pair, 'first', 'row')}"
         if (equal_weights := shared(pair)) != units.MISSING:
             tip += f"<br>weights made equal: {equal_weights}"
         for i, j in ((a, b), (b, a)):

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...analysis import principles
 from ...layer import Cell
-from ...report import Figure, View, at, units
+from ...report import Figure, View, dig, units
 from ...report.figure import CELL, FEW
 from ..drawing import verdict_map, verdict_tip
 from ..words import Answer, Rows, answered, layers, layers_of, name_of, names
@@ -78,12 +78,12 @@ def draw(result: Told) -> Figure | None:
     z: list[list[int | None]] = []
     words, tips = [], []
     for layer in layers(result):
-        found = at(layer, "answers", "principles", "principles") or {}
+        found = dig(layer, "answers", "principles", "principles") or {}
         z.append([rank[found[name].get("holds")][0] if name in found else None for name in PRINCIPLES])
         said = [rank[found[name].get("holds")][1] if name in found else "" for name in PRINCIPLES]
         tips.append([verdict_tip(name_of(layer), f"{title}?", found.get(name) or {}, word)
                      for (name, title), word in zip(PRINCIPLES.items(), said)])  # fmt: skip
-        seen = [next(iter((at(found, name, "measured") or {}).values()), None) for name in PRINCIPLES]
+        seen = [next(iter((dig(found, name, "measured") or {}).values()), None) for name in PRINCIPLES]
         words.append([
             f"{word}<br>{form.format(units.count(v) if name == 'memory' else units.plain(v))}"
             if few and v is not None else word
@@ -91,7 +91,7 @@ def draw(result: Told) -> Figure | None:
         ])  # fmt: skip
     if not any(v is not None for row in z for v in row):
         return None
-    reading = str(at(result, "questions", "principles", "reading") or "")
+    reading = str(dig(result, "questions", "principles", "reading") or "")
     panel = verdict_map(names(result), z, words, tips, list(PRINCIPLES.values()), _TALL if few else CELL)
     return Figure("principles", "The six principles, layer by layer", reading, (View("Principles", (panel,)),))
 

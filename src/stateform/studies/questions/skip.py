@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...analysis import skip_bound
-from ...report import Figure, Panel, View, at, units
+from ...report import Figure, Panel, View, dig, units
 from ...report.figure import bar, drawing, logarithmic
 from ...report.words import capitalised
 from ..words import Answer, Rows, count
@@ -49,7 +49,7 @@ def say(_: Rows, model: Answer) -> Iterator[Finding]:
 
 def draw(result: Told) -> Figure | None:
     """Draw the skip of the model, the one measured to be enough, and what the theorem asks for."""
-    found = at(result, "model", "skip")
+    found = dig(result, "model", "skip")
     if not found:
         return None
     bars = {
@@ -75,7 +75,7 @@ def draw(result: Told) -> Figure | None:
     axis = logarithmic(low, high, units.plain, "skip strength |λ|")
     names = {"autorange": "reversed", "showgrid": False, "tickfont": {"color": "var(--ink)", "size": 12}}
     figure = drawing([trace], xaxis=axis, yaxis=names, bargap=0.35, margin={"r": 40})
-    reading = str(at(result, "questions", "skip", "reading") or "")
+    reading = str(dig(result, "questions", "skip", "reading") or "")
     panel = Panel(figure, height=80 + 46 * len(known), width=860)
     return Figure("skip", "Measured, and promised by the theorem", reading, (View("Skips", (panel,)),))
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ...report import Column, Figure, Panel, View, at, units
+from ...report import Column, Figure, Panel, View, dig, units
 from ...report.figure import BLANK, CELL, FEW, colour, drawing, heatmap, label, map_rows, scatter, short
 from ...report.units import MISSING
 from ...report.words import capitalised
@@ -55,7 +55,7 @@ def say(rows: Rows, _: Answer) -> Iterator[Finding]:
 
 def eigenvalue_range(layer: Mapping[str, Any]) -> str:
     """Write the range of a layer's eigenvalues: of the values where they are real, of the magnitudes otherwise."""
-    seen = at(layer, "identity", "eigenvalue_range") or {}
+    seen = dig(layer, "identity", "eigenvalue_range") or {}
     kind = "abs" if seen.get("complex") else "real"
     low, high = seen.get(f"{kind}_min"), seen.get(f"{kind}_max")
     if low is None or high is None:
@@ -68,7 +68,7 @@ def disks(every: Sequence[tuple[int, str, Any]]) -> Figure | None:
     """Draw the eigenvalues (`re`, `im`) of layers, by position and name, on the unit disk: a panel for each."""
     seen: list[tuple[int, str, list[tuple[float, float]]]] = []
     for i, name, values in every:
-        re, im = at(values, "re") or [], at(values, "im") or []
+        re, im = dig(values, "re") or [], dig(values, "im") or []
         points = [(a, b) for a, b in zip(re, im) if a is not None and b is not None]
         if points:
             seen.append((i, name, points))
@@ -132,7 +132,7 @@ def _complex(a: float, b: float, real: bool) -> str:
 
 def draw(result: Told) -> Figure | None:
     """Draw eigenvalues on the unit disk; for many layers first how many of each modulus there are, through depth."""
-    seen = [at(layer, "answers", "spectrum", "eigenvalues") for layer in layers(result)]
+    seen = [dig(layer, "answers", "spectrum", "eigenvalues") for layer in layers(result)]
     drawn = disks([(i, name, values) for i, (name, values) in enumerate(zip(names(result), seen))])
     if drawn is None or len(layers(result)) <= FEW:
         return drawn
@@ -176,7 +176,7 @@ def draw(result: Told) -> Figure | None:
 
 def _beside(result: Told) -> list[Figure | None]:
     every = zip(names(result), layers(result))
-    return [disks([(i, name, at(layer, "dynamics", "eigenvalues")) for i, (name, layer) in enumerate(every)])]
+    return [disks([(i, name, dig(layer, "dynamics", "eigenvalues")) for i, (name, layer) in enumerate(every)])]
 
 
 QUESTION = Question(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...analysis import contraction, lyapunov, perturbation, stability
 from ...analysis.state.excited import carried
-from ...report import Column, Grid, at, units
+from ...report import Column, Grid, dig, units
 from ...report.words import capitalised, text_of
 from ..words import (
     FAINT,
@@ -108,9 +108,9 @@ def table(result: Told) -> Grid | None:
         layer_row(
             i,
             layer,
-            text_of(at(layer, "identity", "contractive")),
-            units.near_one(at(layer, "identity", "spectral_radius")),
-            text_of(at(layer, "identity", "contractive_why")),
+            text_of(dig(layer, "identity", "contractive")),
+            units.near_one(dig(layer, "identity", "spectral_radius")),
+            text_of(dig(layer, "identity", "contractive_why")),
         )
         for i, layer in enumerate(layers(result))
     )

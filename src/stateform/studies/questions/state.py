@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ...analysis import state_need
-from ...report import Column, Figure, Panel, View, at, listing, units
+from ...report import Column, Figure, Panel, View, dig, listing, units
 from ...report.figure import drawing, line, logarithmic, named_ends
 from ...report.words import capitalised
 from ..words import Answer, Rows, answered, count, layers, name_of, of_heads, place, span
@@ -98,13 +98,13 @@ def state_over_length(result: Mapping[str, Any]) -> Figure | None:
 
 def _overtakes(held: Sequence[tuple[int, Mapping[str, Any]]]) -> str:
     """After how many tokens each growing state is larger than the finite ones."""
-    grows = [(layer, g) for _, layer in held if (g := at(layer, "identity", "state_growth"))]
-    finite = [layer for _, layer in held if not at(layer, "identity", "state_growth")]
+    grows = [(layer, g) for _, layer in held if (g := dig(layer, "identity", "state_growth"))]
+    finite = [layer for _, layer in held if not dig(layer, "identity", "state_growth")]
     sentences = []
     for layer, growth in grows:
-        start = at(layer, "identity", "state_size") or 0
+        start = dig(layer, "identity", "state_size") or 0
         after = [
-            (name_of(f), max(0, math.floor((at(f, "identity", "state_size") - start) / growth) + 1)) for f in finite
+            (name_of(f), max(0, math.floor((dig(f, "identity", "state_size") - start) / growth) + 1)) for f in finite
         ]
         if after:
             listed = listing(
