@@ -21,14 +21,14 @@ Clock = Callable[[], float]
 K = TypeVar("K", bound=Hashable)
 
 RECOVERABLE = (Exception,)
-"""What a party may fail with without ending the others: out of memory, no such kernel, a module that a package of
+"""Errors of a party that do not end the others: out of memory, no such kernel, a module that a package of
 another version lacks, an error of a kernel's own compiler.
 """
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How often a job runs.
+    """The number of runs of a job.
 
     Args:
         span: seconds that a turn takes at least: a quick job runs several times in it.

@@ -17,7 +17,7 @@ from .text import parse_json
 ROOM = 10**7
 """Bytes that a page with its figures may take."""
 DAMAGED = "is damaged, no JSON"
-"""What is said of a file that was written here as JSON, and is none now."""
+"""The error text for a file that was written here as JSON, and is none now."""
 
 
 class DamagedError(StateformError):

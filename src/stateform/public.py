@@ -1,4 +1,4 @@
-"""What `import stateform as sf` offers, imported in earnest: `stateform` itself loads this when it is first asked."""
+"""The names that `import stateform as sf` offers. `stateform` imports this module once one of them is asked for."""
 
 from . import convert as convert
 from .architectures import build as build

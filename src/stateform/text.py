@@ -14,7 +14,7 @@ from .errors import StateformError, require
 BITS = 64
 """A whole number in a file of settings has no more."""
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
-"""What the first bytes of a text file say of its encoding."""
+"""Byte-order marks, and the encodings that they stand for."""
 
 
 def read_text(path: str | Path | None) -> tuple[str, bytes]:

@@ -17,7 +17,7 @@ from .lifted import ADAPTERS, Lifted, argument_names
 from .supported import mixers, require_supported
 
 _KEY = "_stateform_layer"
-"""Under this name a module holds its Lifted, outside its parameters and submodules."""
+"""The attribute of a module that holds its Lifted, outside its parameters and submodules."""
 
 
 class _Accelerated:

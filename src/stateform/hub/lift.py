@@ -37,7 +37,7 @@ class Certificate:
     allowed: float
     dtype: str
     refused: str = ""
-    """Why there is no System, or no proof."""
+    """The reason if there is no System, or no proof."""
     note: str = ""
     """A reason why the proof says less than it seems to."""
 

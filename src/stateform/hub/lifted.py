@@ -76,7 +76,7 @@ class Lifted(Layer):
     finite: ClassVar[bool] = True
     """The state does not grow with the sequence, and our forms are faster, so that `accelerate` uses them."""
     left: ClassVar[str] = "softmax attention has torch's fused kernels"
-    """Why `accelerate` leaves the module as it is, if it does."""
+    """The reason if `accelerate` leaves the module as it is."""
     windows: ClassVar[tuple[str, ...]] = ("conv",)
     """Names of the short convolutions, in the order of the cache's states."""
     wraps: ClassVar[bool] = False

@@ -85,7 +85,7 @@ class Runs:
         finally:
             for hook in hooks:
                 hook.remove()
-        out = getattr(out, "logits", getattr(out, "last_hidden_state", out))
+        out = getattr(out, "logits", getattr(out, "last_hidden_state", out))  # [B,T,.]
         assert isinstance(out, Tensor)
         why = "" if changes else why_no_proof(out)
         require(not why, f"{type(self.model).__name__} on this text: {why}")

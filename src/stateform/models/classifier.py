@@ -108,9 +108,9 @@ class Classifier(SequenceModel):
 
     def _pooled(self, hidden: Tensor, keep: Tensor | None, cu_seqlens: Tensor | None, before: Tensor | None) -> Tensor:
         """Compute each sequence's sum so far, or last token: [B,d_model] (packed: [N,d_model]), float32 at least."""
-        x, number = precise(hidden.flatten(0, 1)), torch.arange(hidden.shape[0], device=hidden.device)
+        x, number = precise(hidden.flatten(0, 1)), torch.arange(hidden.shape[0], device=hidden.device)  # [B T,d], [B]
         if cu_seqlens is None:
-            row = number.repeat_interleave(hidden.shape[1])
+            row = number.repeat_interleave(hidden.shape[1])  # [B T]: the sequence of each token
         else:
             lengths = cu_seqlens.to(hidden.device, torch.long).diff()
             number = torch.arange(len(lengths), device=hidden.device)
@@ -121,7 +121,7 @@ class Classifier(SequenceModel):
         if self.config.pooling == "mean":
             return start.index_add(0, row, x)
         last = torch.full_like(number, -1).scatter_reduce(0, row, torch.arange(len(row), device=row.device), "amax")
-        none = torch.cat([x, x.new_zeros(1, x.shape[1])])  # what -1 points to, where a row has no token here
+        none = torch.cat([x, x.new_zeros(1, x.shape[1])])  # zeros at -1, for sequences without a token here
         return torch.where((last < 0).unsqueeze(-1), start, none[last])
 
     def _check_labels(self, labels: Tensor, inputs: Tensor, cu_seqlens: Tensor | None) -> None:

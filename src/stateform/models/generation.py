@@ -204,9 +204,9 @@ class Generating(SequenceModel):
         else:
             hidden, _ = self.hidden(ids, attention_mask=mask)
         for step in range(plan.steps):
-            logits = self.logits(hidden[:, -1])
+            logits = self.logits(hidden[:, -1])  # [B,vocab_size]
             require_finite(logits, "the model's logits")
-            token = plan.sampler(logits)
+            token = plan.sampler(logits)  # [B]
             if plan.ends is not None:
                 token = token.masked_fill(done, plan.pad)
                 done = done | torch.isin(token, plan.ends)
@@ -244,6 +244,6 @@ def padded_left(ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None
         raise StateformError(f"the prompt in row {row} is empty; expected one token or more in every row")
     longest = int(lengths.max())
     new = ids.new_zeros(B, longest)
-    place = torch.arange(longest, device=ids.device) >= longest - lengths[:, None]
+    place = torch.arange(longest, device=ids.device) >= longest - lengths[:, None]  # [B,L], True for a token
     new[place] = ids[mask.bool()]
     return new, None if bool(place.all()) else place.to(mask.dtype), longest

@@ -20,7 +20,7 @@ M = TypeVar("M", bound=nn.Module)
 
 CONFIG, WEIGHTS, SHARDS = "config.json", "model.safetensors", "model.safetensors.index.json"
 PREFIX = "model."
-"""How names of weights begin if a model of `models.auto` wrote them, in which ours is the part `model`."""
+"""The beginning of the names of weights that a model of `models.auto` wrote, in which ours is the part `model`."""
 SHOWN = 3
 """The most weights that an error names of those that do not fit."""
 

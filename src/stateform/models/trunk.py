@@ -160,7 +160,7 @@ class SequenceModel(nn.Module):
         if keep is not None:  # masked tokens are never looked at, whatever they are
             inputs = torch.where(keep if inputs.ndim == 2 else keep.unsqueeze(-1), inputs, 0)
         enter = None if embedded else self.in_proj if self.in_proj is not None else self.embedding
-        x: Tensor = inputs if enter is None else enter(inputs)
+        x: Tensor = inputs if enter is None else enter(inputs)  # [B,T,d_model]
         end: Tensor | None = None
         if self.positions is not None or return_state:
             at, end = positions(inputs, keep, cu_seqlens, initial_state)
@@ -339,12 +339,12 @@ def positions(
     B, T = inputs.shape[:2]
     rows = B if cu_seqlens is None else len(cu_seqlens) - 1
     seen = torch.zeros(rows, dtype=torch.long, device=inputs.device) if state is None else state["position"]
-    steps = torch.arange(T, device=inputs.device)
+    steps = torch.arange(T, device=inputs.device)  # [T]
     if keep is not None:
         return (seen[:, None] + keep.cumsum(1) - 1).clamp(min=0), seen + keep.sum(1)
     if cu_seqlens is None:
         return seen[:, None] + steps, seen + T
     ends = cu_seqlens.to(inputs.device, torch.long)
     lengths = ends.diff()
-    offset = torch.repeat_interleave(seen - ends[:-1], lengths, output_size=T)
+    offset = torch.repeat_interleave(seen - ends[:-1], lengths, output_size=T)  # [T]
     return (offset + steps)[None], seen + lengths

@@ -29,7 +29,7 @@ MAIN = ("__main__", "__mp_main__")
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a class or a function comes from: a file to run, a module to import, the script, or itself as it is."""
+    """The origin of a class or a function: a file to run, a module to import, the script, or the class itself."""
 
     kind: Literal["file", "module", "script", "value"]
     where: Any
@@ -84,7 +84,7 @@ def by_value(experiments: Iterable[Experiment]) -> list[Origin]:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a process needs to make experiments of this one: its folder, where it finds modules, and the user's code."""
+    """The state of this process that others need to make its experiments: its folder, its path, the user's code."""
 
     origins: tuple[Origin, ...]
     folder: str

@@ -49,7 +49,7 @@ FORMAT = 1
 SILENT = 60.0
 """Seconds without a heartbeat after which a run is free again."""
 CRASHES = 5
-"""So many deaths of its process make a run fail."""
+"""Deaths of its process after which a run has failed."""
 
 _TABLES = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);

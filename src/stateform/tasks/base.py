@@ -75,9 +75,9 @@ class Task:
     source: ClassVar[str] = ""
     """Where the task comes from."""
     answers: ClassVar[Literal["tokens", "sequence"]] = "tokens"
-    """What is answered: "tokens", each with a token or `n_out` numbers, or the "sequence" as a whole."""
+    """The parts that are answered: "tokens", each with a token or `n_out` numbers, or the "sequence" as a whole."""
     metric: ClassVar[Literal["accuracy", "mse", "bits"]] = "accuracy"
-    """How it is scored: the share of right labels; the mean squared error; or bits a token."""
+    """The score: the share of right labels, the mean squared error, or bits per token."""
     summary: ClassVar[str] = ""
     solvable: ClassVar[bool] = True
     """True if `oracle` knows the answers; of pictures, recordings and texts it does not."""

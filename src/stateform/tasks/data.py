@@ -75,10 +75,10 @@ def padded(rows: list[Tensor], length: int, fill: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True, kw_only=True)
 class Digits(Task):
-    """Which digit, 0 to 9, a recorded series of numbers is: subclasses read the recordings in `whole`."""
+    """The base of tasks that ask which digit, 0 to 9, was recorded; subclasses read the recordings in `whole`."""
 
     path: str | None = None
-    """Where the data are; None: in the folder that STATEFORM_DATA names."""
+    """The path of the data; None: in the folder that STATEFORM_DATA names."""
 
     answers: ClassVar[Literal["tokens", "sequence"]] = "sequence"
     solvable: ClassVar[bool] = False

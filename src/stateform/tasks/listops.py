@@ -21,7 +21,7 @@ from .data import Stored, find_data, padded, stamp
 
 OPERATORS = ("[MIN", "[MAX", "[MED", "[SM")
 TOKENS = (*"0123456789", *OPERATORS, "]", "<pad>")
-"""What the token ids stand for."""
+"""The tokens by id."""
 CLOSE, PAD = TOKENS.index("]"), TOKENS.index("<pad>")
 P_OPERATOR = 0.25
 """The probability that a node is an operation; the constant is called VALUE_P where it was published."""

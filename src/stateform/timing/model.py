@@ -28,7 +28,7 @@ PROMPT = 16
 
 
 class ModelBench(Record):
-    """What `bench_model` found: `print` it, or `.to_dict()`."""
+    """The result of `bench_model`: `print` it, or `.to_dict()`."""
 
     def ratio(self, mode: str) -> float:
         """Divide the median time of the model as it is by that with our forms: above 1, ours is faster."""

@@ -23,7 +23,7 @@ from .rivals.party import Inputs, Party, Run, aged, floor, ours
 Shape = tuple[int, ...]
 
 MODES = ("forward", "training", "decode", "memory")
-"""What can be measured: a forward pass, forward and backward, a token from a state, the most bytes held at once."""
+"""Measurements: a forward pass, forward and backward, a token from a state, the most bytes held at once."""
 EXTRAS = {"transformers": "'stateform[bench]'", "mambapy": "'stateform[bench]'", "fla": "flash-linear-attention"}
 """By package of a rival: the argument to pip install."""
 DISTRIBUTIONS = {"fla": "fla-core"}
@@ -136,7 +136,7 @@ def like(spec: str) -> Callable[[int], Any]:
 
 @dataclass(frozen=True)
 class Operation:
-    """What `sf.run` computes, on tensors alone: our system beside the operation of a rival.
+    """A pair on tensors alone, without a layer: `sf.run` of our system beside the operation of a rival.
 
     Args:
         name: as that of a `Pair`; the layer is the one whose core this is.

@@ -38,7 +38,7 @@ COMPILERS = ("triton", "tilelang")
 
 
 class Bench(Record, Paged):
-    """What `bench` found: `print(bench)` for tables, `.html()` and `.to_dict()` for the rest."""
+    """The result of `bench`: `print` it for tables; `.html()` and `.to_dict()` have the rest."""
 
     @property
     def failed(self) -> dict[str, str]:

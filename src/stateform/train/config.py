@@ -29,7 +29,7 @@ FROM_TASK = ("vocab_size", "d_input", "n_classes", "pooling", "tokenizer")
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How a model is trained. Whatever changes the outcome is here; where it runs is in `Machine`."""
+    """Settings of a training. Whatever changes the outcome is here; where it runs is in `Machine`."""
 
     steps: int = 1000
     """Steps of the optimizer at most."""
@@ -43,13 +43,13 @@ class Training:
     lr: float = 1e-3
     """The highest learning rate."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """How the learning rate falls after the warm-up, to `final_lr`."""
+    """The shape in which the learning rate falls after the warm-up, to `final_lr`."""
     warmup: float = 0.1
     """The share of the steps in which the learning rate rises from 0, in equal steps."""
     final_lr: float = 0.0
     """The learning rate at the end, as a share of `lr`."""
     weight_decay: float = 0.1
-    """Of the matrices of projections alone, see `SequenceModel.parameter_groups`."""
+    """Weight decay of the matrices of projections alone, see `SequenceModel.parameter_groups`."""
     decay_all: bool = False
     """Weight decay on every parameter instead (as some published code has it)."""
     beta1: float = 0.9
@@ -73,11 +73,11 @@ class Training:
     patience: int | None = None
     """End it after so many validations without a better one."""
     keep: Literal["last", "best"] = "last"
-    """Which weights are tested and saved: those at the end, or those of the best validation."""
+    """The weights that are tested and saved: those at the end, or those of the best validation."""
     precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed"] = "32-true"
-    """Of the computation; weights stay in float32 where it is mixed."""
+    """Precision of the computation; weights stay in float32 if it is mixed."""
     seed: int = 0
-    """Of initial weights, training data and dropout. Validation and test data are the same for every seed."""
+    """Seed of initial weights, training data and dropout. Validation and test data are the same for every seed."""
 
     def __post_init__(self) -> None:
         if isinstance(self.test_lengths, list):

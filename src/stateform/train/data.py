@@ -13,7 +13,7 @@ from ..tasks import Batch, Split, Task
 from .config import Experiment
 
 EVAL_SEED = 0
-"""Of validation and test data: the same for every experiment on a task."""
+"""The seed of validation and test data, the same for every experiment on a task."""
 
 
 class Batches(Dataset[Batch]):

@@ -27,7 +27,7 @@ OUTCOME = "outcome.json"
 
 @dataclass(frozen=True)
 class Outcome(Result):
-    """What a finished training came to.
+    """The outcome of a finished training.
 
     Args:
         experiment: what was trained, see `Experiment.to_dict`.

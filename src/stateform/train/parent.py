@@ -23,7 +23,7 @@ from . import checkpoint
 EXPERIMENT, CONFIG = "experiment.json", "config.json"
 """Files of a run: its settings, and the model of a finished one."""
 SHOWN = 3
-"""How many of the weights that do not fit an error names."""
+"""The most weights that an error names of those that do not fit."""
 
 
 @dataclass(frozen=True)

@@ -22,20 +22,20 @@ LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
 
 @dataclass(frozen=True)
 class Machine:
-    """Where and how a training runs. What it computes does not depend on it, but for rounding."""
+    """The place where a training runs, and in how many processes. Its results do not depend on it, but for rounding."""
 
     accelerator: str = "auto"
     """cpu, gpu, ... as Lightning names them."""
     devices: int = 1
-    """How many."""
+    """The number of devices."""
     strategy: str = "auto"
-    """How several share the work: ddp, fsdp, ... as Lightning names them."""
+    """The way in which several devices share the work: ddp, fsdp, ... as Lightning names them."""
     threads: int | None = None
     """CPU threads; None: as PyTorch has it."""
     deterministic: bool = False
     """Refuse operations whose result may differ from run to run (on a CPU none does)."""
     loggers: tuple[str, ...] = ("csv",)
-    """Where numbers go as the training runs: csv, tensorboard, wandb, mlflow."""
+    """Loggers of the numbers of a training: csv, tensorboard, wandb, mlflow."""
 
     def __post_init__(self) -> None:
         require(self.devices >= 1, f"devices is {self.devices}; expected a number of devices, 1 or more")

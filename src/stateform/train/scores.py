@@ -65,16 +65,16 @@ def score(model: LanguageModel | Classifier, task: Task, batch: Batch, bptt: int
     The head is applied only where an answer is asked. Padding follows the tokens and no layer looks ahead, so it is
     read like tokens and left out afterwards.
     """
-    hidden = read(model, as_read(model, batch.inputs), bptt)
+    hidden = read(model, as_read(model, batch.inputs), bptt)  # [B,T,d_model]
     labels = batch.labels
     if task.answers == "sequence":
         logits = model.logits(hidden, batch.mask) if isinstance(model, Classifier) else model.logits(hidden)
-        logits = logits.unflatten(-1, (task.n_labels, task.n_out)).flatten(0, 1)
-        owner = torch.arange(len(batch), device=labels.device).repeat_interleave(task.n_labels)
+        logits = logits.unflatten(-1, (task.n_labels, task.n_out)).flatten(0, 1)  # [B n_labels,n_out]
+        owner = torch.arange(len(batch), device=labels.device).repeat_interleave(task.n_labels)  # the example of each
         labels = labels.flatten()
     else:
-        keep = batch.asked
-        logits, labels = model.logits(hidden[keep]), labels[keep]
+        keep = batch.asked  # [B,T]
+        logits, labels = model.logits(hidden[keep]), labels[keep]  # [asked,n_out], [asked]
         owner = keep.nonzero()[:, 0]
     logits = precise(logits)
     asked = torch.tensor(len(labels), device=labels.device)
@@ -85,7 +85,7 @@ def score(model: LanguageModel | Classifier, task: Task, batch: Batch, bptt: int
     if task.metric == "bits":
         return Score(loss, loss.detach() / math.log(2), asked, torch.zeros_like(asked), len(batch))
     wrong = logits.detach().argmax(-1) != labels
-    misses = torch.zeros(len(batch), dtype=torch.long, device=labels.device).index_add(0, owner, wrong.long())
+    misses = torch.zeros(len(batch), dtype=torch.long, device=labels.device).index_add(0, owner, wrong.long())  # [B]
     return Score(loss, asked - wrong.sum(), asked, (misses == 0).sum(), len(batch))
 
 

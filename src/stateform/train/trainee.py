@@ -122,7 +122,7 @@ class Rate:
 
 
 class Rounds(L.Callback):
-    """What happens between rounds: seeds, books, the decision to stop, checkpoints."""
+    """The work between rounds: seeds, history, the decision to stop, checkpoints."""
 
     def __init__(
         self, experiment: Experiment, folder: Path | None, on_progress: Progress | None,

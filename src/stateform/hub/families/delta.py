@@ -68,7 +68,7 @@ class LiftedGatedDelta(Lifted):
         keys = self.key_heads * self.n
         qkv = short_conv(m.conv1d, self.qkv(u, past), past, self.act)
         q, k, v = qkv.split([keys, keys, qkv.shape[-1] - 2 * keys], -1)
-        q, k = unit(heads(q, self.key_heads), self.n**-0.5), unit(heads(k, self.key_heads))
+        q, k = unit(heads(q, self.key_heads), self.n**-0.5), unit(heads(k, self.key_heads))  # [B,T,key heads,n]
         return delta_rule(q, k, heads(v, self.n_heads), self.beta(u, past), self.log_decay(u, past))
 
     def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
@@ -80,7 +80,7 @@ class LiftedGatedDelta(Lifted):
 
 @adapts(qwen3_next="Qwen3NextGatedDeltaNet")
 class LiftedQwen3Next(LiftedGatedDelta):
-    """As LiftedGatedDelta, with one map to q, k, v and the gate and one to beta and a, group of heads by group."""
+    """LiftedGatedDelta with one map to q, k, v and the gate, and one to beta and a, each in groups of heads."""
 
     def mixed(self, u: Tensor, past: Past | None, name: str) -> Tensor:
         """Compute the output of a map, [B,T,groups,.]; it is kept in `past`, as several parts need it."""
@@ -107,7 +107,7 @@ class LiftedQwen3Next(LiftedGatedDelta):
 
 @adapts(olmo_hybrid="OlmoHybridGatedDeltaNet")
 class LiftedOlmoHybrid(LiftedGatedDelta):
-    """As LiftedGatedDelta, with a map for each part; beta may reach 2."""
+    """LiftedGatedDelta with a map for each part; beta may reach 2."""
 
     last = ("o_norm", "o_proj")
 

@@ -37,8 +37,8 @@ class LiftedShortConv(Lifted):
 
     def system(self, u: Tensor, past: Past | None = None) -> System:
         m: Any = self.module
-        before, _, x = m.in_proj(u).chunk(3, -1)
-        taps = m.conv.weight.squeeze(1)
+        before, _, x = m.in_proj(u).chunk(3, -1)  # [B,T,d]
+        taps = m.conv.weight.squeeze(1)  # [d,n + 1], the oldest first
         n = taps.shape[1] - 1
         newest = torch.eye(n, dtype=u.dtype, device=u.device)[-1:]
         shift = torch.diag(torch.ones(n - 1, dtype=u.dtype, device=u.device), 1)

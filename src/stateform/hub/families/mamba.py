@@ -28,12 +28,12 @@ class LiftedMamba(Lifted):
 
     def system(self, u: Tensor, past: Past | None = None) -> System:
         m: Any = self.module
-        x = short_conv(m.conv1d, part(m.in_proj, u, 0, self.inner), past, self.act)
-        dt, B, C = m.x_proj(x).split([self.rank, self.n, self.n], -1)
+        x = short_conv(m.conv1d, part(m.in_proj, u, 0, self.inner), past, self.act)  # [B,T,inner]
+        dt, B, C = m.x_proj(x).split([self.rank, self.n, self.n], -1)  # [B,T,rank], [B,T,n], [B,T,n]
         if hasattr(m, "b_layernorm"):
             dt, B, C = m.dt_layernorm(dt), m.b_layernorm(B), m.c_layernorm(C)
-        dt = F.softplus(precise(m.dt_proj(dt)))
-        A = -precise(m.A_log).exp()
+        dt = F.softplus(precise(m.dt_proj(dt)))  # [B,T,inner]
+        A = -precise(m.A_log).exp()  # [inner,n]
         return System(C.unsqueeze(2), B.unsqueeze(2), x.unsqueeze(-1), log_decay=(dt, A), b=dt, d=m.D)
 
     def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
@@ -50,7 +50,7 @@ class LiftedMamba(Lifted):
 
 @adapts(zamba="ZambaMambaMixer")
 class LiftedZamba(Lifted):
-    """As LiftedMamba, the channels in heads that have maps to dt, B and C of their own."""
+    """LiftedMamba with the channels in heads, each with its own maps to dt, B and C."""
 
     contractive = True
 
@@ -62,7 +62,7 @@ class LiftedZamba(Lifted):
     def system(self, u: Tensor, past: Past | None = None) -> System:
         m: Any = self.module
         x = short_conv(m.conv1d, part(m.in_proj, u, 0, None, 2), past, self.act)  # channels and gates take turns
-        each = heads(x, self.n_heads)
+        each = heads(x, self.n_heads)  # [B,T,H,inner / H]
         dt, B, C = (each.unsqueeze(-2) @ m.x_proj_weight.mT).squeeze(-2).split([self.rank, self.n, self.n], -1)
         dt = (dt.unsqueeze(-2) @ m.dt_proj_weight.mT).squeeze(-2)
         dt = F.softplus(precise(dt) + precise(m.dt_proj_bias)).flatten(2)

@@ -53,7 +53,7 @@ class LiftedMamba2(Lifted):
         m: Any = self.module
         x, dt = self.project(u, self.inner, None).split([self.inner + 2 * self.keys, self.n_heads], -1)
         x, B, C = short_conv(m.conv1d, x, past, self.act).split([self.inner, self.keys, self.keys], -1)
-        dt = F.softplus(precise(dt) + precise(m.dt_bias))
+        dt = F.softplus(precise(dt) + precise(m.dt_bias))  # [B,T,H]
         if self.low > 0 or self.high < math.inf:
             dt = torch.clamp(dt, self.low, self.high)
         g = -precise(m.A_log).exp() * dt
@@ -80,7 +80,7 @@ class LiftedMamba2(Lifted):
 
 @adapts(falcon_h1="FalconH1Mixer")
 class LiftedFalconH1(LiftedMamba2):
-    """As LiftedMamba2, with multipliers of the input and of what it becomes; the norm around the gate is optional."""
+    """LiftedMamba2 with multipliers of the input and of its projection; the norm around the gate is optional."""
 
     def project(self, u: Tensor, start: int, stop: int | None) -> Tensor:
         m: Any = self.module

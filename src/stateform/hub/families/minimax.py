@@ -38,7 +38,7 @@ class LiftedLightning(Lifted):
 
     def system(self, u: Tensor, past: Past | None = None) -> System:
         m: Any = self.module
-        q, k, v = heads(m.act_fn(m.qkv_proj(u)), m.num_attention_heads).chunk(3, -1)
+        q, k, v = heads(m.act_fn(m.qkv_proj(u)), m.num_attention_heads).chunk(3, -1)  # [B,T,H,n]
         return System(q, k, v, log_decay=-m.slope_rate.flatten())
 
     def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:

@@ -66,11 +66,11 @@ class LiftedRecurrentGemma(Lifted):
     def system(self, u: Tensor, past: Past | None = None) -> System:
         m: Any = self.module
         lru = m.rg_lru
-        x = short_conv(m.conv_1d, m.linear_x(u), past, None)
-        parts = heads(x, lru.num_attention_heads).unsqueeze(-2)
+        x = short_conv(m.conv_1d, m.linear_x(u), past, None)  # [B,T,width]
+        parts = heads(x, lru.num_attention_heads).unsqueeze(-2)  # [B,T,H,1,width / H]
         r = ((parts @ lru.recurrent_gate_weight).squeeze(-2) + lru.recurrent_gate_bias).flatten(2)
         i = ((parts @ lru.input_gate_weight).squeeze(-2) + lru.input_gate_bias).flatten(2)
-        g = -C * F.softplus(precise(lru.recurrent_param)) * torch.sigmoid(precise(r))
+        g = -C * F.softplus(precise(lru.recurrent_param)) * torch.sigmoid(precise(r))  # [B,T,width]
         first = torch.arange(u.shape[1], device=u.device) == 0
         before = None if past is None else past.position
         first = first if before is None else first & (before == 0)[:, None]

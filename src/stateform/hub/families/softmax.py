@@ -99,13 +99,13 @@ def _with_phase(system: System, cos: Tensor, sin: Tensor) -> System:
     q, k, r, n, T = system.q, system.k, cos.shape[-1], system.n, system.T
     if q is None or T < 2 or r > n or n % 2 or r % 2:
         return system
-    angle = torch.atan2(sin.double(), cos.double())[0, :, : r // 2]
+    angle = torch.atan2(sin.double(), cos.double())[0, :, : r // 2]  # [T,r/2]
     step = (angle[1] - angle[0] + torch.pi) % (2 * torch.pi) - torch.pi
     at = torch.arange(T, device=cos.device, dtype=torch.float64)[:, None]
     grown = angle[0] + at * step
     if float((torch.polar(torch.ones_like(grown), grown - angle) - 1).abs().max()) > STEADY:
         return system
-    step = torch.cat([step, step.new_zeros((n - r) // 2)])
+    step = torch.cat([step, step.new_zeros((n - r) // 2)])  # [n/2]
     back = torch.polar(torch.ones(T, n // 2, dtype=torch.float64, device=cos.device), -(at + 1) * step)
     q, k = ((_paired(x, r).to(torch.complex128) * back[:, None]).to(x.dtype.to_complex()) for x in (q, k))
     return System(
@@ -168,7 +168,7 @@ def attend(
     T, past = query.shape[2], key.shape[2] - query.shape[2]
     if attention_mask is not None:
         sliding_window = _window(attention_mask, T, past, causal, sliding_window)
-    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))  # [B,T,H,n], then [B,L+T,H',.]
     system = System(
         q * (q.shape[-1] ** -0.5 if scaling is None else scaling), k[:, past:], v[:, past:], readout="exp", eta="sum",
         window=sliding_window if causal and sliding_window is not None else None, causal=causal,

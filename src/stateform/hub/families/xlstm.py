@@ -69,7 +69,7 @@ class LiftedXLSTM(Lifted):
         if m.config.weight_mode == "fused":
             sizes = [m.qk_dim, m.qk_dim, m.v_dim]
             q, k, v = part(m.qkv_opreact, u, 0, sum(sizes)).split(sizes, -1)
-            i, f = m.ifgate_preact(u).chunk(2, -1)
+            i, f = m.ifgate_preact(u).chunk(2, -1)  # [B,T,H]
         else:
             q, k, v, i, f = m.q(u), m.k(u), m.v(u), m.igate_preact(u), m.fgate_preact(u)
         i, f = (x if self.cap is None else self.cap * torch.tanh(x / self.cap) for x in (precise(i), precise(f)))
@@ -77,7 +77,7 @@ class LiftedXLSTM(Lifted):
 
     def system(self, u: Tensor, past: Past | None = None) -> System:
         q, k, v, log_b, f = self._maps(u)
-        q, g = q * q.shape[-1] ** -0.5, F.logsigmoid(f)
+        q, g = q * q.shape[-1] ** -0.5, F.logsigmoid(f)  # [B,T,H,n], [B,T,H]
         if not self.eps:
             return System(q, k, v, log_decay=g, log_b=log_b, eta="sum", eta_floor=1.0)
         ones = System(q, k, v.new_ones(*v.shape[:3], 1), log_decay=g, log_b=log_b)

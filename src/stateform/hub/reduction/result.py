@@ -20,7 +20,7 @@ class ReducedLayer:
     name: str
     kind: str
     became: str = ""
-    """What it was written back as: "s4d(d_state=12)"; empty if it stayed as it is."""
+    """The smaller layer that was written back, "s4d(d_state=12)"; empty if it stayed as it is."""
     state: tuple[int, int] | None = None
     """Real numbers of state of a channel or head (of one column of values), before and after; None: a cache."""
     parameters: tuple[int, int] = (0, 0)

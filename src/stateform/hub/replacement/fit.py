@@ -37,11 +37,11 @@ class Fitted:
     """The features of some heads of a layer."""
 
     W: Tensor
-    """Of queries, [heads,n,inputs]."""
+    """The map of queries, [heads,n,inputs]."""
     b: Tensor
     """[heads,n]"""
     U: Tensor
-    """Of keys, [heads,n,inputs]."""
+    """The map of keys, [heads,n,inputs]."""
     c: Tensor
     """[heads,n]"""
     own: Tensor

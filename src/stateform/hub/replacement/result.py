@@ -31,9 +31,9 @@ class Replacement(Result):
     """The loss of a model with softmax heads replaced; `print` it."""
 
     heads: tuple[str, ...]
-    """Which heads: "layer:head"."""
+    """The heads that were replaced, "layer:head" each."""
     tokens: tuple[int, int]
-    """Of the calibration text, and of the text that was held out."""
+    """Tokens of the calibration text, and of the text that was held out."""
     nats: float
     """The loss per token of the held-out text, of the model as it is."""
     without: float

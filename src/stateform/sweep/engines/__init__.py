@@ -1,4 +1,4 @@
-"""Where the runs of a sweep are computed: in processes of this machine, in this process, or on a Ray cluster.
+"""Engines, which compute the runs of a sweep: in processes of this machine, in this process, or on a Ray cluster.
 
 An engine is given runs and reports what became of them; it knows neither the store nor the plan. A run is computed by a
 *runner*, a function of a module, so that other processes can import it. It takes the experiment as plain values, a

@@ -18,7 +18,7 @@ class Event:
 
 
 class Engine(Protocol):
-    """What computes runs."""
+    """The interface of what computes runs."""
 
     @property
     def free(self) -> int:

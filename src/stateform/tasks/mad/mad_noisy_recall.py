@@ -25,7 +25,7 @@ class MADNoisyRecall(MADPairs):
     vocab_size: int = 32
     """Token ids: keys, values and noise."""
     noise_vocab_size: int = 16
-    """How many of them are noise."""
+    """The number of those that are noise."""
     frac_noise: float = 0.2
     """The share of pairs that are noise, from 0 to below 1."""
 

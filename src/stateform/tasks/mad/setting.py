@@ -134,7 +134,7 @@ class MADPairs(MADOfKeys):
         keys[:, -1] = np.argmax(np.where(came, rng.random_sample(came.shape), -1), axis=1)
         noisy[:, -1] = False
 
-        tokens = np.stack([keys, value_of[rows, keys]], axis=2)
+        tokens = np.stack([keys, value_of[rows, keys]], axis=2)  # [n,slots,2]
         if noise:
             tokens = np.where(noisy[:, :, None], ordinary + whole_numbers(rng, noise, n, slots, 2), tokens)
         # Noise counts as keys that come once.

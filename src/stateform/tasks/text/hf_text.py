@@ -25,7 +25,7 @@ class HuggingFaceText(Bytes):
     dataset: str = "Salesforce/wikitext"
     """The name of the data set, or a folder."""
     config: str | None = "wikitext-2-raw-v1"
-    """Which of its configurations; None: its only one."""
+    """The name of a configuration of it; None: its only one."""
     column: str = "text"
     """The column with the text."""
 

@@ -24,7 +24,7 @@ class Counting(Tracking):
     """
 
     modulus: int = 3
-    """What the count is taken modulo of; 2 is parity."""
+    """The count is taken modulo this; 2 is parity."""
 
     @property
     def vocab_size(self) -> int:

@@ -67,7 +67,7 @@ class GroupWord(Tracking):
     group: str = "S3"
     """S2 to S5: all permutations; A3 to A5: the even ones; Z2 to Z120: rotations, where order does not matter."""
     moved: int | None = None
-    """How many things a token's element may move at most; None: any number."""
+    """The most things that a token's element may move; None: any number."""
 
     @property
     def vocab_size(self) -> int:
@@ -90,7 +90,7 @@ class GroupWord(Tracking):
     def draw(self, n: int, length: int, rng: np.random.RandomState, split: Split) -> Batch:
         choices, table = self.choices, group_table(self.group)
         inputs = choices[rng.randint(len(choices), size=(n, length), dtype=np.int64)]
-        answers = np.empty((length, n), dtype=np.int64)
+        answers = np.empty((length, n), dtype=np.int64)  # [T,B], transposed at the end
         state = np.zeros(n, dtype=np.int64)
         for t, token in enumerate(np.ascontiguousarray(inputs.T)):
             answers[t] = state = table[state, token]

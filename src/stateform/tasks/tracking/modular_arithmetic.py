@@ -34,7 +34,7 @@ class ModularArithmetic(Tracking):
     """
 
     modulus: int = 5
-    """What values are taken modulo of."""
+    """Values are taken modulo this."""
     brackets: bool = False
     """True if expressions are nested (a context-free language), else they are flat (a regular one)."""
     multiply: bool = True
