@@ -64,7 +64,7 @@ def take_turns(
             go = job()
             first = seconds(go, 1, sync, clock)  # loads, compiles, fills caches
             if first <= pace.slow or pace.few > 1:
-                first = seconds(go, 1, sync, clock)  # how often it will run
+                first = seconds(go, 1, sync, clock)  # from this, how often it will run in a turn
         except RECOVERABLE as error:
             if failed is None:
                 raise

@@ -39,7 +39,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return _nearest(name, tuple(sorted(known)))
 
 
-@functools.lru_cache(maxsize=4096)  # checks that pass have made their message all the same
+@functools.lru_cache(maxsize=4096)  # a check makes its message even if it passes
 def _nearest(name: str, known: tuple[str, ...]) -> str:
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"did you mean {', '.join(close)}?" if close else f"known names: {', '.join(known)}"

@@ -31,15 +31,15 @@ def write_atomically(path: Path, data: bytes) -> None:
         StateformError: a folder of that name, a full disk, a place where nothing can be written.
     """
     require(not os.path.isdir(path), f"cannot write {path}: it is a folder; name a file in it")
-    temporary = path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}")  # no longer than the system allows
+    temporary = path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}")  # shortened, as systems limit names
     try:
-        if os.path.exists(path) and not path.is_file():  # a pipe or a terminal takes bytes, but no other file's name
+        if os.path.exists(path) and not path.is_file():  # a pipe or a terminal cannot be replaced by a file
             path.write_bytes(data)
             return
         with temporary.open("xb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())  # else the name may be there before the content, and the power gone between them
+            os.fsync(file.fileno())  # else a loss of power may leave the name without the content
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte

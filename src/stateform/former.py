@@ -29,7 +29,7 @@ FORMER = {
 
 def find_spec(fullname: str) -> ModuleSpec | None:
     """Give the spec that imports a module under its former name; None for any other name."""
-    loader: Any = Former()  # a Loader in all but its base
+    loader: Any = Former()  # it has a Loader's methods, though not its base class
     return ModuleSpec(fullname, loader) if fullname in FORMER else None
 
 

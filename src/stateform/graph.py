@@ -20,7 +20,7 @@ def any_length(T: int) -> bool:
     """True if a graph is traced in which T stands for many lengths."""
     if not torch.compiler.is_compiling():
         return False
-    from torch.fx.experimental.symbolic_shapes import has_static_value  # takes time, and is there once torch traces
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # slow, but loaded already while torch traces
 
     return not has_static_value(T)
 
@@ -58,7 +58,7 @@ def over_time(step: Step, state: Tensors, xs: Tensors) -> tuple[Tensors, Tensors
     """Compute the same as `one_by_one` inside a graph, for any number of steps, with torch's operator for that."""
     from torch._higher_order_ops.scan import scan  # a prototype in torch 2.11 to 2.13, and there under this name
 
-    def fresh(state: Tensors, x: Tensors) -> tuple[Tensors, Tensors]:  # no result may be a view, or be there twice
+    def fresh(state: Tensors, x: Tensors) -> tuple[Tensors, Tensors]:  # `scan` refuses views, and a tensor twice
         state, y = step(state, x)
         return tuple(s.clone() for s in state), tuple(z.clone() for z in y)
 

@@ -57,13 +57,13 @@ def main() -> None:
 
 def _refuse(error: OSError | ValueError) -> NoReturn:
     """Print in one line an error that the user can mend, or one of the system; other errors are ours, and raised."""
-    from ..errors import StateformError  # what raised one has imported it
+    from ..errors import StateformError  # imported already by the code that raised the error
 
     if not isinstance(error, StateformError | OSError):
         raise error
     try:
         sys.stdout.flush()
-    except OSError:  # a full disk: what cannot be written is dropped, or the end of the program would try again
+    except OSError:  # a full disk: drop the output, or Python would try again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     with contextlib.suppress(OSError):
         print(f"stateform: {' '.join(str(error).split())}", file=sys.stderr)

@@ -90,7 +90,7 @@ def bench_command(
     def keep(found: Bench) -> None:
         found.result["command"] = line
         if json is not None:  # after every pair: a process that is killed has written what it measured
-            with suppress(StateformError):  # told at the end, when it is tried again
+            with suppress(StateformError):  # reported at the end, when it is tried again
                 found.save_json(json)
 
     with Bar() as bar:

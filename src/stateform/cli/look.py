@@ -113,7 +113,7 @@ def check_command(
     wanted = names() if layers == ["all"] else layers
     for name in wanted:
         if not is_folder(name):
-            build(name, d_model=d_model)  # before any work: what cannot be made is refused
+            build(name, d_model=d_model)  # before any work, so that an error comes first
     reports: list[Report] = []
     try:
         with Bar() as bar:
@@ -157,7 +157,7 @@ def zoo_command(
     check_writable(into=into, json=json)
     require(into is None or into.is_file(), f"there is no file {into}; name one that has the marks")
     if into is not None:
-        insert_into(into, None)  # before any work
+        insert_into(into, None)  # checks the marks before any work
     found = zoo(layers or None, family=family, d_model=d_model, n_heads=n_heads, d_state=d_state)
 
     def show() -> None:

@@ -127,5 +127,5 @@ def presets_command() -> None:
 
     width = max(len(name) for name in preset_names())
     for name in preset_names():
-        plan = read_plan(name, check=False)  # what the package brings is checked by its tests
+        plan = read_plan(name, check=False)  # the package's own presets are checked by its tests
         typer.echo(f"{name:<{width}}  {plan.total:>5} runs  {plan.about}")

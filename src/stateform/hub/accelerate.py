@@ -30,12 +30,12 @@ class _Accelerated:
             return super().forward(*args, **kwargs)  # type: ignore[misc]
         state = None if call.cache is None else layer.read(call.cache)
         if state is not None and call.u.dtype == torch.float64:
-            state = state.to(torch.float64)  # some caches are float32, whatever the model is
+            state = state.to(torch.float64)  # some caches are float32 whatever the model's dtype
         if state is not None and torch.is_grad_enabled():
-            state = state.clone()  # the cache is written to, and gradients may need what was read
+            state = state.clone()  # gradients may need the state read, which the cache overwrites
         with _as_given():
             whole = call.mask is None and call.cu_seqlens is None
-            if whole and state is not None and call.u.shape[1] == 1:  # a step is short beside a Layer's checks
+            if whole and state is not None and call.u.shape[1] == 1:  # a Layer's checks take longer than a step
                 y, state = layer._run(call.u, state, "auto")
             else:
                 y, state = layer(

@@ -167,7 +167,7 @@ class Lifted(Layer):
         some: Tensor = S if S is not None else window  # type: ignore[assignment]
         kept = {} if S is None else {"S": self.ours(S)}
         for i, name in enumerate(self.windows):
-            kept[name] = cache.get_conv_state(self.index, i)[..., 1:].mT.contiguous()  # as our loops take a step
+            kept[name] = cache.get_conv_state(self.index, i)[..., 1:].mT.contiguous()  # the layout of our loops' steps
         position = torch.zeros(some.shape[0], dtype=torch.long, device=some.device)
         return unchecked({**kept, "position": position}, self.fingerprint)
 
@@ -178,7 +178,7 @@ class Lifted(Layer):
             window = state[name].mT
             if layer.has_previous_state[i]:
                 layer.conv_states[i][..., 1:].copy_(window)
-            else:  # theirs is one longer: the oldest is not read
+            else:  # the module's window is one longer: its oldest entry is not read
                 cache.update_conv_state(F.pad(window, (1, 0)), self.index, i)
         if "S" in state and state["S"].numel():
             # A cache keeps the strides of the first tensor it is given. They must not depend on the form that made S,

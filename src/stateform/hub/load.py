@@ -58,7 +58,7 @@ class Opened:
         elif isinstance(self.tokenizer, Words):
             return self.tokenizer.encode(text[: 16 * most if most else None].decode("utf-8", "replace"))[:, :most]
         else:
-            part = text if most is None else text[: 16 * most]  # a token has few bytes
+            part = text if most is None else text[: 16 * most]  # 16 bytes a token are enough
             ids = self.tokenizer(part.decode("utf-8", "replace"), add_special_tokens=True)["input_ids"][:most]
         require(len(ids) > 0, "the text gives no token; give more of it")
         return torch.tensor([ids])
@@ -128,7 +128,7 @@ def _loaded(hf: Any, maker: Any, where: str, **options: Any) -> nn.Module:
     try:
         with _quiet(hf):
             model, info = maker.from_pretrained(where, use_safetensors=True, output_loading_info=True, **options)
-    except Exception as error:  # whatever another library makes of files that it did not expect
+    except Exception as error:  # any error that another library raises on files it did not expect
         raise StateformError(f"cannot load {where}: {_describe(error)}") from error
     missing = sorted(info.get("missing_keys") or [])
     require(
@@ -184,7 +184,7 @@ def _check_config(path: Path) -> None:
     require(isinstance(values, dict), f"{path} holds a {type(values).__name__}; expected a table")
     kind = values.get("model_type")
     require(kind is None or isinstance(kind, str), f"model_type is {kind!r} in {path}; expected the name of a type")
-    parts = [values, *(part for part in values.values() if isinstance(part, dict))]  # of a model with several parts
+    parts = [values, *(part for part in values.values() if isinstance(part, dict))]  # some have a table per part
     for name, count in [pair for part in parts for pair in part.items()]:
         deep = isinstance(count, int) and "layer" in name and count > MOST_LAYERS
         require(not deep, f"{name} is {count} in {path}; expected {MOST_LAYERS:,} layers at most")
@@ -209,7 +209,7 @@ def _check_model(maker: Any, config: Any, dtype: str, limit: float | None, trust
     try:
         with torch.device("meta"):
             model = maker.from_config(config, trust_remote_code=trusted)
-    except Exception:  # a model that cannot be made without weights is loaded as it is
+    except Exception:  # a model that cannot be made on "meta" is loaded unchecked
         require(kind in FAMILIES or trusted, no_adapter(kind))
         return
     if not trusted:
@@ -274,9 +274,9 @@ def _tokenizer(hf: Any, where: str, given: str | None, options: dict[str, Any]) 
     try:
         with _quiet(hf):
             made = hf.AutoTokenizer.from_pretrained(given or where, **options)
-        # Where there are no files of one, transformers may give a tokenizer without words.
+        # Without files of a tokenizer, transformers may give one that has no words.
         why = "" if len(made) > len(made.added_tokens_decoder) else "it has no words"
-    except Exception as error:  # whatever a tokenizer of another library raises
+    except Exception as error:  # any error of another library's tokenizer
         made, why = None, _describe(error)
     there = given or next((name for name in TOKENIZERS if (Path(where) / name).is_file()), None)
     hint = "" if given else " (give tokenizer='bytes', or the name or folder of another)"

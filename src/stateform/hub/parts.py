@@ -39,7 +39,7 @@ def short_conv(conv: nn.Module, x: Tensor, past: Past | None, act: str | None = 
     else:
         width = inside(conv, nn.Conv1d).kernel_size[0] - 1
         y = conv((past or Past()).extend(name, x, width).mT).mT
-        padded = (y.shape[1] - x.shape[1]) // 2  # on both sides
+        padded = (y.shape[1] - x.shape[1]) // 2  # the module pads on both sides
         y = y[:, padded : padded + x.shape[1]]
         y = F.silu(y) if silu else y
     return y if silu or act is None else _activation(act)(y)

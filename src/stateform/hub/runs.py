@@ -265,6 +265,6 @@ def _nats(model: nn.Module, logits: Tensor, tokens: Tensor) -> float | None:
     elif logits.shape[2] != int(getattr(model.config.get_text_config(), "vocab_size", 0)):  # type: ignore[operator,union-attr]
         return None
     total = 0.0
-    for row, ids in zip(logits, tokens, strict=True):  # a row at a time: the softmax in float64 is as large as logits
+    for row, ids in zip(logits, tokens, strict=True):  # a row at a time, as float64 copies of all logits take memory
         total += float(F.cross_entropy(row[:-1].double(), ids[1:].long(), reduction="sum"))
     return total / (tokens.shape[0] * (tokens.shape[1] - 1))

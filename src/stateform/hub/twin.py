@@ -62,7 +62,7 @@ class Twin:
         kind = getattr(self.code, self.kind())
         numbered = "layer_idx" in inspect.signature(kind.__init__).parameters
         module = kind(self.config, layer_idx=0) if numbered else kind(self.config)
-        module.load_state_dict({**dict(module.named_buffers()), **self.weights(layer)})  # buffers as they were made
+        module.load_state_dict({**dict(module.named_buffers()), **self.weights(layer)})  # its own buffers stay
         self.module = module.to(next(layer.parameters())).eval()
 
     @classmethod

@@ -150,7 +150,7 @@ class ModelConfig:
                     mixer = self.mixer(spec)
             except StateformError as error:
                 raise StateformError(f"the layer {spec} of the pattern {self.pattern!r}: {error}") from None
-            except Exception as error:  # a layer that cannot be made without memory shows its faults when it is made
+            except Exception as error:  # a layer that cannot be made on "meta" shows its faults later
                 large = "overflow" in str(error).lower() or isinstance(error, OverflowError | MemoryError)
                 require(not large, f"the layer {spec} of the pattern {self.pattern!r} is too large: {error}")
                 return 0

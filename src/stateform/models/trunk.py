@@ -157,7 +157,7 @@ class SequenceModel(nn.Module):
         self._check(inputs, attention_mask, initial_state, cu_seqlens, embedded)
         known_form(form)
         keep = None if attention_mask is None else attention_mask.bool()
-        if keep is not None:  # masked tokens are never looked at, whatever they are
+        if keep is not None:  # so that a masked id may be anything
             inputs = torch.where(keep if inputs.ndim == 2 else keep.unsqueeze(-1), inputs, 0)
         enter = None if embedded else self.in_proj if self.in_proj is not None else self.embedding
         x: Tensor = inputs if enter is None else enter(inputs)  # [B,T,d_model]
@@ -298,7 +298,7 @@ class SequenceModel(nn.Module):
         maps = (m for m in self.modules() if isinstance(m, nn.Linear))
         decayed = {
             id(p) for m in maps for p in m.parameters() if p.ndim > 1
-        }  # what the weight is made of, if of others
+        }  # also the parameters that a weight is computed from
         groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
         for p in self.parameters():
             groups[id(p) not in decayed].append(p)

@@ -87,7 +87,7 @@ def _table(grid: Grid) -> Table:
     while taken + sum(rooms.values()) + gap * len(shown) > WIDTH and max(rooms.values(), default=0) > _SHORTEST_NAME:
         rooms[max(rooms, key=rooms.__getitem__)] -= 1
 
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap - 1, 0, 0))  # + the box
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap - 1, 0, 0))  # the box adds 1
     for k in shown:
         table.add_column(
             grid.columns[k].heading,

@@ -129,7 +129,7 @@ def judge(claim: Claim, rows: Sequence[Row]) -> ClaimVerdict:
     found = _judged(claim, done)
     if len(done) == len(asked):
         return found
-    # Runs that failed are often those that would have been worst.
+    # Said, because runs that fail are often those that would have been worst.
     return replace(found, numbers=f"{found.numbers}; {len(asked) - len(done)} of {len(asked)} runs are not done")
 
 

@@ -119,7 +119,7 @@ def _over(result: Found, rows: Sequence[Found], axis: str, height: int) -> Any:
         ]  # fmt: skip
         ends.append((i, name, means[-1], x[-1]))
     alike = [row for row in result["rows"] if row["metric"] == metric and row["score"] is not None]
-    yaxis = _score_axis([float(row["score"]) for row in alike], metric)  # the same in every panel
+    yaxis = _score_axis([float(row["score"]) for row in alike], metric)  # one axis for every panel
     places = [float(row[axis]) for row in rows]
     xaxis = logarithmic(min(places), max(places), lambda v: units.count(round(v, 9)), "", 0.04)
     written = sorted(set(places))
@@ -190,7 +190,7 @@ def _labelled(ends: Sequence[tuple[int, str, float, float]], yaxis: Mapping[str,
     named = [(i, name, value) for i, name, value, _ in ends]
     notes = end_labels(named, 10**low if log else low, 10**high if log else high, room, log)
     top = float(room)
-    for note in reversed(notes):  # from the top down: none above the drawing
+    for note in reversed(notes):  # from the top down, so that none is above the drawing
         spot = min(top, (note["y"] - low) / scale + note["yshift"])
         note["yshift"], top = spot - (note["y"] - low) / scale, spot - 16
     return notes

@@ -273,7 +273,7 @@ def _name_tasks(rows: Sequence[Row], axes: set[str]) -> None:
                 row["task"] = f"{name}({said})" if said else name
         if len({row["task"] for row in several}) == 1:
             for row in several:
-                row["task"] = name  # its name says it all
+                row["task"] = name  # the name alone is enough
 
 
 def _tested(value: Any, metric: str | None) -> float | None:

@@ -203,7 +203,7 @@ class _Work:
         else:
             self.store.fail(run, event.value)
         (now,) = self.store.runs(run.sweep, [run.key])
-        if self.search is not None and now.status in ("done", "failed"):  # not if another process has taken it over
+        if self.search is not None and now.status in ("done", "failed"):  # else another process has taken it over
             self.search.tell(now)
         self._count()
         self._say(f"{self.over}/{self._total}  {now.name}   {headline(now)}")

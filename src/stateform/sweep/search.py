@@ -38,11 +38,11 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         where = path.absolute()
         self.space = {name: self._distribution(space) for name, space in plan.space.items()}
-        # The file is opened by its path: what a URL takes for its own (? % {}) may be in the name of a folder.
+        # Opened by its path, as in a URL some letters of a folder's name (? % {}) would have a special meaning.
         options = {"creator": lambda: sqlite3.connect(where, timeout=60), "poolclass": pool.NullPool}
         try:
             self.storage = optuna.storages.RDBStorage("sqlite:///store.db", engine_kwargs=options)
-        except Exception as error:  # whatever SQLAlchemy, Alembic or Optuna raise
+        except Exception as error:  # any error of SQLAlchemy, Alembic or Optuna
             raise StateformError(
                 f"Optuna cannot use {path}: {' '.join(str(error).split())}; name another store"
             ) from None
@@ -66,7 +66,7 @@ class Search:
             study = self.optuna.create_study(
                 storage=self.storage, study_name=name, direction=better, load_if_exists=True
             )
-            # Another seed after each start: the same one would propose again what was tried already.
+            # A new seed at each start: the same one would propose what was tried already.
             study.sampler = self.optuna.samplers.TPESampler(seed=len(study.get_trials(False)), constant_liar=True)
         return study
 

@@ -122,7 +122,7 @@ class Store:
             return sqlite3.connect(where, uri=True, timeout=60, isolation_level=None)
 
     def _open(self, create: bool) -> None:
-        self.connection.execute("PRAGMA synchronous = FULL")  # some systems' SQLite leaves a commit to the next one
+        self.connection.execute("PRAGMA synchronous = FULL")  # by default, some builds sync a commit with the next one
         tables = [name for (name,) in self.connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
         if not tables and create:
             self._make()
@@ -369,7 +369,7 @@ def _lives(worker: str | None, heartbeat: float | None) -> bool:
     if worker is None or heartbeat is None or time.time() - heartbeat > SILENT:
         return False
     host, _, rest = worker.rpartition(":")[0].rpartition(":")
-    if host != socket.gethostname() or os.name == "nt":  # there, signal 0 would end the process
+    if host != socket.gethostname() or os.name == "nt":  # on Windows, signal 0 would end the process
         return True
     try:
         os.kill(int(rest), 0)

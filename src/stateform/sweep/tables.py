@@ -109,7 +109,7 @@ def override(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]
         else:
             value = overridden({"task": values.get("task", {})}, [text])[part][setting]
             require(part in (*PARTS, "grid", "search"), f"{name!r} names no setting of a sweep: {nearest(part, KNOWN)}")
-            # What only some variants vary is set for the others too, where they have it.
+            # A setting that only some variants vary is set in the base too, for the others.
             shared = (
                 name not in grid and not isinstance(value, list) and (part == "train" or name in setting_names(values))
             )
@@ -119,7 +119,7 @@ def override(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]
         space.pop(name, None)
         for settings in sets:
             settings.pop(name, None)
-        if part == "task" and setting and not varied:  # whole tasks elsewhere would replace that of the file
+        if part == "task" and setting and not varied:  # a whole task on an axis or in a `set` replaces the file's
             for axis in axes:
                 if isinstance(axis.get("task"), list):
                     axis["task"] = list(dict.fromkeys(_with_option(task, text) for task in axis["task"]))
@@ -128,10 +128,10 @@ def override(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]
                     settings["task"] = _with_option(settings["task"], text)
         if name != "task" and (not varied or shared):
             values = overridden(values, [text])
-    if "cases" in values:  # those that differed in what is fixed now are one
+    if "cases" in values:  # cases that differed only in what is now fixed become one
         cases = values["cases"]
         values["cases"] = [case for i, case in enumerate(cases) if case not in cases[:i]]
-    if "search" in values and not values["search"].get("space", True):  # all that was searched is fixed
+    if "search" in values and not values["search"].get("space", True):  # every setting that was searched is fixed
         values = {k: v for k, v in values.items() if k != "search"}
     return values
 

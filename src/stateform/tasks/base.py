@@ -255,7 +255,7 @@ def make_task(spec: str | Task, options: Mapping[str, Any] | None = None) -> Tas
     name, given = read_spec(spec)
     if names_file(name):
         cls: type[Task] = class_from_file(name, Task, "task", "stateform.tasks.Task")
-        cls.name = name  # by which it is found again
+        cls.name = name  # the name by which `make_task` finds it again
     else:
         require(name in TASKS, f"unknown task {name!r}: {nearest(name, TASKS)}")
         cls = TASKS[name]

@@ -191,7 +191,7 @@ class ListOps(Task):
                 token[inner] = 10 + operator
                 value[inner] = np.choose(operator, results)
             contents.append((token, size))
-        # Now every size is known, and from the root downwards every place.
+        # All sizes are known now, and give the places from the root downwards.
         rows = levels[0].n
         tokens = np.full((rows, length), PAD, dtype=np.int64)
         row, start = np.arange(rows), np.zeros(rows, dtype=np.int64)

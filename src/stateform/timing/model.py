@@ -151,7 +151,7 @@ def bench_model(
                 step(mode)
                 times: dict[str, list[float]] = {}
                 failed: dict[str, str] = {}
-                gc.collect()  # what the mode before held
+                gc.collect()  # frees what the mode before held
                 try:
                     take_turns({AS_IT_IS: job(mode, False), OURS: job(mode, True)}, repeats, times, failed, sync, clock)
                 finally:

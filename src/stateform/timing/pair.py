@@ -62,7 +62,7 @@ class Rival:
     def missing(self) -> str | None:
         """Say how to install its package; None if it is installed."""
         spec = importlib.util.find_spec(self.package)
-        if spec is not None and spec.origin is not None:  # a folder of that name that happens to be there has none
+        if spec is not None and spec.origin is not None:  # a folder that happens to have that name has no origin
             return None
         return f"{self.package} is not installed: pip install {EXTRAS.get(self.package, self.package)}"
 

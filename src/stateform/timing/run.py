@@ -105,7 +105,7 @@ def bench(
     require(dtype in DTYPES, f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
     require(memory_limit_gb > 0, f"memory_limit_gb is {memory_limit_gb}; expected a number above 0")
     for pair in wanted:
-        pair.setting(d_model, "cpu", torch.Generator().manual_seed(seed))  # what cannot be made is refused here
+        pair.setting(d_model, "cpu", torch.Generator().manual_seed(seed))  # raises before any work if it cannot be made
     plan = Schedule(
         tuple(dict.fromkeys(modes)), tuple(sorted(set(lengths))), tuple(sorted(set(positions))), d_model, repeats,
         device, DTYPES[dtype], seed, memory_limit_gb, clock,
@@ -254,7 +254,7 @@ def _times(parties: dict[str, Party], setting: Setting, plan: Schedule, case: di
     mode, rows, tokens = case["mode"], case["rows"], case["tokens"]
     jobs: dict[str, Job] = {}
     for name, party in parties.items():
-        growth = 0 if name in (FLOOR, COPY) else setting.ours.growth  # one function: where our state grows, theirs does
+        growth = 0 if name in (FLOOR, COPY) else setting.ours.growth  # a rival's state grows like ours: one function
         needed = 3 * growth * tokens / 1e9
         if mode == "decode" and needed > plan.memory_limit_gb:
             case["left_out"][name] = (
@@ -263,7 +263,7 @@ def _times(parties: dict[str, Party], setting: Setting, plan: Schedule, case: di
             continue
         jobs[name] = job(party, setting, plan, mode, rows, tokens)
     times: dict[str, list[float]] = {}
-    gc.collect()  # what other cases held
+    gc.collect()  # frees what other cases held
     try:
         take_turns(jobs, plan.repeats, times, case["left_out"], plan.sync, plan.clock)
     finally:

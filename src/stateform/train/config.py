@@ -237,7 +237,7 @@ class Experiment:
         """Give all settings, defaults too, as plain numbers, strings, lists and dicts."""
         train = asdict(self.train)
         train["test_lengths"] = list(self.test_lengths)
-        if self.train.bptt is None:  # then the key is that of experiments from before there was this setting
+        if self.train.bptt is None:  # so that keys from before this setting existed stay valid
             del train["bptt"]
         return {
             "format": FORMAT, "task": {"name": self.task.name, **self.task.options()}, "model": dict(self.model),
@@ -307,7 +307,7 @@ def put(values: dict[str, Any], name: str, value: Any) -> None:
     """Set `part.setting` ("train.lr", "model.d_state", "task.n_pairs") in the nested dict of an experiment."""
     part, dot, setting = name.partition(".")
     require(dot and setting, f"{name!r} names no setting; expected task.NAME, model.NAME or train.NAME")
-    if part == "task" and "task" in values:  # options in brackets would win over those beside them
+    if part == "task" and "task" in values:  # options in brackets would otherwise override this one
         given = values["task"]
         beside = dict(given) if isinstance(given, dict) else {"name": given}
         if isinstance(beside.get("name"), str):

@@ -65,7 +65,7 @@ def pool(experiment: Experiment) -> Batch | None:
     task, train = experiment.task, experiment.train
     found = task.whole("train")
     if train.examples is not None:
-        # Of a data set any of them, not the first: it may be sorted by its classes.
+        # Drawn at random, as a data set may be sorted by class.
         n = train.examples if found is None else min(train.examples, len(found))
         found = task.sample(n, seed=train.seed)
     require(found is None or len(found) >= train.batch_size,

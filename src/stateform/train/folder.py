@@ -175,7 +175,7 @@ def resume(folder: Path, model: LanguageModel | Classifier, rounds: Any) -> Path
     for path in there:
         try:
             _read_into(path, model, rounds)
-            if path.name == PREVIOUS and first_process():  # in the place of the damaged one, which is not kept again
+            if path.name == PREVIOUS and first_process():  # it takes the damaged one's place
                 os.replace(path, folder / CHECKPOINT)
             return folder / CHECKPOINT
         except DamagedError as error:

@@ -81,7 +81,7 @@ def train(
         start = None if where is None else resume(where, model, rounds)
         if start is None and experiment.parent is not None:
             experiment.parent.load_into(model)
-        if not rounds.finished:  # else killed between the last checkpoint and the outcome
+        if not rounds.finished:  # finished already: it was killed after its last checkpoint
             _fit(Trainee(model, experiment), rounds, machine, where, start, lock, now)
         return _finish(model, experiment, rounds, where, on_progress, now)
 
@@ -131,7 +131,7 @@ def _trainer(trainee: Any, rounds: Any, machine: Machine, folder: Path | None) -
         )  # fmt: skip
     except StateformError:
         raise
-    except Exception as error:  # of many kinds, all of what the machine is not or has not
+    except Exception as error:  # errors of many classes, all about what the machine lacks
         raise StateformError(
             f"cannot train with accelerator {machine.accelerator!r}, devices {machine.devices} and strategy "
             f"{machine.strategy!r}: {' '.join(str(error).split())}"

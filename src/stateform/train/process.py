@@ -86,7 +86,7 @@ def quiet(threads: int | None) -> Iterator[None]:
     except SystemExit as end:
         from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-        if isinstance(end, SIGTERMException):  # whose exit code would be that of success
+        if isinstance(end, SIGTERMException):  # its exit code would be 0
             raise SystemExit(128 + signal.SIGTERM) from None
         if end.code:  # Lightning's way out after Ctrl-C
             raise KeyboardInterrupt from None

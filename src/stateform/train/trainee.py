@@ -62,7 +62,8 @@ class Trainee(L.LightningModule):
     def training_step(self, parts: tuple[Any, ...], number: int) -> Tensor:
         batch = Batch(*parts)
         found = self._score(batch[self._rows()])
-        # Processes average their gradients: each divides by what all were asked, so that the mean is that of one.
+        # Processes average their gradients. Each divides its sum by (answers of all / processes), so that the average
+        # is the loss per answer of all.
         loss = found.loss / (batch.asked.sum().clamp(min=1) / self.trainer.world_size)
         everyones = loss.detach().clone()
         if self.trainer.world_size > 1:  # all stop together, or those that go on would wait for the others
@@ -145,7 +146,7 @@ class Rounds(L.Callback):
         self.spent, self.begun = state_dict["seconds"], time.monotonic()
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        # Lightning's own counters are written inside a round; going on, it misreads them if the next one is shorter.
+        # Lightning writes its counters inside a round, and on resuming misreads them if the next round is shorter.
         del checkpoint["loops"]
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
@@ -222,7 +223,7 @@ class Rounds(L.Callback):
             if trainer.is_global_zero:
                 keep_previous(self.folder / CHECKPOINT)
             trainer.save_checkpoint(self.folder / CHECKPOINT)
-        if self.on_round is not None and trainer.is_global_zero:  # what is said is saved
+        if self.on_round is not None and trainer.is_global_zero:  # after saving: what is reported is never lost
             self.on_round(self.history[-1])
 
     # -- weights -------------------------------------------------------------------------------------------------
@@ -284,7 +285,7 @@ def loggers(names: tuple[str, ...], folder: Path | None, experiment: Experiment)
 
     if folder is None:
         return False
-    folder = folder.absolute()  # "~" and "file:" at its beginning would be read as more than names
+    folder = folder.absolute()  # a "~" or "file:" at its beginning would have a special meaning
     made: list[Any] = []
     for name in names:
         try:

@@ -71,7 +71,7 @@ class LiftedMamba2(Lifted):
         return m.norm(y, gate)
 
     def ours(self, kept: Tensor) -> Tensor:
-        # It is contiguous, unless the original began the cache: a step over others takes three times as long.
+        # A copy only if the original code began the cache: a step over other strides takes three times as long.
         return kept.mT.contiguous()
 
     def theirs(self, S: Tensor) -> Tensor:

@@ -55,14 +55,14 @@ class LiftedLightning(Lifted):
 
     def read(self, cache: Any) -> State | None:
         S = cache.get_linear_cache(self.index)
-        if not isinstance(S, Tensor):  # an empty list, where a layer behind this one was the first to write
+        if not isinstance(S, Tensor):  # an empty list, if a later layer wrote to the cache first
             return None
         position = torch.zeros(S.shape[0], dtype=torch.long, device=S.device)
         return unchecked({"S": S, "position": position}, self.fingerprint)
 
     def write(self, cache: Any, state: State) -> None:
         m: Any = self.module
-        cache.set_linear_cache(self.index, state["S"].to(m.slope_rate.dtype))  # the dtype that the module keeps
+        cache.set_linear_cache(self.index, state["S"].to(m.slope_rate.dtype))  # the dtype in which the module keeps it
 
 
 class MiniMaxTwin(Twin, pair="lightning", model="minimax"):

@@ -56,7 +56,7 @@ class LiftedRecurrentGemma(Lifted):
         return Call(u, kept, mask, ends, given)
 
     def takes(self, call: Call) -> bool:
-        at = call.rest["position_ids"]  # rows of a batch that begin anew on the way are not for us
+        at = call.rest["position_ids"]  # rows that begin anew midway are left to the module
         whole = call.mask is not None or call.cu_seqlens is not None or not bool((at[:, 1:] == 0).any())
         return whole and super().takes(call)
 
@@ -85,7 +85,7 @@ class LiftedRecurrentGemma(Lifted):
         window, S = cache.module.conv1d_state, cache.module.rg_lru.recurrent_states
         if cache.packed or window is None or S is None or len(window) != len(cache.first) or len(S) != len(cache.first):
             return None
-        if bool(cache.first.all()):  # nothing of an earlier text, its graph or its dtype
+        if bool(cache.first.all()):  # an earlier text leaves nothing, neither its graph nor its dtype
             return None
         on = ~cache.first
         return unchecked(

@@ -84,7 +84,7 @@ class LiftedXLSTM(Lifted):
         state = None if past is None else past.state
         start = log_b.new_zeros(u.shape[0], self.n_heads) if state is None else state["m"]
         _, m = stabilise(replace(ones, eta="sum"), start)
-        if torch.is_grad_enabled():  # m as it is, with its gradient
+        if torch.is_grad_enabled():  # the value of m, with the gradient of its formula
             total = g.cumsum(1)
             again = total + torch.maximum(start.unsqueeze(1), (log_b - total).cummax(1).values)
             m = again + (m - again).detach()

@@ -177,7 +177,7 @@ def _model_of(w: FileWeights, kind: str, count: int, norm_eps: float | None) -> 
     embedding = w["emb.weight"]
     require(embedding.ndim == 2, f"emb.weight of {w.file} is {list(embedding.shape)}; expected [vocabulary,width]")
     vocabulary, d = embedding.shape
-    if "blocks.0.ln0.weight" in w:  # applied to the embedding once and for all
+    if "blocks.0.ln0.weight" in w:  # a norm of the embedding, applied to the table once
         embedding = F.layer_norm(embedding, (d,), w["blocks.0.ln0.weight"], w["blocks.0.ln0.bias"], NORM_EPS)
     name, mixers, made = {"4": "rwkv4", "7": "rwkv7"}.get(kind, "rwkv6"), [], {}
     make = {"4": _version4, "7": _version7}.get(kind, _version5)
@@ -194,7 +194,7 @@ def _model_of(w: FileWeights, kind: str, count: int, norm_eps: float | None) -> 
                 values[f"{ours}.weight"] = att[f"{theirs}.weight"]
         if kind != "4":
             values |= {"norm.weight": att["ln_x.weight"], "norm.bias": att["ln_x.bias"]}
-        for ours, x in values.items():  # vectors come with axes of 1
+        for ours, x in values.items():  # files may hold vectors with axes of length 1
             fits = ours in wanted and x.numel() == wanted[ours].numel() and (x.ndim != 2 or wanted[ours].ndim != 2)
             made[f"blocks.{i}.mixer.{ours}"] = x.reshape(wanted[ours].shape) if fits else x
         if "output.bias" in att:
@@ -248,7 +248,7 @@ def _version7(w: FileWeights) -> tuple[dict[str, Any], dict[str, Tensor]]:
     given = {
         name: (w[f"{key}1"].T, w[f"{key}2"].T) for name, key in _LORAS.items() if f"{key}1" in w or name != "residual"
     }
-    given.setdefault("residual", (torch.zeros(1, d), torch.zeros(d, 1)))  # of no use in a first layer
+    given.setdefault("residual", (torch.zeros(1, d), torch.zeros(d, 1)))  # not read in a first layer
     ranks = {"decay": "decay_rank", "rate": "rate_rank", "residual": "value_rank", "gate": "gate_rank"}
     options: dict[str, Any] = {option: len(given[name][0]) for name, option in ranks.items()}
     options["n_heads"] = len(w["r_k"])

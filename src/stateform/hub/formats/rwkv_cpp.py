@@ -94,7 +94,7 @@ def _original(w: dict[str, Tensor]) -> dict[str, Tensor]:
     kind = version(w)
     for name, x in w.items():
         stem, _, last = name.rpartition(".")
-        if last == "time_decay":  # -exp(w), or exp(-exp(w))
+        if last == "time_decay":  # the file holds -exp(w), or exp(-exp(w))
             made[name] = (-x).log() if kind == "4" else (-x.log()).log()
         elif last == "x_rwkvag":
             made |= {f"{stem}.x_{which}": share for which, share in zip("rwkvag", x, strict=True)}

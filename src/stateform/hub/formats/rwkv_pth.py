@@ -49,7 +49,7 @@ def _weights(file: Path) -> FileWeights:
             raise StateformError(f"{file} is cut short: it begins as a file of PyTorch and lacks its end") from None
         require(whole <= size, f"{file} is compressed: {size:,} bytes that say they are {whole:,}; PyTorch writes none")
     try:
-        with warnings.catch_warnings():  # of protocols it does not know, which it refuses in the end
+        with warnings.catch_warnings():  # it warns of unknown protocols, then refuses them
             warnings.simplefilter("ignore")
             held = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -95,6 +95,6 @@ def _renamed(w: FileWeights) -> FileWeights:
             made[f"blocks.{int(top[2:-1]) - 1}.ln{'ab'.index(top[-1]) + 1}.{rest}"] = x
         elif stem == "rosa" and rest == "rosa_qkv.emb":
             require(not bool(x.any()), f"{w.file} has a branch {top} that is on; it is no System, and is not read here")
-        elif stem == "rosa" and rest == "o.bias":  # all that is left of a branch that is off
+        elif stem == "rosa" and rest == "o.bias":  # a branch that is off still adds its bias
             made[f"blocks.{int(digits) - 1}.att.output.bias"] = x
     return FileWeights(w.file, made)

@@ -194,7 +194,7 @@ class _Work:
 
     def _on_text(self, name: str, same: float) -> OnText | None:
         row = self.rows[name]
-        if row.state is not None:  # constant, and no state to spare
+        if row.state is not None:  # a constant layer, none of whose states can be left out
             return None
         if not same <= 1:
             known = "there is no System of it" if same != same else "its outputs are not those of one linear System"

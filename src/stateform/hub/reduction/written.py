@@ -27,7 +27,7 @@ def with_layers(model: nn.Module, new: dict[str, Layer]) -> nn.Module:
     config = replace(model.config, pattern=" ".join(specs), n_layers=len(specs), options=_options_taken(model, specs))
     with torch.random.fork_rng(devices=[]):
         same = type(model)(config)
-    made, trained = copy.deepcopy(model), dict(model.named_parameters())  # with what was put on its modules
+    made, trained = copy.deepcopy(model), dict(model.named_parameters())  # hooks and adapters are copied too
     made.config, made._fingerprint = config, same.fingerprint
     for block, spec in zip(made.blocks, specs, strict=True):
         block.spec = spec  # type: ignore[assignment]

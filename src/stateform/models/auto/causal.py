@@ -104,7 +104,7 @@ class StateformForCausalLM(PreTrainedModel, GenerationMixin):
 
     def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **options: Any) -> Any:
         if new_num_tokens is not None:
-            replace(self.model.config, vocab_size=new_num_tokens)  # refused before anything is changed
+            replace(self.model.config, vocab_size=new_num_tokens)  # raises before anything is changed
         table = super().resize_token_embeddings(new_num_tokens, *args, **options)
         self._follow_config()
         return table
@@ -130,7 +130,7 @@ class StateformForCausalLM(PreTrainedModel, GenerationMixin):
         self, enable: bool = True, gradient_checkpointing_func: Any = None, every_n_layers: int = 1
     ) -> None:
         options = getattr(gradient_checkpointing_func, "keywords", {})
-        checkpointing(options)  # refused before anything is changed
+        checkpointing(options)  # raises before anything is changed
         for i, block in enumerate(self.model.blocks):
             block._gradient_checkpointing_func = gradient_checkpointing_func
             block.gradient_checkpointing = enable and i % every_n_layers == 0

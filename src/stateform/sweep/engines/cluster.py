@@ -52,7 +52,7 @@ class Ray:
             raise StateformError(f"cannot reach the Ray cluster {address or 'here'}: {error}") from None
         self.slots = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         threads = 1 if address else max(1, (os.cpu_count() or 1) // self.slots)
-        # A lost worker is replaced by Ray; what the runner raises is an answer like any other.
+        # Ray replaces a lost worker and tries again; an error of the runner is an outcome, and not tried again.
         self.remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3, max_calls=0)(_on_ray)
         self.given = ray.put(runner), min(threads, threads_granted()), ray.put(Surroundings.here(origins))
         self.running: dict[Any, Run] = {}

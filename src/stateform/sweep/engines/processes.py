@@ -74,7 +74,7 @@ class Processes:
             worker.pipe.send((run.key, run.experiment))
 
     def wait(self, seconds: float) -> list[Event]:
-        # Pipes alone: a dead process's pipe has an end, and what it sent before is read first.
+        # Waiting for pipes is enough: a dead process's pipe ends, after all that it sent has been read.
         pipes = {worker.pipe: i for i, worker in enumerate(self.crew) if worker is not None and worker.run is not None}
         events = []
         for pipe in connection.wait(list(pipes), seconds):
@@ -159,7 +159,7 @@ def _work(
         with printing_to(log_of(folder, key)):
             try:
                 faulthandler.enable(2)
-                if runner is None:  # here, so that what goes wrong is in the log
+                if runner is None:  # not earlier, so that errors are in the log
                     surroundings.enter()
                     runner = pickle.loads(pickled)
                 said = "done", json.dumps(finite(runner(experiment, folder / "runs" / key, tell)))

@@ -51,7 +51,7 @@ def printing_to(path: Path) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    except OSError:  # no place for it: what matters is in the outcome
+    except OSError:  # no log can be written: the outcome matters more
         file = os.open(os.devnull, os.O_WRONLY)
     kept = os.dup(1), os.dup(2)
     try:

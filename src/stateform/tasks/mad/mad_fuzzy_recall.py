@@ -92,7 +92,7 @@ class MADFuzzyRecall(MADOfKeys):
         which[rows, place] = np.where(by_chance, which[rows, place], 0)
         starts = np.cumsum(size[rows, which], axis=1) - size[rows, which]
         used = np.concatenate([starts < limit, np.ones((n, 1), dtype=bool)], axis=1)
-        which = np.concatenate([which, np.zeros((n, 1), dtype=np.int64)], axis=1)  # and at the end the probe
+        which = np.concatenate([which, np.zeros((n, 1), dtype=np.int64)], axis=1)  # the probe comes last
 
         again = first_seen(np.where(used, codes[rows, which], -1 - np.arange(count + 1))) < np.arange(count + 1)
         width = np.where(used, size[rows, which], 0)

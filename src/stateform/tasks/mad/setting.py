@@ -122,8 +122,8 @@ class MADPairs(MADOfKeys):
         rows = np.arange(n)[:, None]
         keys = whole_numbers(rng, n_keys, n, slots)
         value_of = n_keys + whole_numbers(rng, ordinary - n_keys, n, n_keys)
-        # One slot, drawn among all, is never noise. Where that is the last and all others are noise, the original
-        # fails; here the first is a pair.
+        # One slot, drawn among all, is never noise. If that is the last slot and all others are noise, the original
+        # fails; here the first slot is then a pair.
         noisy = rng.random_sample((n, slots)) < frac
         noisy[rows, whole_numbers(rng, slots, n, 1)] = False
         noisy[:, 0] &= ~noisy[:, :-1].all(1)
@@ -139,7 +139,7 @@ class MADPairs(MADOfKeys):
             tokens = np.where(noisy[:, :, None], ordinary + whole_numbers(rng, noise, n, slots, 2), tokens)
         # Noise counts as keys that come once.
         again = first_seen(np.where(noisy, -1 - np.arange(slots), keys)) < np.arange(slots)
-        # One more column, for which nobody asks: the original cuts the last value off, here it stays as an input.
+        # One more column, never asked for: the original cuts the last value off, here it stays as an input.
         inputs = np.full((n, length + 1), IGNORED, dtype=np.int64)
         inputs[:, :length] = tokens.reshape(n, length)
         asked = np.zeros((n, length + 1), dtype=bool)

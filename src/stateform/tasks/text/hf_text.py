@@ -49,7 +49,7 @@ def read_hub(dataset: str, config: str | None, column: str) -> dict[Split, np.nd
         ) from None
     try:
         found = datasets.load_dataset(dataset, config)
-    except Exception as error:  # of many kinds: no network, no such data set, no such configuration
+    except Exception as error:  # of many classes: no network, no such data set, no such configuration
         raise StateformError(f"cannot load the data set {dataset!r} ({config}): {error}") from error
     names = {"train": "train", "valid": "validation", "test": "test"}
     require("train" in found, f"{dataset} has the splits {', '.join(found)}; expected train among them")

@@ -43,7 +43,7 @@ class Dyck(Tracking):
         kinds = rng.randint(k, size=(length, n), dtype=np.int64)
         heads = rng.randint(2, size=(length, n), dtype=np.int64).astype(bool)
         depth = np.zeros(n, dtype=np.int64)
-        # The closing brackets that are due, above the answer that nothing is; what lies above `depth` is left-over.
+        # The closing brackets that are due lie above the answer "nothing is open"; entries above `depth` are stale.
         stack = np.full((n, self.max_depth + 2), 2 * k, dtype=np.int64)
         tokens, answers = np.empty_like(kinds), np.empty_like(kinds)
         for t in range(length):

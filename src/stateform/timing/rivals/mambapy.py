@@ -24,7 +24,7 @@ def mamba_block(layer: Any) -> Party:
 
     def begin(prompt: Inputs, tokens: int) -> Run:
         (x,) = prompt
-        # Their h = None stands for a state of zeros; zeros spare the first step's special case.
+        # Zeros instead of their h = None, which means the same, spare the first step's special case.
         cache = (
             x.new_zeros(x.shape[0], layer.d_inner, layer.d_state),
             x.new_zeros(x.shape[0], layer.d_inner, layer.conv.width - 1),
