@@ -33,8 +33,8 @@ class Pace:
     Args:
         span: seconds that a turn takes at least: a quick job runs several times in it.
         most: how often at most.
-        slow: a job of more than so many seconds has `few` rounds at most.
-        few: see there; with 0 the run that warmed it up is all that is measured.
+        slow: seconds above which a job has `few` rounds at most.
+        few: rounds of a slow job; with 0, the run that warmed it up is the measurement.
     """
 
     span: float = 0.02
@@ -52,7 +52,7 @@ def take_turns(
     Args:
         jobs: by name.
         repeats: rounds.
-        times: filled with seconds a run, by job, as the rounds go on: what is in it after an interruption is good.
+        times: filled with seconds a run, by job, as the rounds go on; after an interruption it is still valid.
         failed: filled with why a job could not run; None: an error is raised.
         sync: waits for the device.
         clock: seconds; for tests.

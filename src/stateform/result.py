@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 WIDE = 200
 """Columns where the output is no terminal: a table's row stays one line, to be searched."""
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much is done and how much there is."""
+"""Called with the name of a step, the steps done, and the steps in all."""
 
 
 class Result:
@@ -123,11 +123,11 @@ def conditions(result: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 class Steps:
-    """The steps of a piece of work, told to a callback as each begins.
+    """The steps of a piece of work, reported to a callback as each begins.
 
     Args:
-        on_progress: called with a step, how many are done and how many there are; None: nothing is told.
-        total: how many there are.
+        on_progress: called with a step, the number done and the number in all; None: nothing is reported.
+        total: the number of steps.
     """
 
     def __init__(self, on_progress: Progress | None, total: int) -> None:

@@ -61,7 +61,7 @@ def parse_json(
     Args:
         data: the text, or the bytes of a file.
         what: names it in the error.
-        fault: what is said of it where it is no JSON.
+        fault: the words of the error if it is no JSON.
         kind: the class of the error.
         bits: how many a whole number may have; None: any number of them.
 

@@ -54,7 +54,7 @@ def _registered(folder: str, decorator: str) -> dict[str, str]:
 
 
 def _value(file: Path, name: str) -> Any:
-    """Find what is assigned to a name at the top of a module, as a syntax tree; None if nothing is."""
+    """Find the value assigned to a name at the top of a module, as a syntax tree; None if there is none."""
     for node in _parsed(file):
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         if any(isinstance(target, ast.Name) and target.id == name for target in targets):

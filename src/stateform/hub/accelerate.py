@@ -117,7 +117,7 @@ def accelerate(model: nn.Module) -> Acceleration:
         model: a model of a supported type (`stateform.hub.FAMILIES`).
 
     Returns:
-        What was replaced, and what was left and why; print it.
+        The modules that were replaced, and those that were left, with the reason; print it.
 
     Raises:
         StateformError: a model of another type, or one whose mixers all have options that no System expresses.

@@ -36,7 +36,7 @@ class TextScore:
     outputs: Tensor
     """Logits, or whatever it gives, [B,T,.]."""
     nats: float | None
-    """Mean cross-entropy of a token given those before it; None for what is no causal language model."""
+    """Mean cross-entropy of a token given those before it; None unless the model is a causal language model."""
 
     @property
     def perplexity(self) -> float | None:

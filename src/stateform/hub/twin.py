@@ -40,7 +40,7 @@ class Twin:
 
     Args:
         layer: one of ours, as `layer` makes it.
-        settings: of the module's configuration, besides those that the layer gives.
+        settings: more settings of the module's configuration than those that follow from the layer.
     """
 
     pair: ClassVar[str]
@@ -93,7 +93,7 @@ class Twin:
         return y[0] if isinstance(y, tuple) else y
 
     def fill(self, cache: Any, tokens: int) -> None:
-        """Enlarge a cache that grows to so many tokens, by repeating what it holds."""
+        """Enlarge a cache that grows to the size of `tokens` tokens, by repeating its rows."""
 
 
 def renamed(layer: nn.Module, names: Mapping[str, str], without: tuple[str, ...] = ()) -> dict[str, Tensor]:
@@ -117,5 +117,5 @@ def rows_by_head(maps: tuple[Any, ...], n_heads: int) -> Tensor:
 
 
 def heads_of(d_model: int, size: int, least: int = 2) -> int:
-    """Give the number of heads of so many values each, or `least` in a narrow layer."""
+    """Count the heads of `size` values each that a layer has room for, at least `least`."""
     return max(least, d_model // size)

@@ -53,7 +53,7 @@ class ModelConfig:
             lambda x + mixer(norm(x)) (arXiv 2410.10609).
         tie_embeddings: the head of a language model is its embedding, transposed.
         dropout: on the embedding and on what each block adds, while training.
-        max_positions: learned absolute positions for so many tokens; None: the layers see to positions themselves.
+        max_positions: the number of learned absolute positions; None: none, the layers see to positions.
         norm_eps: of the RMS norms.
         tokenizer: "bytes" if the ids are the bytes of a text (then vocab_size is 256 if not given), or None.
         options: for the mixers (n_heads, d_state, ...), handed to those that take them; what a layer has in brackets

@@ -142,10 +142,10 @@ class Generating(SequenceModel):
             max_new_tokens: how many at most.
             temperature: with any of temperature, top_k and top_p, tokens are drawn (at temperature 1 if not given);
                 with none of them, the likeliest is taken.
-            top_k: only from so many of the likeliest.
-            top_p: only from the likeliest whose probabilities sum to so much.
-            seed: of the draws; or
-            generator: a torch.Generator on the model's device.
+            top_k: draw only from this many of the likeliest.
+            top_p: draw only from the likeliest, whose probabilities sum to this.
+            seed: of the draws.
+            generator: instead of a seed, a torch.Generator on the model's device.
             eos_token_id: a row ends with this token (or one of these).
             pad_token_id: what follows in a row that has ended; default: eos_token_id (the first).
             use_cache: False computes everything anew for each token: the same tokens, slowly.

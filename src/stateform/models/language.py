@@ -99,8 +99,8 @@ class LanguageModel(Generating):
             return_state: give the state after the last token too.
             cu_seqlens: integer [N+1], the ends of N sequences packed into one row (B = 1); states have N rows then.
             form: how to compute every mixer, see `sf.run`.
-            logits_to_keep: give the logits of so many last tokens alone, as in transformers; 0: of all.
-            chunk: read so many tokens at a time, in the memory that these take: a long prompt into a state.
+            logits_to_keep: the number of last tokens whose logits are given, as in transformers; 0: all.
+            chunk: tokens that are read at a time: a long prompt takes the memory of one chunk.
             inputs_embeds: [B,T,d_model], in the place of input_ids: what the embedding would give for them.
             output_hidden_states: give what each block reads and what the final norm gives too.
             num_items_in_batch: divide the sum of the losses by so many tokens, for instance those of all batches of a

@@ -24,7 +24,7 @@ COLOURS = 8
 WIDE, SMALL = 400, 250
 """Heights of a panel by itself, and of one among several, in pixels."""
 FEW = 8
-"""Up to so many layers, each has a row, a line or a panel of its own in front; beyond, maps come first."""
+"""The most layers that have a row, a line or a panel each in front; with more, maps come first."""
 CELL, BAR = 20, 34
 """Pixels of a row of a map, and of a row of bars."""
 SHADES = [[k / 3, f"var(--plus-{k + 1})"] for k in range(4)]

@@ -1,4 +1,4 @@
-"""Claims: what was published, beside what was measured; confirmed, not confirmed or reversed by a rule set beforehand.
+"""Claims: published findings beside measurements. A rule set beforehand calls each confirmed, not confirmed or reversed.
 
 In the file of a sweep:
 

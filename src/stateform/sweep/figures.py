@@ -1,4 +1,4 @@
-"""The figures and the page of sweeps: the score over the state's size, over what was varied and over the length."""
+"""The figures and the page of sweeps: the score over the state's size, over each varied setting, over the length."""
 
 from __future__ import annotations
 

@@ -21,12 +21,12 @@ The file is an experiment (task, [model], [train]) and what varies in it:
     [search.space]
     train.lr = {low = 1e-4, high = 1e-2, log = true}
     model.conv = [2, 4]                     # one of these
-    from = "runs/first"                     # begin with the weights of that run, and its settings where none are said
+    from = "runs/first"                     # begin with the weights of that run, and its settings where none are given
     [quick]                                 # what --quick changes, laid over the file
     grid.train.seed = [0]
     train.steps = 100
     [as-released]                           # likewise, what --as-released changes
-    [[claims]]                              # what was published of it, see `claims`
+    [[claims]]                              # published findings to test, see `claims`
 
 Names may be written as tables or in quotes ("model.d_state" = [4, 8]). The axis `task` names whole tasks.
 """
@@ -188,7 +188,7 @@ def read_plan(
     """Read the sweep that a TOML file (or its tables, as a dict) asks for, and check that every experiment can be made.
 
     Args:
-        source: the file, the name of a preset, or what is in it.
+        source: the file, the name of a preset, or the tables of a file as a dict.
         quick: lay the table [quick] over it; the name gets "-quick", for they are other experiments.
         as_released: the same with [as-released].
         overrides: "part.setting=value"; a list replaces an axis's values, one value fixes it.

@@ -1,4 +1,4 @@
-"""Results: what is in a store, as rows, tables, files and a page."""
+"""Results: the runs in a store as rows, tables, files and a page."""
 
 from __future__ import annotations
 

@@ -254,7 +254,7 @@ class Store:
 
     @contextlib.contextmanager
     def beating(self, every: float = 5.0) -> Iterator[None]:
-        """Write a heartbeat every so many seconds, from a thread, as long as the block runs."""
+        """Write a heartbeat, from a thread, every `every` seconds as long as the block runs."""
         over = threading.Event()
 
         def beat() -> None:

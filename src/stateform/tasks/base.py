@@ -218,7 +218,7 @@ def register_task(name: str, *, source: str = "") -> Callable[[T], T]:
         source: where the task comes from.
 
     Raises:
-        StateformError: if another class has that name, or what is named is no class of tasks.
+        StateformError: another class has that name, or the decorated object is no class of tasks.
     """
     require(re.fullmatch(r"[\w-]+", name or ""), f"the name of a task is {name!r}; expected letters, digits, _ or -")
 
@@ -243,7 +243,7 @@ def task_names() -> list[str]:
 def make_task(spec: str | Task, options: Mapping[str, Any] | None = None) -> Task:
     """Make the task that a specification names: "mqar(n_pairs=8, length=128)", or its name and a dict of options.
 
-    A task of one's own may be named as `path/file.py:Class`, with options likewise. The file is run.
+    A task of the user's own is named `path/file.py:Class`, with options in the same way. The file is run.
 
     Raises:
         StateformError: an unknown name or option (with the nearest ones), a value that cannot be used.

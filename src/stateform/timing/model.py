@@ -92,7 +92,7 @@ def bench_model(
         clock: seconds; for tests.
 
     Returns:
-        A ModelBench; after Ctrl-C in the rounds with what was measured.
+        A ModelBench. After Ctrl-C in the rounds it holds what was measured, and is not `complete`.
 
     Raises:
         StateformError: before any work: an unknown mode, too few tokens, a type without adapter, a weight that is not

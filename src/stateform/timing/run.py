@@ -82,7 +82,7 @@ def bench(
         seed: of weights and inputs.
         memory_limit_gb: decoding is left out where the cache would need more.
         on_progress: called as the work goes on.
-        keep: called with what is found so far, after each pair.
+        keep: called after each pair, with a Bench of all that was found so far.
         clock: seconds; for tests.
 
     Returns:

@@ -1,7 +1,7 @@
 """An unfinished training in one file of plain data: tensors as safetensors, everything else as JSON in its header.
 
 Lightning's own checkpoints are pickles. Here each tensor of the nested checkpoint is replaced by a reference, and the
-rest is written down with its types, so that reading gives back what was written and runs nothing.
+rest is written with its types. So reading gives back what was written, and runs no code.
 """
 
 from __future__ import annotations

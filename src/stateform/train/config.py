@@ -38,7 +38,7 @@ class Training:
     accumulate: int = 1
     """Batches whose gradients are averaged for one step."""
     bptt: int | None = None
-    """Gradients go back through so many tokens: longer sequences are cut into pieces, the state handed on without its
+    """Tokens through which gradients go back: longer sequences are cut into pieces, and the state goes on without its
     gradient (truncated back-propagation through time). The memory is that of one piece; each is computed twice."""
     lr: float = 1e-3
     """The highest learning rate."""
@@ -59,7 +59,7 @@ class Training:
     clip: float | None = 1.0
     """The norm to which gradients are cut; None: never."""
     examples: int | None = None
-    """Train on so many examples, again and again in a new order; None: every batch is new (data sets: all of it)."""
+    """The number of examples, used again and again in a new order; None: every batch is new (data sets: all of it)."""
     eval_every: int = 100
     """Steps between validations; a checkpoint is written after each."""
     eval_examples: int = 512
@@ -71,7 +71,7 @@ class Training:
     stop_at: float | None = None
     """End the training once the metric of the validation is this good."""
     patience: int | None = None
-    """End it after so many validations without a better one."""
+    """Validations without a better one after which the training ends."""
     keep: Literal["last", "best"] = "last"
     """The weights that are tested and saved: those at the end, or those of the best validation."""
     precision: Literal["32-true", "64-true", "bf16-mixed", "16-mixed"] = "32-true"

@@ -30,7 +30,7 @@ class Outcome(Result):
     """The outcome of a finished training.
 
     Args:
-        experiment: what was trained, see `Experiment.to_dict`.
+        experiment: the experiment, see `Experiment.to_dict`.
         metrics: `metric` (its name), `valid` (its value on the last validation), `best` (the best one), `test` (by
             length), `loss`, `steps`, `seconds`, `parameters`, `state_size` (numbers kept after one training length),
             `stopped` (why it ended), `history` (a row a round: step, loss, valid).
@@ -72,7 +72,7 @@ def length_table(found: dict[str, dict[str, float]]) -> Any:
 
 
 def read_experiment(folder: Path) -> Experiment:
-    """Read what is trained in a folder."""
+    """Read the experiment of a folder."""
     try:
         return Experiment.from_dict(read_json(folder / EXPERIMENT))
     except StateformError as error:
@@ -80,7 +80,7 @@ def read_experiment(folder: Path) -> Experiment:
 
 
 def read_outcome(folder: Path) -> Outcome:
-    """Read what the training in a folder came to. Raises DamagedError if that is not whole."""
+    """Read the outcome of the training in a folder. Raises DamagedError if it is not whole."""
     try:
         return Outcome.from_dict(read_json(folder / OUTCOME))
     except StateformError as error:

@@ -1,4 +1,4 @@
-"""The run from whose weights a training begins: reading its folder, and what is noted of it."""
+"""The run from whose weights a training begins: reading its folder, and the record of it in the experiment."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def lightning() -> Any:
 
 
 def say(text: str) -> None:
-    """Print a line to the standard error, for what is no error but not as one would expect."""
+    """Print a line to the standard error about something unexpected that is no error."""
     if first_process():
         print(f"stateform: {text}", file=sys.stderr, flush=True)
 

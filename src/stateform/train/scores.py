@@ -26,7 +26,7 @@ from .sources import changes, sources
 
 @dataclass(frozen=True)
 class Score:
-    """Sums over what was asked, so that scores of batches can be added.
+    """Sums over the answers that were asked for, so that scores of batches can be added.
 
     Args:
         loss: cross-entropy in nats, or squared error.

@@ -1,4 +1,4 @@
-"""Lightning attention: MiniMaxLightningAttention, with the cache that its models have of their own."""
+"""Lightning attention: MiniMaxLightningAttention, with the cache of MiniMax models."""
 
 from __future__ import annotations
 

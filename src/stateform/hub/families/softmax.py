@@ -1,7 +1,7 @@
 """Softmax attention, of every model whose attention goes through the attention functions of transformers.
 
-Queries and keys arrive there after their biases, norms and rotations, so that the System is what is left of the
-architecture: alpha_ij = exp(s q_i^T k_j) / sum_j exp(s q_i^T k_j) over the past, or over a window of it.
+Queries and keys arrive there after their biases, norms and rotations. What remains is the System:
+alpha_ij = exp(s q_i^T k_j) / sum_j exp(s q_i^T k_j) over the past, or over a window of it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Models in single files that other programs write, one format a module. Weights are read; no code of a file is run.
 
-| file | is told by | opened as |
+| file | recognised by | opened as |
 | --- | --- | --- |
 | llama2.c, version 0 (`.bin`) | seven sizes that add up to the file's | `LanguageModel`, softmax |
 | RWKV-7 (`.pth`) | a zip archive of PyTorch with these names | `RWKV` |

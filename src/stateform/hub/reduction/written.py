@@ -16,7 +16,7 @@ from ...models import SequenceModel
 
 
 def with_layers(model: nn.Module, new: dict[str, Layer]) -> nn.Module:
-    """Make a model of the same class with these layers in the place of its own, and the configuration of that."""
+    """Make a model of the same class with these layers in the place of its own, and with their configuration."""
     if isinstance(model, Layer):
         return new["layer"]
     assert isinstance(model, SequenceModel)

@@ -32,7 +32,7 @@ class Engine(Protocol):
         """Begin a run."""
 
     def wait(self, seconds: float) -> list[Event]:
-        """Wait at most so many seconds for something to happen, and give the events."""
+        """Wait for events, at most `seconds`, and give them."""
 
     def stop(self) -> None:
         """End everything, also the runs that are being computed."""

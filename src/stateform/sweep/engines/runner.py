@@ -80,7 +80,7 @@ def threads_granted() -> int:
 
 
 def in_words(error: BaseException) -> str:
-    """Say in a line what was raised."""
+    """Put an error in a line, with its class unless it is a StateformError."""
     said = " ".join(str(error).split())
     if isinstance(error, StateformError):
         return said
