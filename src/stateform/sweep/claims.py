@@ -1,4 +1,4 @@
-"""Claims: published findings beside measurements. A rule set beforehand calls each confirmed, not confirmed or reversed.
+"""Claims: published findings beside measurements. A rule set beforehand makes each confirmed, reversed or neither.
 
 In the file of a sweep:
 
