@@ -366,6 +366,32 @@ def test_the_principles_are_drawn_with_what_was_measured(of_model: sf.Analysis, 
     assert min(skips.views[0].panels[0].figure.data[0].x) > 0
 
 
+def test_curves_disks_verdicts_and_gradients_are_drawn_from_the_answers(
+    of_model: sf.Analysis, of_layer: sf.Analysis
+) -> None:
+    drawn, answers = analysis.drawings(of_model.result), of_model.result["model"]
+    for name in ("stability", "collapse", "representation"):
+        (curves,) = [f.views[0].panels[0].figure.data for f in drawn[name] if f.key == f"depth-{name}"]
+        depth = answers[name]["depth"]
+        assert [curve.name for curve in curves] == list(depth)
+        for curve, values in zip(curves, depth.values(), strict=True):
+            assert list(curve.y) == pytest.approx(values, rel=1e-2)
+    rows = of_model.result["layers"]
+    (disks,) = [f.views[-1].panels for f in drawn["spectrum"] if f.key == "eigenvalues"]
+    seen = [one for row in rows if (one := row["answers"]["spectrum"]["eigenvalues"])]
+    for panel, points in zip(disks, seen, strict=True):
+        assert list(panel.figure.data[0].x) == pytest.approx(points["re"], rel=1e-3, abs=1e-9)
+        assert list(panel.figure.data[0].y) == pytest.approx(points["im"], rel=1e-3, abs=1e-9)
+    verdicts = drawn["expressivity"][0].views[0].panels[0].figure.data[0]
+    for row, words in zip(rows, verdicts.text, strict=True):
+        one = row["answers"]["expressivity"]
+        assert list(words) == [one[what]["verdict"] for what in ("selection", "parity", "counting", "permutations")]
+    (fading,) = analysis.drawings(of_layer.result)["gradients"]
+    answer = of_layer.result["layers"][0]["answers"]["gradients"]
+    shares = [v / max(answer["norm"]) for v in answer["norm"]]
+    assert list(fading.views[0].panels[0].figure.data[0].y) == pytest.approx(shares, rel=1e-2)
+
+
 def test_the_top_of_the_page_has_what_is_remarkable_and_its_sections_the_rest(of_layer: sf.Analysis) -> None:
     page = of_layer.html()
     top = page[page.index('class="block findings"') : page.index("<nav")]

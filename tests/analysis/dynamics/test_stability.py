@@ -165,7 +165,6 @@ def test_the_exponents_of_a_model_are_those_of_its_layers() -> None:
     assert float((got - want).abs().max()) < 10 / 8
     assert "blocks.0.mixer" in str(found)
     assert found.to_dict()["method"] == "jvp"
-    assert len(found.plot().data) == size
 
 
 def test_a_cache_of_keys_keeps_differences() -> None:
@@ -272,7 +271,6 @@ def test_a_perturbation_of_a_decay_fades_as_the_decay() -> None:
     assert found.nonlinearity < 1e-6
     two = perturbation([layer, layer], x, at=10)
     torch.testing.assert_close(two.sizes[2], want * torch.arange(1, length - 9), rtol=1e-8, atol=1e-9)
-    assert len(found.plot().data) == 2
     with pytest.raises(StateformError, match="tokens 0"):
         perturbation(layer, x, at=60)
 
@@ -315,7 +313,6 @@ def test_the_law_of_a_known_decay_is_found() -> None:
     flat = gradient_paths(sf.System(zeros, zeros, ones, readout="exp", eta="sum"), queries=[length - 1])
     assert abs(1 / flat.exponential.value) < 1e-9  # attention to equal keys knows no distance
     assert flat.receptive_field() == 0.95 * length
-    assert len(fading.plot(flat).data) == 2
     assert "tau" in fading.to_dict()
 
 
@@ -347,7 +344,6 @@ def test_measured_and_predicted_receptive_fields() -> None:
     x = r(1, 100, 16)
     plain = receptive_fields(sf.build("retention", d_model=16).double(), x, queries=[99])
     assert abs(plain.measured - plain.predicted) <= 15
-    assert len(plain.plot().data) == 1
     layer = sf.build("mamba2", d_model=16).double()
     found = receptive_fields(layer, x, queries=[99])
     assert found.measured >= 1
@@ -395,7 +391,6 @@ def test_token_dynamics_in_more_dimensions() -> None:
     found = token_dynamics(sf.build("mamba", d_model=8))
     assert found.eigenvalues.shape == (16,)
     assert "premises" in str(found)
-    found.plot()
     with pytest.raises(StateformError, match="x_proj"):
         token_dynamics(sf.build("gla", d_model=8))
     with pytest.raises(StateformError, match="expected two"):
@@ -434,7 +429,6 @@ def test_representation_of_a_model_layer_by_layer() -> None:
     assert (found.tokens, found.width) == (128, 16)
     assert "layer 2" in str(found)
     assert found.to_dict()["width"] == 16
-    found.plot()
 
 
 def test_the_last_of_the_stream_is_what_the_final_norm_sees() -> None:

@@ -171,12 +171,6 @@ class Rollout:
             f"{reach}\nheld fixed: {self.held}"
         )
 
-    def plot(self, row: int = 0) -> Any:
-        """A plotly Figure of the weights of one row of the batch."""
-        from ..plots import heat
-
-        return heat(self.weights()[row], "token j", "output i", f"rollout through {self.layers} layers")
-
 
 @torch.no_grad()
 def rollout(

@@ -29,7 +29,6 @@ from torch import Tensor, nn
 
 from ...errors import StateformError, require
 from ...system import System
-from ..plots import lines
 from .coefficients import has_weights
 from .stream import Mix, frobenius, is_model, layers_of, mixed, stream
 
@@ -75,13 +74,6 @@ class Collapse:
             f"distance of the tokens from their mean, mu(Y)/||Y||, over {self.with_skip.shape[1] - 1} layers\n"
             f"  with skips    {told(self.with_skip)}\n  without skips {told(self.without_skip)}"
         )
-
-    def plot(self) -> Any:
-        """A plotly Figure of both against depth, means over the batch."""
-        depth = list(range(self.with_skip.shape[1]))
-        both = self.to_dict()
-        named = {"with skip": (depth, both["with_skip"]), "without skip": (depth, both["without_skip"])}
-        return lines(named, "layer", "mu(Y) / ||Y||_F", "Rank collapse", yaxis={"type": "log"})
 
 
 @torch.no_grad()
@@ -197,14 +189,6 @@ class SkipBound:
             f"{promise}\n"
             f"enough, measured on this input: lambda >= {seen} (the bound is known to be very conservative)"
         )
-
-    def plot(self) -> Any:
-        """A plotly Figure: the lambda of the stack, the measured one and that of the theorem."""
-        import plotly.graph_objects as go
-
-        names = {"at hand": abs(self.skip), "measured to be enough": self.measured, "enough by theorem": self.enough}
-        bars = go.Bar(x=list(names.values()), y=list(names), orientation="h")
-        return go.Figure(bars, {"template": "plotly_white", "title": "Skip strength lambda", "xaxis": {"type": "log"}})
 
 
 @torch.no_grad()

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ...errors import require
 from ...system import System
-from ..plots import lines
 from .coefficients import has_weights
 
 GAP = 1e-3
@@ -56,12 +55,6 @@ class Interaction:
             else ""
         )
         return f"{self.text}{gap}\n{self.premises}"
-
-    def plot(self) -> Any:
-        """A plotly Figure of the singular values."""
-        s = self.singular_values.tolist()
-        return lines({"singular values": (list(range(1, len(s) + 1)), s)}, "number", "singular value",
-                     f"interaction rank {self.rank}", yaxis={"type": "log"})  # fmt: skip
 
 
 @torch.no_grad()

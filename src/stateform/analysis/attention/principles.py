@@ -13,7 +13,6 @@ With alpha_ij = phi(q_i^T A_i ... A_{j+1} b_j k_j) / eta_i (arXiv 2510.09389):
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,7 +26,6 @@ from ...forms.softmax import log_normaliser
 from ...system import System
 from ...system.core import fold
 from ...system.readout import LINEAR
-from ..plots import lines
 from ..structure import contraction
 from .coefficients import has_weights, influence
 
@@ -101,16 +99,6 @@ class Principles:
             numbers = ", ".join(f"{k} {v:.3g}" for k, v in x.measured.items())
             rows.append(f"{x.name:<12} {words[x.holds]:<5} {x.why} ({numbers}) [{x.source}]")
         return "\n".join(rows)
-
-    def plot(self) -> Any:
-        """A plotly Figure: the measured shares and gains, a bar each."""
-        import plotly.graph_objects as go
-
-        pairs = [(f"{x.name}: {k}", v) for x in self.items for k, v in x.measured.items() if math.isfinite(v)]
-        bars = go.Bar(x=[v for _, v in pairs], y=[k for k, _ in pairs], orientation="h")
-        return go.Figure(
-            [bars], go.Layout(title="coefficient dynamics", template="plotly_white", xaxis={"type": "log"})
-        )
 
 
 @torch.no_grad()
@@ -306,12 +294,6 @@ class VarianceExponent:
     def __str__(self) -> str:
         pairs = ", ".join(f"{v:.3g} at n = {n}" for n, v in zip(self.sizes, self.variances, strict=True))
         return f"Var(q^T b k) ~ n^{self.exponent:.2f}: {pairs}"
-
-    def plot(self) -> Any:
-        """A plotly Figure on logarithmic axes."""
-        log = {"type": "log"}
-        return lines({"Var": (self.sizes, self.variances)}, "n", "Var(q^T b k)", str(self).partition(":")[0], xaxis=log,
-                     yaxis=log)  # fmt: skip
 
 
 @torch.no_grad()

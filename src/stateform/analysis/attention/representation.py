@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import require
-from ..plots import lines
 from .stream import Mix, stream
 
 
@@ -69,11 +68,6 @@ class Representation:
         return "\n".join(
             [head, *(f"  layer {i}: rank {r:.4g}, alpha {a:.3g} +- {e:.1g}" for i, (r, a, e) in enumerate(rows))]
         )
-
-    def plot(self) -> Any:
-        """A plotly Figure of the effective rank against depth."""
-        depth = list(range(len(self.ranks)))
-        return lines({"RankMe": (depth, self.ranks)}, "layer", "effective rank", "How much of the width is used")
 
 
 def _wide(Y: Tensor) -> Tensor:

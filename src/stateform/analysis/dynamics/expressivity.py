@@ -16,7 +16,6 @@ values, nor about a nonlinear recurrence, whose System is its linearisation.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -27,7 +26,6 @@ from torch import Tensor
 from ...errors import require
 from ...system import System
 from ...system.core import fold
-from ..plots import plane
 from ..structure import constant_transition, token_steps, token_transitions
 
 SMALL = 1e-3
@@ -80,12 +78,6 @@ class Reach:
         """Plain values."""
         return asdict(self)
 
-    def plot(self) -> Any:
-        """A plotly Figure: the least real one, and the largest modulus at the largest angle, on the unit disk."""
-        points = [] if self.least is None else [complex(self.least, 0.0)]
-        points.append(complex(self.radius * math.cos(self.angle), self.radius * math.sin(self.angle)))
-        return plane(torch.tensor(points), "What eigenvalues reached")
-
 
 @dataclass(frozen=True)
 class Verdict:
@@ -131,14 +123,6 @@ class Expressivity:
             f"{name:<13}{v.word:<9}{v.why}{f' [{v.source}]' if v.source else ''}" for name, v in self.verdicts().items()
         ]
         return "\n".join([f"recall       {self.recall}", *rows])
-
-    def plot(self) -> Any:
-        """A plotly Figure: the verdicts as a bar each, 1 reached, 0 open, -1 excluded."""
-        import plotly.graph_objects as go
-
-        names, values = zip(*((n, 0 if v.holds is None else 1 if v.holds else -1) for n, v in self.verdicts().items()))
-        title = "reached (1), open (0), excluded (-1)"
-        return go.Figure([go.Bar(x=list(names), y=list(values))], go.Layout(title=title, template="plotly_white"))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""

@@ -21,7 +21,6 @@ from ...system import System
 from ...system.shapes import indices
 from ..attention.coefficients import influence, tokens_back
 from ..attention.stream import is_model, stream
-from ..plots import lines
 from ..state.memory import horizon
 
 
@@ -113,14 +112,6 @@ class GradientPaths:
             f"(R2 {p.r2:.3f}); 95% within {self.receptive_field():.0f} tokens"
         )
 
-    def plot(self, *others: GradientPaths) -> Any:
-        """A plotly Figure against distance; others beside it, as the paths of attention, which know no distance."""
-        named = {}
-        for i, paths in enumerate((self, *others)):
-            g = paths.by_distance
-            named[paths.name or f"paths {i}"] = (list(range(len(g))), torch.where(g > 0, g, torch.nan).tolist())
-        return lines(named, "distance i - j", "||dy_i/du_j||", "Gradient paths", yaxis={"type": "log"})
-
 
 def gradient_paths(
     thing: System | nn.Module,
@@ -201,13 +192,6 @@ class MeasuredReach:
             f"{self.share:.0%} within {self.measured:.0f} tokens by the Jacobian, {self.predicted:.0f} by the horizon "
             "of the System"
         )
-
-    def plot(self) -> Any:
-        """A plotly Figure: the two beside each other."""
-        import plotly.graph_objects as go
-
-        bars = go.Bar(x=["by the Jacobian", "by the horizon"], y=[self.measured, self.predicted])
-        return go.Figure(bars, {"template": "plotly_white", "yaxis": {"title": "tokens back"}})
 
 
 def receptive_fields(

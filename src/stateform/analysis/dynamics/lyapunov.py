@@ -26,7 +26,6 @@ from ...system.core import fold
 from ...system.state import State
 from ..attention.coefficients import systems_of
 from ..attention.stream import is_model
-from ..plots import lines
 from ..structure import constant_transition, token_transitions
 
 BLOCKS = 16
@@ -95,12 +94,6 @@ class Lyapunov:
         ]
         lines += [f"  {i}: largest {layer.largest:.5g} ({layer.method})" for i, layer in self.layers.items()]
         return "\n".join(lines)
-
-    def plot(self, row: int = 0) -> Any:
-        """A plotly Figure: the running means of one row of the batch, where they settle and whether they do."""
-        curves = self.running[row].flatten(1)[:, :64]
-        named = {f"exponent {i}": (self.at, curves[:, i].tolist()) for i in range(curves.shape[1])}
-        return lines(named, "tokens", "nats a token", "Lyapunov exponents along the text", showlegend=False)
 
 
 @torch.no_grad()

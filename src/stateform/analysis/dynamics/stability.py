@@ -23,7 +23,6 @@ from ...system.core import fold
 from ...system.precision import real_dtype, upcast
 from ...system.transition import associative_scan
 from ..attention.stream import Mix, stream
-from ..plots import lines, plane
 from ..structure import constant_transition, token_transitions
 
 TILE = 2**24
@@ -79,13 +78,6 @@ class Stability:
             r, c = self.quadratic
             lines.append(f"for every input ||A^t|| <= {c:.4g} * {r:.6g}^t, by a quadratic Lyapunov function")
         return "\n".join(lines)
-
-    def plot(self, row: int = 0) -> Any:
-        """A plotly Figure of the norms along the text, a line a head."""
-        norms = self.log_norms[row if len(self.log_norms) > 1 else 0].exp()
-        steps = list(range(len(norms)))
-        named = {f"head {h}": (steps, norms[:, h].tolist()) for h in range(min(32, norms.shape[1]))}
-        return lines(named, "step", "||A_t||", "Norms of the transitions")
 
 
 @torch.no_grad()
@@ -274,12 +266,6 @@ class Perturbation:
             f"{self.nonlinearity:.1g}"
         )
 
-    def plot(self) -> Any:
-        """A plotly Figure: the change against tokens after it, a line a layer."""
-        t = list(range(self.sizes.shape[1]))
-        named = {f"layer {i}": (t, row.tolist()) for i, row in enumerate(self.sizes)}
-        return lines(named, "tokens after the change", "change / eps", "A perturbation", yaxis={"type": "log"})
-
 
 @torch.no_grad()
 def perturbation(
@@ -350,10 +336,6 @@ class TokenDynamics:
             "premises: depth as continuous time, one selective SSM in all layers and nothing else (no convolution, "
             "gate, norm or direct term); proved for width 1, seen in simulations for more (arXiv 2410.03292)"
         )
-
-    def plot(self) -> Any:
-        """A plotly Figure of the eigenvalues in the complex plane."""
-        return plane(self.eigenvalues, "Eigenvalues of S_C^T S_B")
 
 
 @torch.no_grad()

@@ -64,12 +64,6 @@ class Balanced:
             "error": self.error().tolist(), "hankel": self.hankel.to_dict(),
         }  # fmt: skip
 
-    def plot(self) -> Any:
-        """The Hankel singular values, and where they are cut."""
-        figure = self.hankel.plot()
-        figure.add_vline(x=self.order + 0.5, line_dash="dot", annotation_text=f"kept: {self.order}")
-        return figure
-
     def __str__(self) -> str:
         return (
             f"{self.original.N} states to {self.order}: gain of the error at most {float(self.bound.max()):.3g} by the "

@@ -18,7 +18,6 @@ from torch import Tensor
 from ...errors import StateformError, require
 from ...system import System
 from ...system.precision import tolerance
-from ..plots import lines
 from .gramian import factor, gram, poles
 from .separate import separated
 from .statespace import StateSpace, written
@@ -77,10 +76,6 @@ class Hankel:
         """Plain numbers."""
         return {"values": self.values.tolist(), "order": self.order(), "horizon": self.horizon}
 
-    def plot(self) -> Any:
-        """The values of each head over their number."""
-        return _decay(self.values, "Hankel singular values", "sigma_k")
-
     def __str__(self) -> str:
         N, order = self.values.shape[1], self.order()
         few = self.order(1e-3)
@@ -132,10 +127,6 @@ class Minimal:
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers."""
         return {"orders": self.orders, "states": self.states, "minimal": self.minimal, "tol": self.tol}
-
-    def plot(self) -> Any:
-        """The singular values by which it was decided."""
-        return _decay(self.values, "Singular values of the Hankel matrix", "sigma_k")
 
     def __str__(self) -> str:
         words = "minimal" if self.minimal else "not minimal"
@@ -243,13 +234,6 @@ class Hautus:
             "tol": self.tol,
         }  # fmt: skip
 
-    def plot(self) -> Any:
-        """Both distances over the modulus of the poles."""
-        modulus = self.poles.abs().flatten().tolist()
-        found = {"reached": self.reached, "seen": self.seen}
-        series = {name: (modulus, x.flatten().tolist()) for name, x in found.items()}
-        return lines(series, "|pole|", "distance", "Hautus test", yaxis={"type": "log"})
-
     def __str__(self) -> str:
         words = [name for name in ("controllable", "observable", "stabilisable", "detectable") if getattr(self, name)]
         return (
@@ -312,12 +296,6 @@ class Response:
         """Plain numbers."""
         return {"omega": self.omega.tolist(), "gain": self.gain.tolist(), "peak": self.peak.tolist()}
 
-    def plot(self) -> Any:
-        """The gain of each head over frequency."""
-        gain, omega = self.gain.tolist(), self.omega.expand(self.gain.shape).tolist()
-        series = {f"head {h}": pair for h, pair in enumerate(zip(omega, gain, strict=True))}
-        return lines(series, "radians a token", "gain", "Frequency response", yaxis={"type": "log"})
-
     def __str__(self) -> str:
         head = int(self.peak.argmax())
         at = float(self.omega.expand(self.gain.shape)[head, self.gain[head].argmax()])
@@ -379,11 +357,6 @@ def own_frequencies(system: System | StateSpace, count: int = 256) -> Tensor:
     logarithmic = torch.logspace(-5, 0, count, dtype=torch.float64) * torch.pi
     angles = poles(system).angle().abs().cpu()
     return torch.cat([torch.cat([even, logarithmic]).expand(len(angles), -1), angles], -1).sort(-1).values
-
-
-def _decay(values: Tensor, title: str, y: str) -> Any:
-    series = {f"head {h}": (list(range(1, len(x) + 1)), x) for h, x in enumerate(values.tolist())}
-    return lines(series, "k", y, title, yaxis={"type": "log"})
 
 
 def _range(numbers: list[int]) -> str:

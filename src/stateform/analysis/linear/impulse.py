@@ -21,7 +21,6 @@ from ...forms import run
 from ...system import System
 from ...system.shapes import indices
 from ..attention.coefficients import TILE, has_weights, influence, without_normaliser
-from ..plots import lines
 
 
 @dataclass(frozen=True)
@@ -61,12 +60,6 @@ class ImpulseResponse:
             f"impulse at token {self.token}, seen for {self.coefficients.shape[-1] - 1} tokens\n"
             f"half of it is gone from {what} after (tokens, per head): {lives}"
         )
-
-    def plot(self, row: int = 0) -> Any:
-        """A plotly Figure of one row of the batch: the coefficients of each head over the lag."""
-        lags = list(range(self.coefficients.shape[-1]))
-        series = {f"head {h}": (lags, x.real.tolist()) for h, x in enumerate(self.coefficients[row])}
-        return lines(series, "tokens later", "coefficient", f"response to the write at token {self.token}")
 
 
 @torch.no_grad()

@@ -14,7 +14,6 @@ from ...errors import require, require_seed
 from ...system import System
 from ...system.core import fold
 from ...system.shapes import indices
-from ..plots import lines, plane
 
 
 @dataclass(frozen=True)
@@ -63,10 +62,6 @@ class Spectrum:
         """Quantiles of the modulus over batch, steps and keys, for each head."""
         moduli = self.eigenvalues.abs().double().movedim(2, 0).flatten(1)
         return {q: [float(x) for x in moduli.quantile(q, 1)] for q in quantiles}
-
-    def plot(self) -> Any:
-        """A plotly Figure: at most 2000 of the eigenvalues in the complex plane, and the unit circle."""
-        return plane(self.sample(2000), "eigenvalues of A_t")
 
     def __str__(self) -> str:
         low, high = self.real_range()
@@ -157,12 +152,6 @@ class Retention:
         lives = ", ".join("more" if math.isinf(x) else f"{x:.0f}" for x in self.per_head()[:16])
         lags = self.products.shape[2]
         return f"half of a write is left after (tokens, median per head; looked at up to {lags}): {lives}"
-
-    def plot(self) -> Any:
-        """A plotly Figure: the median of what is left at each lag, a line for each head."""
-        left = self.to_dict()["left"]
-        series = {f"head {h}": (list(range(1, len(x) + 1)), x) for h, x in enumerate(left)}
-        return lines(series, "tokens later", "left of a write", "what the decays leave")
 
 
 @torch.no_grad()

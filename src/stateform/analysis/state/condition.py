@@ -16,7 +16,6 @@ from ...system import System
 from ...system.core import fold
 from ...system.readout import RidgeRead
 from ...system.shapes import indices
-from ..plots import lines
 
 
 @dataclass(frozen=True)
@@ -48,12 +47,6 @@ class Condition:
             f"condition number of G + R up to {self.worst:.3g} over {len(self.tokens)} tokens (at most "
             f"{float(self.bound.max()):.3g} by the norms); equations left unsolved by {float(self.residual.max()):.2g}"
         )
-
-    def plot(self) -> Any:
-        """A plotly Figure: the worst head's condition number and its bound along the text."""
-        along = {"condition number": self.numbers, "bound": self.bound}
-        series = {name: (self.tokens, x.amax((0, 2)).tolist()) for name, x in along.items()}
-        return lines(series, "token", "condition of G + R", "Ridge regression", yaxis={"type": "log"})
 
 
 @torch.no_grad()

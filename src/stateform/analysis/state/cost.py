@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from ...forms.cost.work import work
 from ...system import System
-from ..plots import lines
 
 
 @dataclass(frozen=True)
@@ -23,13 +21,6 @@ class Cost:
 
     def __str__(self) -> str:
         return f"{self.flops:.3g} floating-point operations, {self.bytes / 1e6:.3g} MB of working memory"
-
-    def plot(self, *others: Cost) -> Any:
-        """A plotly Figure of work against memory, others beside it."""
-        every = (self, *others)
-        series = {f"cost {i}": ([x.flops], [x.bytes]) for i, x in enumerate(every)}
-        log = {"type": "log"}
-        return lines(series, "floating-point operations", "bytes", "Work and memory", xaxis=log, yaxis=log)
 
 
 def cost(system: System, form: str, *, chunk_size: int = 64) -> Cost:

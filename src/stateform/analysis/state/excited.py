@@ -13,7 +13,6 @@ from ...forms import run
 from ...forms.stabilise import stabilise
 from ...system import System
 from ...system.readout import LINEAR
-from ..plots import lines
 
 STRETCH = 2**22
 """Numbers of the state held at once."""
@@ -51,11 +50,6 @@ class Excited:
             "states": self.N, "count": self.count, "effective": self.effective, "tol": self.tol,
             "singular_values": self.singular_values.tolist(),
         }  # fmt: skip
-
-    def plot(self) -> Any:
-        """The singular values of each head over their number."""
-        series = {f"head {h}": (list(range(1, self.N + 1)), x) for h, x in enumerate(self.singular_values.tolist())}
-        return lines(series, "k", "root mean square", "States that the input moves", yaxis={"type": "log"})
 
     def __str__(self) -> str:
         text = [f"{self.N} states a head; directions moved by more than {self.tol:g} of the most moved one:"]

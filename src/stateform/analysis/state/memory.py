@@ -12,7 +12,6 @@ from torch import Tensor
 from ...errors import require
 from ...system import System
 from ..attention.coefficients import influence, tokens_back
-from ..plots import lines, spreads
 
 
 @dataclass(frozen=True)
@@ -96,12 +95,6 @@ class Horizon:
             f"{low:.0f} to {high:.0f})\nper head: {heads}"
         ) + (f"\nread to the first token at every position: {', '.join(sinks[:8])}" if sinks else "")
 
-    def plot(self) -> Any:
-        """A plotly Figure: the horizons of each head over the queries."""
-        heads = self.tokens.transpose(0, 1).flatten(1).tolist()
-        title = f"tokens that hold {self.share:.0%} of the coefficients"
-        return spreads({f"head {h}": x for h, x in enumerate(heads)}, "head", "tokens back", title)
-
 
 @torch.no_grad()
 def horizon(
@@ -157,14 +150,6 @@ class ReceptiveField:
             f"predicted receptive field: {'at least ' if self.limited else ''}{self.tokens:.0f} tokens, from horizons "
             f"({self.share:.0%} of the mass) {each}"
         )
-
-    def plot(self) -> Any:
-        """A plotly Figure: the reach from layer to layer, the last one first."""
-        names, reach = list(self.horizons), [1.0]
-        for name in reversed(names):
-            reach.append(reach[-1] + self.horizons[name] - 1)
-        steps = list(range(len(reach)))
-        return lines({"reach": (steps, reach)}, "layers from the top", "tokens back", "predicted receptive field")
 
 
 def receptive_field(

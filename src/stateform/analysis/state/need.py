@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from ...errors import require
 from ...system.shapes import indices
-from ..plots import lines
 
 
 @dataclass(frozen=True)
@@ -140,14 +139,6 @@ class StateNeed:
             "least": least, "most": most, "bounds": {"least": low, "most": high}, "exact": self.exact,
             "state": self.state,
         }  # fmt: skip
-
-    def plot(self) -> Any:
-        """Draw the state needed over time, a line a head (the largest of the batch); a plotly Figure."""
-        most = self.ranks()[1].amax(0).tolist()
-        return lines(
-            {f"head {h}": (self.splits, line) for h, line in enumerate(most)}, "tokens before the split",
-            "state", f"State needed at {self.tol:.2g}", yaxis={"rangemode": "tozero"},
-        )  # fmt: skip
 
 
 def spread_splits(splits: Sequence[int] | int, T: int) -> list[int]:
