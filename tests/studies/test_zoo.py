@@ -21,6 +21,9 @@ import stateform as sf
 from stateform.analysis import equations, expressivity, reach, realisation
 from stateform.architectures import REGISTRY, accepted
 from stateform.cli import main
+from stateform.forms import FORMS, in_order
+from stateform.forms.recurrent import Recurrent
+from stateform.studies import comparison
 from stateform.studies.zoo import insert
 from stateform.system.shapes import PER_TOKEN
 
@@ -37,6 +40,32 @@ def card(name: str, cards: dict[str, sf.Card]) -> sf.Card:
     if name not in cards:
         cards[name] = sf.show(name, d_model=D)
     return cards[name]
+
+
+class Again(Recurrent):
+    """One form more."""
+
+    name, letter, order = "again", "a", 15
+
+
+def test_a_new_form_is_told_by_what_it_says_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    forms = list(FORMS.values())
+    assert len({form.letter for form in forms}) == len({form.order for form in forms}) == len(forms)
+    assert all(len(form.letter) == 1 for form in forms)
+    assert in_order(["unknown", *FORMS])[-1] == "unknown"
+    before = [str(sf.zoo([name], d_model=D)) for name in ("lru", "gru")]
+    assert "r recurrent, c chunkwise, s scan, m matrix, v convolution, n newton" in " ".join(before[0].split())
+    assert re.search(r" rcs\w[v-] ", before[0]) and re.search(r" r[c-][s-][m-][v-]n ", before[1])
+    monkeypatch.setitem(FORMS, "again", Again())
+    after = str(sf.zoo(["lru"], d_model=D))
+    assert re.search(r" racs\w[v-] ", after) and "r recurrent, a again, c chunkwise" in " ".join(after.split())
+    assert "recurrent, again, chunkwise" in str(sf.show("softmax", d_model=D))
+    found = sf.compare(["softmax", "lru"], d_model=D, max_length=12, repeats=1)
+    (grid,) = [grid for grid in comparison.grids(found.result) if grid.key == "certificate"]
+    assert [column.heading for column in grid.columns][2:5] == ["recurrent", "again", "chunkwise"]
+    for layer in found.result["layers"]:
+        assert layer["certificate"]["ok"] and "again" in layer["certificate"]["forms"]
+        assert layer["cost"]["forward_ms"]["again"]
 
 
 @pytest.mark.parametrize("name", NAMES)

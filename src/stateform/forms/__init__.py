@@ -11,13 +11,13 @@ import pkgutil
 
 from ..loops.backend import backend
 from .cost.predict import Choice, decide
-from .form import FORMS, exists, known_form
+from .form import FORMS, exists, in_order, known_form
 from .run import blank_state, choose, compute, nothing_of, put_rows, run
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
-    "FORMS", "Choice", "backend", "blank_state", "choose", "compute", "decide", "exists", "known_form", "nothing_of",
-    "put_rows", "run",
+    "FORMS", "Choice", "backend", "blank_state", "choose", "compute", "decide", "exists", "in_order", "known_form",
+    "nothing_of", "put_rows", "run",
 ]  # fmt: skip

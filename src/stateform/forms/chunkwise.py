@@ -42,7 +42,8 @@ def room(device: torch.device) -> int:
 class Chunkwise:
     """T / chunk_size chunks, memory linear in T."""
 
-    name = "chunkwise"
+    name, letter, order = "chunkwise", "c", 20
+    forward, of_systems = True, True
     chunk_size = 64
 
     def refuses(self, system: System) -> str | None:

@@ -26,7 +26,8 @@ class Convolution:
     that the other forms keep. It is never chosen by `auto`.
     """
 
-    name = "convolution"
+    name, letter, order = "convolution", "v", 50
+    forward, of_systems = False, True
 
     def refuses(self, system: System) -> str | None:
         if not system.readout.linear:

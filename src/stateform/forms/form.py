@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -17,6 +17,14 @@ class Form(Protocol):
     """One way to compute the recurrence of a Core."""
 
     name: str
+    letter: str
+    """Its own, for columns that are narrow."""
+    order: int
+    """Its place where forms are told, the least first."""
+    forward: bool
+    """True if it goes forward in time, so that a long input may be computed stretch by stretch."""
+    of_systems: bool
+    """False if it is for nonlinear cells alone."""
 
     def refuses(self, system: System) -> str | None:
         """Why the form does not exist for this system, or None."""
@@ -58,6 +66,11 @@ def register_form(form: Form) -> Form:
     """Add a form to the table."""
     FORMS[form.name] = form
     return form
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Sort the names of forms as they are told; what is no form of ours comes last."""
+    return sorted(names, key=lambda name: (0, FORMS[name].order, name) if name in FORMS else (1, 0, name))
 
 
 def register_reads(readout: type[Readout], reads: Reads) -> None:

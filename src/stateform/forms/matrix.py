@@ -16,7 +16,8 @@ from .pairs import cut, solve_unit_lower
 class Matrix:
     """T x T work and memory (an exp readout without extras runs as fused attention, without the memory)."""
 
-    name = "matrix"
+    name, letter, order = "matrix", "m", 40
+    forward, of_systems = False, True
 
     def refuses(self, system: System) -> str | None:
         return None

@@ -206,7 +206,8 @@ def scanned(system: System, s0: Tensor) -> Tensor:
 class _Form:
     """The name of the form, for cells; a System has no use for it."""
 
-    name = "newton"
+    name, letter, order = "newton", "n", 60
+    forward, of_systems = False, False
 
     def refuses(self, system: System) -> str | None:
         return "a System is linear already; Newton's method is for nonlinear cells (sf.Cell)"

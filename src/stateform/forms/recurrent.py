@@ -19,7 +19,8 @@ from .opaque import opaque
 class Recurrent:
     """T steps, memory of one state."""
 
-    name = "recurrent"
+    name, letter, order = "recurrent", "r", 10
+    forward, of_systems = True, True
 
     def refuses(self, system: System) -> str | None:
         if not system.causal:

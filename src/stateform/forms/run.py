@@ -53,7 +53,7 @@ def run(
 
     Args:
         system: what to compute.
-        form: "auto", or one of recurrent, chunkwise, scan, matrix, convolution.
+        form: "auto", or the name of one that exists for the system, see `system.forms()`.
         initial_state: the State (or S itself, [B,H,n,p]) before the first token; default zero. Packed: a row each.
         return_state: give the state after the last token too.
         cu_seqlens: integer [N+1], the ends of N sequences packed into one row (B = 1).

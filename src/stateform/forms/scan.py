@@ -34,7 +34,8 @@ def room(device: torch.device) -> int:
 class Scan:
     """T steps' states at once, tile by tile."""
 
-    name = "scan"
+    name, letter, order = "scan", "s", 30
+    forward, of_systems = True, True
 
     def refuses(self, system: System) -> str | None:
         if system.readout.cached:

@@ -316,15 +316,19 @@ def softmax_weights(system: System, queries: Sequence[int] | None) -> Tensor:
 
 
 CHUNK = 256
-"""Queries a block in the form chunkwise."""
+"""Queries that are read at a time, in forms that take neither one nor all."""
+
+
+def queries_at_once(form: str, T: int) -> int:
+    """How many queries of T a form reads at a time."""
+    return {"recurrent": 1, "matrix": T}.get(form, CHUNK)
 
 
 class SoftmaxForms:
     """y_t = sum_j alpha_tj v_j over the cache. See `Reads`."""
 
     def compute(self, system: System, form: Form, state: State | None) -> tuple[Tensor, State]:
-        block = {"recurrent": 1, "chunkwise": CHUNK, "matrix": system.T}[form.name]
-        return attend(system, state, block)
+        return attend(system, state, queries_at_once(form.name, system.T))
 
     def weights(self, system: System, queries: Sequence[int] | None) -> Tensor:
         return softmax_weights(system, queries)
@@ -351,7 +355,7 @@ class SoftmaxForms:
         keys = n * (2 if system.is_complex else 1)
         seen = T / 2 if system.window is None or system.window > T else system.window
         plain = system.eta == "sum" and system.d is None and not system.readout.tensors() and system.window is None
-        rows = {"recurrent": 1, "chunkwise": min(CHUNK, T), "matrix": 0 if plain else T}[form]
+        rows = 0 if form == "matrix" and plain else min(queries_at_once(form, T), T)
         result = heads * T * p * size
         return (
             2 * heads * T * seen * (keys + p),

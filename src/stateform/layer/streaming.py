@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import readable
-from ..forms import put_rows
+from ..forms import FORMS, put_rows
 from ..forms.packing import groups
 from ..system.state import State
 
@@ -20,8 +20,6 @@ Shared = dict[str, Tensor]
 """What the layers of a model hand on, by name, [B,T,...] each."""
 Piece = Callable[[Tensor, State | None, str, Shared | None], tuple[Tensor, State]]
 
-FORWARD = ("auto", "recurrent", "chunkwise", "scan")
-"""Forms that go forward in time, so that a long input may be computed stretch by stretch."""
 STRETCH = {"cpu": 2**21}
 """Bytes of the input to a stretch, in the precision of the state. What a layer makes of them is ten times as much and
 should stay in the cache; and memory that large tensors leave goes back to the system, so that the next ones pay for
@@ -42,7 +40,7 @@ def stretch_length(x: Tensor, form: str) -> int:
         return T
     size = max(x.element_size(), 4) * x.shape[0] * x.shape[2]
     length = max(LEAST, STRETCH.get(x.device.type, STRETCH_ELSEWHERE) // max(1, size))
-    if length >= T or form not in FORWARD or not readable(x):
+    if length >= T or not (form == "auto" or FORMS[form].forward) or not readable(x):
         return T
     parts = -(-T // (length - length % LEAST))
     return -(-T // (parts * LEAST)) * LEAST

@@ -19,6 +19,7 @@ from torch import nn
 from ..analysis import equations, realisation
 from ..architectures import REGISTRY, accepted, described, resolve
 from ..errors import require, require_seed
+from ..forms import in_order
 from ..layer import has_state, system_of
 from ..result import Result
 from ..system import System
@@ -93,7 +94,7 @@ class Card(Result):
             ("transition", r.transition),
             ("read", r.read),
             ("state", r.state + sizes),
-            ("forms", ", ".join(r.exists)),
+            ("forms", ", ".join(in_order(r.exists))),
             ("contractive", f"{r.contractive}: {r.contractive_why}"),
         ]
         yield from (_head("What it is"), _table(facts))
@@ -205,7 +206,7 @@ COMPARED = {
     "transition": lambda r: r.transition,
     "read": lambda r: r.read,
     "state": lambda r: r.state,
-    "forms": lambda r: ", ".join(r.exists),
+    "forms": lambda r: ", ".join(in_order(r.exists)),
     "contractive": lambda r: r.contractive,
     "tracks": lambda r: r.expresses.tracks,
 }

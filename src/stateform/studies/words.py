@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -16,8 +16,6 @@ Answer = dict[str, Any]
 Rows = Sequence[Mapping[str, Any]]
 """The layers of a result, each with its `answers`."""
 
-LETTERS = {"recurrent": "r", "chunkwise": "c", "scan": "s", "matrix": "m", "convolution": "v", "newton": "n"}
-"""The forms in the order in which they are told, each with its letter in the zoo."""
 FAINT = 1e-3
 """A head of whose state less than this share of the strongest head's is read does not say how a layer remembers."""
 
@@ -40,12 +38,6 @@ def names(result: Mapping[str, Any]) -> list[str]:
 def layer_row(position: int, layer: Mapping[str, Any], *cells: str) -> GridRow:
     """Make the row of a table that is about a layer."""
     return GridRow((name_of(layer), *cells), position)
-
-
-def in_order(forms: Iterable[str]) -> list[str]:
-    """Sort the names of forms as they are told; what is no form of ours comes last."""
-    known = list(LETTERS)
-    return sorted(forms, key=lambda form: (known.index(form) if form in known else len(known), form))
 
 
 def has(result: Mapping[str, Any], *keys: str) -> bool:

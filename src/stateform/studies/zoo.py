@@ -23,20 +23,18 @@ from ..architectures import REGISTRY, accepted, build, described, family_of, pla
 from ..contract.draws import redraw
 from ..errors import nearest, require, require_seed, validate
 from ..files import write_atomically
-from ..forms import blank_state
+from ..forms import FORMS, blank_state, in_order
 from ..layer import has_system, system_of
 from ..result import Result
 from ..system import System
 from ..text import decoded, read_bytes
-from .words import LETTERS
 
 MARKS = "<!-- zoo -->", "<!-- /zoo -->"
 """Between these two lines of a Markdown file stands the table."""
 
 LEGEND = (
-    "State: all heads, d_model {d_model}; T: for each token of the past. Forms: r recurrent, c chunkwise, s scan, "
-    "m matrix, v convolution, n Newton. Tracks: what one layer's transitions were seen to reach (or cannot), as "
-    "necessary conditions for it; `stateform show NAME` has the reasons."
+    "State: all heads, d_model {d_model}; T: for each token of the past. Forms: {forms}. Tracks: what one layer's "
+    "transitions were seen to reach (or cannot), as necessary conditions for it; `stateform show NAME` has the reasons."
 )
 
 
@@ -119,7 +117,8 @@ class Zoo(Result):
                 if r.title == title:
                     table.add_row(*(Text(cells[r.name][i], style=_style(heads[i], r)) for i in kept))
             yield from (Text(title, style="bold"), table, Text())
-        yield Text(LEGEND.format(d_model=self.d_model), style="dim")
+        forms = ", ".join(f"{FORMS[name].letter} {name}" for name in in_order(FORMS))
+        yield Text(LEGEND.format(d_model=self.d_model, forms=forms), style="dim")
 
 
 def _widths(lines: list[list[str]], room: int) -> list[int]:
@@ -148,8 +147,8 @@ def _size(row: Row) -> str:
 
 
 def _letters(row: Row) -> str:
-    shown = [name for name in LETTERS if name != "newton" or name in row.exists]
-    return "".join(LETTERS[name] if name in row.exists else "-" for name in shown)
+    shown = [FORMS[name] for name in in_order(FORMS) if FORMS[name].of_systems or name in row.exists]
+    return "".join(form.letter if form.name in row.exists else "-" for form in shown)
 
 
 def _link(paper: str) -> str:

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from ...forms import exists, run
+from ...forms import exists, in_order, run
 from ...layer import system_of
 from ...report import Column, Grid, GridRow, Headline, dig, listing, units, visible
 from ...report.units import MISSING
 from ...report.words import text_of
 from ...system.precision import largest, relative_error, tolerance, why_no_proof, wide
-from ..words import Answer, in_order, layer_row, layers, name_of
+from ..words import Answer, layer_row, layers, name_of
 from .question import Beside, Told
 
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ...forms import FORMS, in_order
 from ...report import Column, Figure, Grid, Headline, Panel, View, dig, listing, units, visible
 from ...report.figure import SMALL, band, bar_panel, drawing, length_axis, line, logarithmic, named_ends
 from ...report.units import MISSING
 from ...report.words import text_of, thinned
-from ..words import LETTERS, has, in_order, layer_row, layers, name_of, names
+from ..words import has, layer_row, layers, name_of, names
 from .question import Beside, Told
 
 BASELINE = "softmax"
 """The layer that others are held against."""
-DASHES = dict(zip(LETTERS, ("solid", "dash", "dot", "dashdot", "longdash")))
-"""The lines of the forms."""
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+"""The lines of the forms, in their order."""
 
 
 def measured(layer: Mapping[str, Any]) -> dict[str, dict[int, Mapping[str, float]]]:
@@ -191,15 +192,19 @@ def _times_by_form(timed: Sequence[tuple[int, Any, Any]], every: Sequence[int]) 
             used.add(form)
             tips = [f"{form}: {units.milliseconds(time['median'])}" for time in times.values()]
             medians = [time["median"] for time in times.values()]
-            style = {"dash": DASHES.get(form, "solid"), "width": 2}
+            style = {"dash": _dash(form), "width": 2}
             lines = line(list(times), medians, i, name_of(layer), tips, line=style)
             lines.marker.size = 5
             lines.hovertemplate = "%{text}<extra></extra>"
             traces.append(lines)
         chosen = length_axis(thinned(every, 3), "T") | {"range": length_axis(every)["range"]}
         panels.append(Panel(drawing(traces, xaxis=chosen, yaxis=axis, hovermode="x"), name_of(layer), i, SMALL))
-    styles = tuple((visible(form), DASHES.get(form, "solid")) for form in in_order(used))
+    styles = tuple((visible(form), _dash(form)) for form in in_order(used))
     return View("Every form", tuple(panels), True, styles)
+
+
+def _dash(form: str) -> str:
+    return DASHES[in_order(FORMS).index(form) % len(DASHES)] if form in FORMS else DASHES[0]
 
 
 def cost_at_longest(result: Mapping[str, Any]) -> Figure | None:
