@@ -4,35 +4,22 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..analysis import horizon, spectrum
 from ..architectures import REGISTRY, accepted, build, resolve
 from ..errors import StateformError, require, require_finite_weights, require_seed, validate
-from ..layer import system_of
 from ..models import open_folder
 from ..result import Progress, Steps, header, until_interrupted
 from ..system.precision import why_no_proof
 from ..text import read_text
-from ..timing.measure import blank_cost, measure
 from .comparison import Comparison
-from .questions import SHOWN
-from .questions.certificate import certify
-from .questions.coefficients import effective_attention
-from .questions.identity import about, identify
-from .questions.pairs import compare_pair, pairs_of
+from .questions import BESIDE, SHOWN, Lineup, Member
 from .subject import DTYPES, embed, printable
-from .words import rounded
-
-CERTIFIED = 256
-"""Tokens on which the forms are compared in float64, and on which systems are looked at token by token."""
-SHOWN_HEADS = 4
-"""Heads with a map of effective attention."""
 
 
 def lengths_up_to(longest: int) -> list[int]:
@@ -88,27 +75,19 @@ def compare(
         },
         "complete": False, "layers": [], "pairs": [],
     }  # fmt: skip
-    step = Steps(on_progress, 2 * len(built) + len(lengths) + len(built) * (len(built) - 1) // 2)
-    rows: dict[str, dict[str, Any]] = {}
+    shown = [printable(c) for c in data[:SHOWN]]
+    lineup = Lineup(built, x, shown, lengths, DTYPES[dtype], memory_limit_gb, repeats, seed)
+    alone = sum(one.layer is not None for one in BESIDE)
+    step = Steps(on_progress, len(built) * alone + sum(one.steps(lineup) for one in BESIDE))
     with until_interrupted(result), torch.no_grad(), validate(False):
         for name, layer in built.items():
             with validate(True):
                 _try(name, layer, x[:, :2])
-        for name, layer in built.items():
-            step(f"{name}: forms agree?")
-            row = {"name": name, **about(layer), "certificate": certify(layer, x[:, :CERTIFIED])}
-            step(f"{name}: dynamics")
-            row |= {
-                "identity": identify(layer, x[:, :CERTIFIED]),
-                "dynamics": _dynamics(layer, x, data),
-                "cost": blank_cost(),
-            }
-            rows[name] = row
-            result["layers"].append(row)
-        measure(built, rows, x.to(DTYPES[dtype]), lengths, memory_limit_gb, repeats, step)
-        for a, b in pairs_of(list(built)):
-            step(f"{a} = {b}?")
-            result["pairs"].append(compare_pair(a, built[a], b, built[b], x[:, :SHOWN], seed))
+        for name in built:
+            result["layers"].append(_row(name, lineup, step))
+        for one in BESIDE:
+            if one.together is not None:
+                one.together(lineup, result, step)
     step.end()
     return Comparison(result)
 
@@ -130,6 +109,27 @@ def _try(name: str, layer: nn.Module, x: Tensor) -> None:
 
 
 # -- one layer ----------------------------------------------------------------------------------------------------
+
+
+def _row(name: str, lineup: Lineup, step: Callable[[str], None]) -> dict[str, Any]:
+    """What is known and measured of one layer."""
+    layer = lineup.layers[name]
+    row, member = {"name": name, **about(layer)}, Member(name, layer, lineup)
+    for one in BESIDE:
+        if one.layer is not None:
+            step(f"{name}: {one.where[-1]}")
+            one.ask(member, row)
+    return row
+
+
+def about(layer: nn.Module) -> dict[str, Any]:
+    """Give what is known of a layer without running it."""
+    entry = next((e for e in REGISTRY.values() if e.cls is type(layer)), None)
+    text = (type(layer).__doc__ or type(layer).__name__).strip().split("\n")[0]
+    return {
+        "summary": entry.summary if entry else text, "paper": entry.paper if entry else "",
+        "parameters": sum(p.numel() for p in layer.parameters()),
+    }  # fmt: skip
 
 
 def _build_all(
@@ -181,14 +181,3 @@ def _trained(spec: str) -> nn.Module | None:
     require(int(number) <= last, f"the model in {folder} has the layers 0 to {last}; there is no {number}")
     mixer: nn.Module = blocks[int(number)].mixer  # type: ignore[assignment]
     return mixer
-
-
-def _dynamics(layer: nn.Module, x: Tensor, data: bytes) -> dict[str, Any]:
-    system = system_of(layer, x[:, :1024])
-    values = spectrum(system[:CERTIFIED]).sample(600)
-    found = horizon(system, queries=sorted({int(t) for t in torch.linspace(min(15, system.T - 1), system.T - 1, 24)}))
-    return {
-        "eigenvalues": {"re": rounded(values.real), "im": rounded(values.imag)},
-        "horizon": found.to_dict(),
-        "coefficients": effective_attention(system, [printable(c) for c in data[:SHOWN]], range(SHOWN_HEADS)),
-    }

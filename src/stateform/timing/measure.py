@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from statistics import median
 from typing import Any
@@ -32,9 +32,8 @@ def blank_cost() -> dict[str, Any]:
 
 
 def measure(
-    built: dict[str, nn.Module], rows: dict[str, dict[str, Any]], x: Tensor, lengths: list[int], limit_gb: float,
-    repeats: int,
-    step: Callable[[str], None],
+    built: Mapping[str, nn.Module], rows: Mapping[str, dict[str, Any]], x: Tensor,
+    lengths: Sequence[int], limit_gb: float, repeats: int, step: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Fill the cost of every row. All layers take turns, so that a slow moment of the machine hits all alike."""
     layers = {name: copy.deepcopy(layer).to(x.dtype) for name, layer in built.items()}

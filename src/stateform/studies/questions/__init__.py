@@ -1,7 +1,8 @@
 """The questions: what answers each for one layer, or for a whole model, what is remarkable in it, and how it is told.
 
-A question is one file with a `QUESTION`; what is put to layers side by side has a `BESIDE`. A new file is asked, drawn
-and listed without being named anywhere else. The answers are results of `stateform.analysis`, kept as plain numbers.
+A question is one file with a `QUESTION`; what is put to layers side by side has a `BESIDE`. A new file is asked,
+measured, drawn and listed without being named anywhere else. The answers are results of `stateform.analysis`, kept as
+plain numbers.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..words import Answer, Rows, answered
-from .question import SHOWN, Beside, Finding, Question, Site
+from .question import SHOWN, Beside, Finding, Lineup, Member, Question, Site
 
-__all__ = ["BESIDE", "QUESTIONS", "SHOWN", "Answer", "Beside", "Finding", "Question", "Rows", "Site", "findings"]
+__all__ = [
+    "BESIDE", "QUESTIONS", "SHOWN", "Answer", "Beside", "Finding", "Lineup", "Member", "Question", "Rows", "Site",
+    "findings",
+]  # fmt: skip
 
 _MODULES: list[Any] = [importlib.import_module(f"{__name__}.{file.name}") for file in pkgutil.iter_modules(__path__)]
 QUESTIONS: dict[str, Question] = {

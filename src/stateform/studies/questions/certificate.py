@@ -75,4 +75,11 @@ def _headlines(result: Told) -> Iterator[Headline]:
             yield Headline("Forms agree to", units.error(worst) if worst else "every digit", detail)
 
 
-BESIDE = Beside("what", 40, lambda result, lengths: [table(result)], headlines=_headlines)
+BESIDE = Beside(
+    "what",
+    40,
+    lambda result, lengths: [table(result)],
+    headlines=_headlines,
+    layer=lambda one: certify(one.layer, one.first),
+    where=("certificate",),
+)

@@ -14,6 +14,8 @@ from .question import SHOWN, Beside, Question, Site, Told
 
 MAPS = 96
 """How many maps all layers together keep for drawing."""
+SHOWN_HEADS = 4
+"""Heads with a map, of each layer of a comparison."""
 
 
 def effective_attention(system: System, tokens: Sequence[str], heads: Sequence[int] | None = None) -> Answer:
@@ -105,4 +107,10 @@ QUESTION = Question(
     figures=lambda result: _drawn(result, "answers", "coefficients", "maps"),
     order=3,
 )
-BESIDE = Beside("dynamics", 60, figures=lambda result: _drawn(result, "dynamics", "coefficients"))
+BESIDE = Beside(
+    "dynamics",
+    60,
+    figures=lambda result: _drawn(result, "dynamics", "coefficients"),
+    layer=lambda one: effective_attention(one.system, one.tokens, range(SHOWN_HEADS)),
+    where=("dynamics", "coefficients"),
+)

@@ -10,13 +10,23 @@ from ...report import Column, Figure, Grid, Headline, Panel, View, dig, listing,
 from ...report.figure import SMALL, band, bar_panel, drawing, length_axis, line, logarithmic, named_ends
 from ...report.units import MISSING
 from ...report.words import text_of, thinned
+from ...timing.measure import blank_cost, measure
 from ..words import has, layer_row, layers, name_of, names
-from .question import Beside, Told
+from .question import Beside, Lineup, Told
 
 BASELINE = "softmax"
 """The layer that others are held against."""
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 """The lines of the forms, in their order."""
+
+
+def measure_all(lineup: Lineup, result: dict[str, Any], step: Callable[[str], None]) -> None:
+    """Fill the cost of every layer; all of them take turns."""
+    rows = {row["name"]: row for row in result["layers"]}
+    for row in rows.values():
+        row["cost"] = blank_cost()
+    x = lineup.x.to(lineup.dtype)
+    measure(lineup.layers, rows, x, lineup.lengths, lineup.memory_limit_gb, lineup.repeats, step)
 
 
 def measured(layer: Mapping[str, Any]) -> dict[str, dict[int, Mapping[str, float]]]:
@@ -284,4 +294,6 @@ BESIDE = Beside(
     lambda result, lengths: [time_table(result, lengths), cost_table(result)],
     lambda result: [time_over_length(result), cost_at_longest(result)],
     _headlines,
+    together=measure_all,
+    steps=lambda lineup: len(lineup.lengths),
 )

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 
 from ...analysis import contraction, describe, spectrum
-from ...architectures import REGISTRY
 from ...layer import system_of
 from ...report import Column, Grid, dig, units
 from ...report.units import MISSING
 from ...report.words import text_of
 from ..words import Answer, layer_row, layers
 from .question import Beside, Told
-
-
-def about(layer: nn.Module) -> dict[str, Any]:
-    """Give what is known of a layer without running it."""
-    entry = next((e for e in REGISTRY.values() if e.cls is type(layer)), None)
-    text = (type(layer).__doc__ or type(layer).__name__).strip().split("\n")[0]
-    return {
-        "summary": entry.summary if entry else text, "paper": entry.paper if entry else "",
-        "parameters": sum(p.numel() for p in layer.parameters()),
-    }  # fmt: skip
 
 
 def identify(layer: nn.Module, x: Tensor) -> Answer:
@@ -73,4 +60,10 @@ def table(result: Told) -> Grid | None:
     return Grid("identity", "What is each layer?", columns, tuple(rows), (note,))
 
 
-BESIDE = Beside("what", 10, lambda result, lengths: [table(result)])
+BESIDE = Beside(
+    "what",
+    10,
+    lambda result, lengths: [table(result)],
+    layer=lambda one: identify(one.layer, one.first),
+    where=("identity",),
+)

@@ -329,4 +329,6 @@ BESIDE = Beside(
     lambda result: [memory_horizon(result, "dynamics", "horizon")],
     _headlines,
     tables_order=90,
+    layer=lambda one: one.horizon.to_dict(),
+    where=("dynamics", "horizon"),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from ...report.figure import drawing, label, three_shades
 from ...report.units import MISSING
 from ...report.words import text_of
 from ..words import Answer, layers
-from .question import Beside, Told
+from .question import SHOWN, Beside, Lineup, Told
 
 
 def pairs_of(names: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -49,6 +49,14 @@ def compare_pair(name_a: str, a: nn.Module, name_b: str, b: nn.Module, x: Tensor
         "shared": len(shared.names), "unshared": len(shared.unshared), "text": text,
         "special": special_case(drawn[0], drawn[1], x),
     }  # fmt: skip
+
+
+def compare_pairs(lineup: Lineup, result: dict[str, Any], step: Callable[[str], None]) -> None:
+    """Add what every two layers have in common."""
+    for a, b in pairs_of(list(lineup.layers)):
+        step(f"{a} = {b}?")
+        found = compare_pair(a, lineup.layers[a], b, lineup.layers[b], lineup.x[:, :SHOWN], lineup.seed)
+        result["pairs"].append(found)
 
 
 def table(result: Told, most: int = 6) -> Grid | None:
@@ -160,4 +168,12 @@ def _headlines(result: Told) -> Iterator[Headline]:
             yield Headline("Special cases", f"{len(special)} of {len(compared)} pairs", detail)
 
 
-BESIDE = Beside("same", 100, lambda result, lengths: [table(result)], lambda result: [draw(result)], _headlines)
+BESIDE = Beside(
+    "same",
+    100,
+    lambda result, lengths: [table(result)],
+    lambda result: [draw(result)],
+    _headlines,
+    together=compare_pairs,
+    steps=lambda lineup: len(list(pairs_of(list(lineup.layers)))),
+)

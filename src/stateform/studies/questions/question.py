@@ -14,12 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from ...analysis import Horizon, Spectrum, horizon, spectrum
+from ...layer import system_of
 from ...report import Column, Figure, Grid, Headline
 from ...system import System
 from ..words import Answer, Rows
 
 SHOWN = 64
 """Tokens of the maps of effective attention, and on which transitions are written out."""
+FIRST, LOOKED = 256, 1024
+"""Tokens of a comparison on which systems are looked at token by token, and on which memory is."""
 Told = Mapping[str, Any]
 """The dict of an analysis, or of a comparison."""
 
@@ -48,6 +51,39 @@ class Site:
         """Tokens back that hold 95% of what an output reads."""
         T = self.system.T
         return horizon(self.system, queries=sorted({int(t) for t in torch.linspace(min(15, T - 1), T - 1, 24)}))
+
+
+class Member(Site):
+    """One layer of a comparison, on the text that all of them read.
+
+    Args:
+        name: of the layer, as the reader sees it.
+        layer: with `system(u)`, in float64.
+        lineup: the comparison.
+    """
+
+    def __init__(self, name: str, layer: nn.Module, lineup: Lineup) -> None:
+        super().__init__(name, layer, system_of(layer, lineup.x[:, :LOOKED]), lineup.tokens, len(lineup.layers))
+        self.first = lineup.x[:, :FIRST]  # [1,T,d_model]
+
+
+@dataclass(frozen=True)
+class Lineup:
+    """What is compared, and how."""
+
+    layers: Mapping[str, nn.Module]
+    """By name, in float64."""
+    x: Tensor
+    """The text that they read, [1,T,d_model] in float64."""
+    tokens: Sequence[str]
+    """The first `SHOWN` of it, as they are shown."""
+    lengths: Sequence[int]
+    """At which time is measured."""
+    dtype: torch.dtype
+    """In which time is measured."""
+    memory_limit_gb: float
+    repeats: int
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -102,11 +138,16 @@ class Beside:
 
     Args:
         section: the part of the page where it stands, see `comparison.SECTIONS`.
-        order: its place there and in the terminal, the least first.
+        order: its place there and in the terminal, and when it is measured, the least first.
         tables: from the dict of a comparison and how many lengths a table has room for.
         figures: from the dict of a comparison.
         headlines: what a reader wants first.
         tables_order: the place of its tables, where they do not stand right behind its figures.
+        layer: the answer for one layer (None: nothing is measured layer by layer).
+        where: its place in the row of the layer, a key for each level. The last one names the step.
+        together: what is measured of all layers side by side, after that; it fills the dict of the comparison and
+            calls with each step that it begins (None: nothing is).
+        steps: how many these are.
     """
 
     section: str
@@ -115,3 +156,15 @@ class Beside:
     figures: Callable[[Told], Sequence[Figure | None]] = lambda result: ()
     headlines: Callable[[Told], Iterator[Headline]] = lambda result: iter(())
     tables_order: int | None = None
+    layer: Callable[[Member], Answer] | None = None
+    where: tuple[str, ...] = ()
+    together: Callable[[Lineup, dict[str, Any], Callable[[str], None]], None] | None = None
+    steps: Callable[[Lineup], int] = lambda lineup: 0
+
+    def ask(self, member: Member, row: dict[str, Any]) -> None:
+        """Put the answer for a layer into its row."""
+        if self.layer is not None:
+            *levels, last = self.where
+            for level in levels:
+                row = row.setdefault(level, {})
+            row[last] = self.layer(member)

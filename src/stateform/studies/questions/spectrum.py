@@ -6,15 +6,18 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from ...analysis import spectrum
 from ...report import Column, Figure, Panel, View, dig, units
 from ...report.figure import BLANK, CELL, FEW, colour, drawing, heatmap, label, map_rows, scatter, short
 from ...report.units import MISSING
 from ...report.words import capitalised
 from ..words import Answer, Rows, answered, layers, layers_of, names, place, rounded
-from .question import Beside, Finding, Question, Site, Told
+from .question import FIRST, Beside, Finding, Member, Question, Site, Told
 
 EIGENVALUES = 4800
 """How many eigenvalues all layers together keep for drawing."""
+SAMPLED = 600
+"""Eigenvalues of a layer that are drawn, at most."""
 _BINS = 40
 
 
@@ -24,7 +27,7 @@ def ask(site: Site) -> Answer:
     Those of a softmax, whose A_t is I, are of the DSF's coordinates: drawn only where it is alone.
     """
     found, cached = site.spectrum, site.system.readout.cached
-    values = found.sample(max(100, min(600, EIGENVALUES // site.layers)))
+    values = found.sample(max(100, min(SAMPLED, EIGENVALUES // site.layers)))
     drawn = None if cached and site.layers > 1 else {"re": rounded(values.real), "im": rounded(values.imag)}
     heads = None if cached else rounded(found.eigenvalues.abs().amax(dim=(0, 1, 3)))
     of = "eta_{t-1}/eta_t" if cached else "A_t"
@@ -179,6 +182,11 @@ def _beside(result: Told) -> list[Figure | None]:
     return [disks([(i, name, dig(layer, "dynamics", "eigenvalues")) for i, (name, layer) in enumerate(every)])]
 
 
+def _sampled(one: Member) -> Answer:
+    values = spectrum(one.system[:FIRST]).sample(SAMPLED)
+    return {"re": rounded(values.real), "im": rounded(values.imag)}
+
+
 QUESTION = Question(
     "spectrum",
     "How does each state fade or turn?",
@@ -193,4 +201,4 @@ QUESTION = Question(
     cell=lambda one: units.near_one(one["abs_max"]) if one.get("of") == "A_t" else MISSING,
     order=4,
 )
-BESIDE = Beside("dynamics", 80, figures=_beside)
+BESIDE = Beside("dynamics", 80, figures=_beside, layer=_sampled, where=("dynamics", "eigenvalues"))
