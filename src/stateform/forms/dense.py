@@ -12,7 +12,7 @@ from ..system import System
 from ..system.core import fold, unfold
 from ..system.precision import real_dtype, upcast
 from ..system.shapes import spread_heads
-from .form import FORMS
+from .form import chunkwise_or_recurrent
 from .ridge import as_linear
 from .softmax import log_normaliser
 from .stabilise import exponential, stabilise
@@ -62,8 +62,7 @@ def normaliser(system: System) -> Tensor:
     ones = torch.ones(B, T * system.micro, 1, 1, dtype=system.dtype, device=system.device)
     sums = replace(system, v=ones, w_in=None, eta=None, eta_floor=None)
     core = fold(sums)
-    form = next(form for name in ("chunkwise", "recurrent") if (form := FORMS[name]).refuses(sums) is None)
-    raw, _ = form.compute(core, core.zero_state())
+    raw, _ = chunkwise_or_recurrent(sums).compute(core, core.zero_state())
     eta = unfold(sums, raw.flatten(2, 3)).squeeze(-1).to(real_dtype(upcast(system.k).dtype))
     if system.eta_floor is None:
         return eta

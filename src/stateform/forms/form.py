@@ -68,6 +68,11 @@ def register_form(form: Form) -> Form:
     return form
 
 
+def chunkwise_or_recurrent(system: System) -> Form:
+    """Take the form chunkwise, or recurrent where that does not exist: what needs no more memory than a chunk."""
+    return FORMS["chunkwise" if FORMS["chunkwise"].refuses(system) is None else "recurrent"]
+
+
 def in_order(names: Iterable[str]) -> list[str]:
     """Sort the names of forms as they are told; what is no form of ours comes last."""
     return sorted(names, key=lambda name: (0, FORMS[name].order, name) if name in FORMS else (1, 0, name))

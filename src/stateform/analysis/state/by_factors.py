@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ...errors import require
 from ...forms.dense import normaliser
-from ...forms.form import FORMS
+from ...forms.form import chunkwise_or_recurrent
 from ...forms.ridge import as_linear
 from ...forms.stabilise import stabilise
 from ...system import System
@@ -96,11 +96,10 @@ def _maps(system: System, start: int, stop: int, eta: Tensor) -> _Maps:
     """The stretch, run on unit values and unit states in the form chunkwise (recurrent where that does not exist)."""
     part, r, c = system[start:stop], system.micro, stop - start
     core = fold(part)
-    form = next(form for name in ("chunkwise", "recurrent") if (form := FORMS[name]).refuses(part) is None)
     units = torch.eye(c * r, c * r + core.n, dtype=torch.float64, device=core.k.device)
     states = core.zero_state()[..., :1].expand(*[-1] * 4, c * r + core.n).clone()
     states[..., c * r :] = torch.eye(core.n, dtype=states.dtype, device=states.device)
-    y, end = form.compute(replace(core, v=units[None, :, None, None], real=False), states)
+    y, end = chunkwise_or_recurrent(part).compute(replace(core, v=units[None, :, None, None], real=False), states)
     at = slice(0, None, r) if part.exclusive else slice(r - 1, None, r)
     y = y[:, at].expand(-1, -1, *core.heads, -1, -1).flatten(2, 3).transpose(1, 2)  # [B,H,c,o,c*r+n]
     end = end.expand(-1, *core.heads, -1, -1).flatten(1, 2)
