@@ -104,6 +104,9 @@ def target(thing: griffe.Object | griffe.Alias) -> griffe.Object | None:
         found = thing.final_target if isinstance(thing, griffe.Alias) else thing
     except griffe.AliasResolutionError:
         return None
+    if found.is_module:  # a function of a module of its own name is what the package means by that name
+        inside = found.members.get(found.name, found)
+        found = found if inside.is_alias else inside
     return None if found.is_module or (found.is_attribute and not found.has_docstring) else found
 
 

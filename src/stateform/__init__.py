@@ -32,7 +32,7 @@ def __getattr__(name: str) -> Any:
         globals().update({known: getattr(public, known) for known in __all__})
         if name in globals():
             return globals()[name]
-        if former_path(f"{__name__}.{name}"):
+        if _former_path(f"{__name__}.{name}"):
             return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
@@ -56,7 +56,7 @@ class _Package(ModuleType):
         return importlib.import_module, (self.__name__,)
 
 
-def former_path(fullname: str, *_: Any) -> Any:
+def _former_path(fullname: str, *_: Any) -> Any:
     """Give the spec of a module's former path, None for any other: Python asks for what it finds nowhere else."""
     if not fullname.startswith(f"{__name__}."):
         return None
@@ -64,4 +64,4 @@ def former_path(fullname: str, *_: Any) -> Any:
 
 
 sys.modules[__name__].__class__ = _Package
-sys.meta_path.append(SimpleNamespace(find_spec=former_path))
+sys.meta_path.append(SimpleNamespace(find_spec=_former_path))

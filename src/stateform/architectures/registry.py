@@ -28,6 +28,7 @@ class Entry:
 
 
 REGISTRY: dict[str, Entry] = {}
+"""The architectures by the name under which they are registered."""
 PAPER = re.compile(r"(.+)  ((?:arXiv|doi) \S+)")
 """The first line of a file that is an architecture: what it is, two spaces, where it comes from."""
 

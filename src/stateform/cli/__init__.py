@@ -14,7 +14,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .interrupt import interruptible, leave
+from . import interrupt
 
 if TYPE_CHECKING:
     from . import bench, learn, look, pretrained, sweep
@@ -41,7 +41,7 @@ def main() -> None:
     """
     ends = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if ends and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, leave)
+        signal.signal(signal.SIGINT, interrupt.leave)
     try:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
@@ -52,7 +52,7 @@ def main() -> None:
     except (OSError, ValueError) as error:
         _refuse(error)
     finally:
-        interruptible()
+        interrupt.interruptible()
 
 
 def _refuse(error: OSError | ValueError) -> NoReturn:

@@ -64,6 +64,7 @@ class Relation:
 
 
 RELATIONS: list[Relation] = []
+"""Every special case that is known, in the order of the file."""
 
 
 def special_case(a: nn.Module, b: nn.Module, u: Tensor) -> str | None:

@@ -59,6 +59,7 @@ class Reads(Protocol):
 
 
 FORMS: dict[str, Form] = {}
+"""The forms by name."""
 READS: dict[type[Readout], Reads] = {}
 
 

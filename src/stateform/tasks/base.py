@@ -21,7 +21,9 @@ from ..layer.spec import class_from_file, names_file, read_spec
 IGNORED = -100
 """The label of a position that asks for nothing (of numbers: NaN)."""
 Split = Literal["train", "valid", "test"]
+"""A part of a task's examples, by name."""
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+"""The splits, in the order of their use."""
 
 
 @dataclass(frozen=True)
@@ -208,6 +210,7 @@ class Task:
 
 T = TypeVar("T", bound=type[Task])
 TASKS: dict[str, type[Task]] = {}
+"""The tasks by the name under which they are registered."""
 
 
 def register_task(name: str, *, source: str = "") -> Callable[[T], T]:

@@ -22,6 +22,7 @@ from ..result import Progress, Record, Steps, header, until_interrupted
 from ..system.precision import is_constant, largest, relative_error, tolerance, why_no_proof, wide
 
 MODEL_MODES = ("prefill", "decode", "training")
+"""What of a model is timed."""
 AS_IT_IS, OURS = "as it is", "stateform"
 PROMPT = 16
 """Tokens before those that are decoded."""

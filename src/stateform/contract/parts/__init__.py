@@ -8,6 +8,8 @@ from ..layer import LayerRunner
 from ..model import ModelRunner
 from . import forms, gradients, packing, padding, promises, splits
 
+__all__ = ["LAYER", "MODEL"]
+
 LAYER: dict[str, Callable[[LayerRunner], None]] = {
     "draw": promises.parts_matter,
     "equations": forms.equations,
@@ -20,6 +22,7 @@ LAYER: dict[str, Callable[[LayerRunner], None]] = {
     "promise": promises.contractive,
     "empty": promises.empty,
 }
+"""What a layer is put to, by name."""
 MODEL: dict[str, Callable[[ModelRunner], None]] = {
     "rows": packing.model_rows,
     "future": packing.model_future,
@@ -32,3 +35,4 @@ MODEL: dict[str, Callable[[ModelRunner], None]] = {
     "padding between": padding.between,
     "packed": packing.model_packed,
 }
+"""What a language model is put to, by name."""

@@ -20,6 +20,7 @@ from .heads import chosen_heads, mean_by_lag, softmax_systems, substitute, with_
 from .result import Replacement, Substitute
 
 METHODS = ("fitted", "window", "lag", "random")
+"""What a softmax head can be replaced by."""
 
 
 def softmax_to_state(

@@ -19,6 +19,7 @@ from ...train.config import Experiment
 from ..rows import Run
 
 Runner = Callable[[dict[str, Any], Path, Progress], dict[str, Any]]
+"""A function of an experiment as plain values, a folder and a progress callback, that gives its outcome."""
 
 
 def trained(experiment: dict[str, Any], folder: Path, on_progress: Progress) -> dict[str, Any]:

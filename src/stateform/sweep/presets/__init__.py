@@ -7,7 +7,10 @@ from pathlib import Path
 
 from ...errors import nearest, require
 
+__all__ = ["FOLDER", "file_of", "preset_names"]
+
 FOLDER = Path(__file__).parent
+"""Where the presets are."""
 
 
 def preset_names() -> list[str]:

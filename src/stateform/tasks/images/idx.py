@@ -19,9 +19,11 @@ PUBLIC = (
     "MNIST's four IDX files, train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and "
     "t10k-labels-idx1-ubyte, each possibly .gz (yann.lecun.com/exdb/mnist and its mirrors)"
 )
+"""The files to get, for error messages."""
 
 
 PIXELS = 784
+"""Pixels of a picture, 28 by 28."""
 
 
 def read_idx(file: Path, n_dims: int) -> np.ndarray:

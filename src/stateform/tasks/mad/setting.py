@@ -15,9 +15,11 @@ from ..base import IGNORED, Batch, Split, Task, make_task
 from ..recall import Ints, batch_of, first_seen, whole_numbers, with_answers
 
 SOURCE = "Poli et al. 2024, arXiv 2403.17844 (MAD)"
+"""The paper that the settings are from."""
 
 
 TRAIN_SIZES = (6400, 3200, 1600, 800)
+"""Numbers of training examples that the sweeps go through."""
 
 
 MAD_SWEEPS: dict[str, dict[str, tuple[Any, ...]]] = {

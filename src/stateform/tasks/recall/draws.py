@@ -10,6 +10,7 @@ from torch import Tensor
 from ..base import IGNORED, Batch
 
 Ints = NDArray[np.int64]
+"""An array of whole numbers."""
 
 
 def whole_numbers(rng: np.random.RandomState, high: int, *shape: int) -> Ints:

@@ -14,6 +14,7 @@ from ..base import Batch, Split, register_task
 from .walked import Tracking
 
 Permutation = tuple[int, ...]
+"""Where each element goes."""
 
 
 @lru_cache

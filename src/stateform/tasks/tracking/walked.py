@@ -12,9 +12,11 @@ from torch import Tensor
 from ..base import IGNORED, Batch, Task
 
 CHOMSKY = "Delétang et al. 2023, Neural Networks and the Chomsky Hierarchy (arXiv 2207.02098)"
+"""The paper of the regular languages."""
 
 
 EIGENVALUES = "Grazzi et al. 2025, Unlocking State-Tracking in Linear RNNs (arXiv 2411.12537)"
+"""The paper of negative eigenvalues."""
 
 
 @dataclass(frozen=True, kw_only=True)
