@@ -16,7 +16,7 @@ TRAIN := demo --workers 2 --out build/demo/sweeps --html build/demo/recall.html
 # nothing more about the loops; a compiler that optimises such code takes longer than all tests.
 SANITIZERS := -O0 -g -fno-omit-frame-pointer -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all
 RUNTIME = $(foreach name,libasan.so libstdc++.so,$(shell cc -print-file-name=$(name)))
-LOOPS := tests/loops/test_compiled.py tests/laws/test_decoding.py tests/contract/test_layer.py -m 'loops and not slow'
+LOOPS := tests/loops/test_loops.py tests/laws/test_decoding.py tests/contract/test_layer.py -m 'loops and not slow'
 SANE := not torch_compile and not compiler and not written and not once and not thousand
 
 .NOTPARALLEL:

@@ -1,6 +1,6 @@
 """The command line as a program that this process runs: what it imports was imported before.
 
-`test_command.py` has what only a process of its own can show.
+`cli/test_cli.py` has what only a process of its own can show.
 """
 
 from __future__ import annotations

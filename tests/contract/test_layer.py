@@ -19,7 +19,7 @@ from stateform.loops import build, ops
 from stateform.system.core import Core
 from stateform.system.precision import tolerance
 
-from ..loops.test_compiled import needed
+from ..loops.test_loops import needed
 
 
 def quick_unless(slow: set[str], names: list[str]) -> list[Any]:

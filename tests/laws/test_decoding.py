@@ -18,7 +18,7 @@ from stateform.loops.conv import short_conv, short_conv_reference
 from stateform.loops.matrix import matrix, matrix_reference
 from stateform.loops.ops import call
 from stateform.system.precision import tolerance
-from tests.loops.test_compiled import error, needed
+from tests.loops.test_loops import error, needed
 from tests.systems import CASES
 
 pytestmark = pytest.mark.loops

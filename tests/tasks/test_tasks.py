@@ -32,7 +32,7 @@ ALSO = (
     "listops(shortest=0, length=300, max_depth=4, max_args=3)",
 )
 """Tasks with other options than the default ones."""
-ELSEWHERE = {"hf_text": "it needs a network; tests/tasks/test_datasets.py tests it with a package of its own"}
+ELSEWHERE = {"hf_text": "it needs a network; tests/tasks/test_data.py tests it with a package of its own"}
 SPECS = [*task_names(), *ALSO]
 SOLVABLE = [spec for spec in SPECS if TASKS[spec.partition("(")[0]].solvable]
 
