@@ -78,6 +78,19 @@ def test_stretches_give_what_the_whole_gives(name: str, monkeypatch: pytest.Monk
 
 
 @pytest.mark.usefixtures("short_stretches")
+def test_forms_that_go_forward_are_computed_in_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layer, x = sf.build("s4d", d_model=D, d_state=4).double(), torch.randn(1, 40, D, dtype=torch.float64)
+    seen, want = lengths(layer, monkeypatch), {"recurrent": 7, "chunkwise": 7, "scan": 7, "matrix": 40}
+    with torch.no_grad():
+        for form, longest in {**want, "convolution": 40, "auto": 7}.items():
+            seen.clear()
+            y = layer(x, form=form)
+            assert max(seen) == longest, form
+            assert same(y, layer(x, form="recurrent"), 40), form
+
+
+@pytest.mark.usefixtures("short_stretches")
 def test_what_needs_the_whole_gets_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = sf.build("retention", d_model=D), torch.randn(1, 40, D)
     seen = lengths(layer, monkeypatch)
