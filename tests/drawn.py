@@ -33,7 +33,7 @@ from stateform.system.precision import HALF, UNIT, relative_error, tolerance
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 TEMPERS = ("own", "forgetful", "lasting", "reset", "growing")
 LAYOUTS = ("contiguous", "transposed", "strided", "expanded", "conjugate")
-PER_TOKEN = ("q", "d", "eta", "eta_floor", "ridge", "mix")
+PER_TOKEN = ("q", "d", "eta", "eta_floor", "forget", "bias", "sink", "ridge", "mix")
 INPUTS = 2
 """Of w_in."""
 LARGEST = 2**25
@@ -82,6 +82,9 @@ class Recipe:
     causal: bool = True
     sharp: float = 1.0
     """A factor of the logits of softmax."""
+    outside: tuple[str, ...] = ()
+    """What is added to them: forget, bias, hidden (a bias that hides tokens), distance, sink."""
+    cap: float | None = None
     relative: bool = False
     mix: bool = False
     diagonal_ridge: bool = False
@@ -109,7 +112,7 @@ class Recipe:
             x = getattr(self, f.name)
             if f.name in ("B", "T", "H", "n", "p", "seed") or x == f.default:
                 continue
-            if f.name in ("constant", "is_complex", "shared"):
+            if f.name in ("constant", "is_complex", "shared", "outside"):
                 yield from (f"{f.name} {part if isinstance(part, str) else part[0]}" for part in x)
             else:
                 yield f.name if f.name == "pack" else f"{f.name} {x}"
@@ -146,6 +149,13 @@ class Recipe:
             yield "exponential gates" + (", feedback" if self.feedback else "")
         if self.micro > 1:
             yield "micro"
+        for name in self.outside:
+            yield f"outside {name}"
+        if self.cap:
+            yield "cap"
+        if self.readout == "exp" and (self.feedback or self.sign or self.decay != "identity"):
+            yield "inside softmax: " + ", ".join(filter(None, (self.decay, self.sign and "sign", self.phase and "phase",
+                                                               self.feedback and "feedback")))  # fmt: skip
         if not self.causal:
             yield "not causal"
         if not self.v:
@@ -188,7 +198,7 @@ def recipe_of(choose: Callable[[Sequence[Any]], Any]) -> Recipe:
         "spread": one(0.5, 2.0, 8.0, 25.0) if readout == "linear" else 0.5,
     }  # fmt: skip
     out |= {"linear": _linear, "exp": _exp, "ridge": _ridge}[readout](out, one, yes)
-    if out["decay"] in ("identity", "dense"):
+    if out["decay"] in ("identity", "dense") and "forget" not in out.get("outside", ()):
         del out["temper"]
     if out["eta"]:
         out["floor"] = one("", "", "number", "tensor")
@@ -262,12 +272,21 @@ def _linear(out: dict[str, Any], one: Callable[..., Any], yes: Callable[..., boo
 
 
 def _exp(out: dict[str, Any], one: Callable[..., Any], yes: Callable[..., bool]) -> dict[str, Any]:
-    more = {
-        "decay": one("identity", "identity", "scalar"), "phase": one("", "scalar", "diagonal"),
-        "eta": one("", "sum", "sum", "sum", "given"), "causal": not yes(6),
+    more: dict[str, Any] = {
+        "phase": one("", "scalar", "diagonal"), "eta": one("", "sum", "sum", "sum", "given"), "causal": not yes(6),
+        "cap": one(None, None, None, 0.5, 5.0), "decay": "identity",
     }  # fmt: skip
     more |= {"sharp": one(1.0, 1.0, 4.0, 30.0)} if more["eta"] == "sum" else {}
-    return more | ({"window": one(None, None, 1, 3, 50)} if more["causal"] else {"decay": "identity"})
+    chosen = [one("", "", "bias", "hidden"), one("", "", "sink") if more["eta"] == "sum" else ""]
+    if more["causal"]:
+        chosen += [one("", "", "forget"), one("", "", "", "distance")]
+        more["window"] = one(None, None, 1, 3, 50)
+        if yes():  # transitions inside
+            more |= {
+                "decay": one("identity", "scalar", "diagonal", "product", "product diagonal"),
+                "sign": one("", "", "scalar", "diagonal"), "feedback": one("", "delta", "delta", "keys", "any"),
+            }  # fmt: skip
+    return more | {"outside": tuple(filter(None, chosen))}
 
 
 def _ridge(out: dict[str, Any], one: Callable[..., Any], yes: Callable[..., bool]) -> dict[str, Any]:
@@ -285,6 +304,7 @@ def _names(recipe: dict[str, Any]) -> list[str]:
     there += {"identity": [], "dense": ["transition"]}.get(decay, ["log_decay"] + ["rate"] * ("product" in decay))
     there += [name for name in ("sign", "phase", "d", "mix") if recipe.get(name)]
     there += ["f", "w"] * bool(recipe.get("feedback")) + [recipe["strength"]] * bool(recipe["strength"])
+    there += ["bias" if name == "hidden" else name for name in recipe.get("outside", ()) if name != "distance"]
     there += ["eta"] * (recipe["eta"] == "given") + ["eta_floor"] * (recipe.get("floor") == "tensor")
     return there + ["ridge"] * (recipe["readout"] == "ridge")
 
@@ -383,6 +403,22 @@ class _Maker:
             out["mix"] = self.uniform(*self.shape("mix")) if x.mix else None
         if x.w_out:
             out["w_out"] = self.random(3, x.H, n)
+        return out | self._outside()
+
+    def _outside(self) -> dict[str, Any]:
+        out = dict[str, Any]()
+        for name in self.of.outside:
+            match name:
+                case "forget":
+                    out["forget"] = self.log_decay(self.shape("forget"))
+                case "distance":
+                    out["distance"] = self.random(self.of.H, 1 + self.of.seed % 5)
+                case "sink":
+                    out["sink"] = self.random(*self.shape("sink"))
+                case _:
+                    out["bias"] = self.random(*self.shape("bias"))
+                    if name == "hidden":
+                        out["bias"][self.uniform(*self.shape("bias")) < 0.3] = -math.inf
         return out
 
     def _feedback(self, out: dict[str, Any]) -> None:
@@ -447,13 +483,11 @@ def made(recipe: Recipe) -> tuple[sf.System, sf.State | Tensor | None, Tensor | 
     parts = maker.parts()
     options: dict[str, Any] = {
         "readout": recipe.readout, "exclusive": recipe.exclusive, "micro": recipe.micro, "window": recipe.window,
-        "causal": recipe.causal, "relative": recipe.relative,
+        "causal": recipe.causal, "cap": recipe.cap, "relative": recipe.relative,
         "solver": sf.Solver(recipe.solver) if recipe.solver else None,  # type: ignore[arg-type]
     }  # fmt: skip
     if recipe.eta == "sum":
         parts["eta"] = "sum"
-    if recipe.readout == "exp" and "log_decay" in parts:
-        parts["forget"] = parts.pop("log_decay")
     q, k, v = (parts.pop(name, None) for name in ("q", "k", "v"))
     same = parts.get("f") is k
     system = sf.System(q, k, v, **parts, **options).to(DTYPES[recipe.dtype])

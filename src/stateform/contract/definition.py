@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +26,10 @@ from ..system.state import State
 
 Array = np.ndarray[Any, Any]
 Parts = dict[str, Array]
-_PER_TOKEN = ("q", "d", "eta", "eta_floor", "forget", "ridge", "mix")
+_PER_TOKEN = ("q", "d", "eta", "eta_floor", "forget", "bias", "distance", "sink", "ridge", "mix")
 """The parts with one entry a token; the others have `micro`."""
 _VECTORS = ("q", "k", "v", "f", "w", "transition")
-_EXACT = ("phase", "sign", "log_decay", "rate", "forget", "log_b")
+_EXACT = ("phase", "sign", "log_decay", "rate", "forget", "bias", "distance", "sink", "log_b")
 """What no form rounds before it is used: angles and exponents."""
 
 
@@ -253,28 +254,55 @@ class _Loop:
     # -- the growing cache -------------------------------------------------------------------------------------------
 
     def softmax(self, low: int, high: int) -> tuple[Array, None]:
-        """y of the tokens low..high as a sequence of their own: the phase turns every earlier key on its way, the log
-        decay adds up in the exponent of its weight.
+        """y of the tokens low..high as a sequence of their own: the transition moves every earlier key on its way, the
+        log decay adds up in the exponent of its weight.
         """
         cut = {name: x[:, low:high] for name, x in self.parts.items()}
         q, k, v = cut["q"], cut["k"], cut["v"]
         B, T, H = k.shape[:3]
         k = k * cut["b"][..., None] if "b" in cut else k
-        phase, g = (cut[name] if name in cut else np.zeros((B, T, H)) for name in ("phase", "forget"))
-        phase, g = phase if phase.ndim == 4 else phase[..., None], self.noise(g)
+        g = self.noise(cut["forget"]) if "forget" in cut else np.zeros((B, T, H))
+        carried = self.turned(cut, k) if {"log_decay", "sign", "f"}.isdisjoint(cut) else self.moved(cut, k)
+        forgotten = np.zeros((B, T, H))
+        y = np.zeros((B, T, H, 1, v.shape[-1]))
+        for i, keys in enumerate(carried):
+            forgotten[:, :i] += g[:, i : i + 1]
+            first = 0 if self.system.window is None else max(0, i + 1 - self.system.window)
+            seen = np.arange(first, i + 1 if self.system.causal else T)
+            x = self.noise(q[:, i : i + 1] * keys[:, seen]).real.sum(-1)
+            cap = self.system.readout.cap  # type: ignore[attr-defined]
+            x = x if cap is None else cap * np.tanh(x / cap)
+            x = x + forgotten[:, seen] + (cut["bias"][:, seen] if "bias" in cut else 0.0)
+            if "distance" in cut:
+                far = np.clip(i - seen, 0, cut["distance"].shape[-1] - 1)
+                x = x + np.moveaxis(cut["distance"][:, 0][..., far], -1, 1)
+            y[:, i, :, 0] = self.weighed(cut, i, x, v[:, seen])
+        return y, None
+
+    def turned(self, cut: Parts, k: Array) -> Iterator[Array]:
+        """All keys [B,T,H,n] at each token, turned by the angles between it and them."""
+        B, T, H = k.shape[:3]
+        phase = cut.get("phase", np.zeros((B, T, H)))
+        phase = phase if phase.ndim == 4 else phase[..., None]
         angle = np.zeros_like(phase)
         for t in range(T):
             angle[:, t] = np.remainder((angle[:, t - 1] if t else 0.0) + phase[:, t], 2 * np.pi)
-        forgotten = np.zeros((B, T, H))
-        y = np.zeros((B, T, H, 1, v.shape[-1]))
         for i in range(T):
-            forgotten[:, :i] += g[:, i : i + 1]
-            first = 0 if self.system.window is None else max(0, i + 1 - self.system.window)
-            seen = slice(first, i + 1 if self.system.causal else T)
-            carried = k[:, seen] * np.exp(1j * (angle[:, i : i + 1] - angle[:, seen]))
-            logits = self.noise(q[:, i : i + 1] * carried).real.sum(-1) + forgotten[:, seen]
-            y[:, i, :, 0] = self.weighed(cut, i, logits, v[:, seen])
-        return y, None
+            yield k * np.exp(1j * (angle[:, i : i + 1] - angle))
+
+    def moved(self, cut: Parts, k: Array) -> Iterator[Array]:
+        """All keys [B,T,H,n] at each token, as the transitions since have left them; later ones are not used."""
+        keys, sums = k.astype(np.result_type(k, *(cut[x] for x in ("decay", "f", "w") if x in cut))), abs(k)
+        for t in range(k.shape[1]):
+            old, more = keys[:, :t], sums[:, :t]
+            fed = np.zeros(1)
+            if "f" in cut:
+                w, f = cut["w"][:, t : t + 1], cut["f"][:, t : t + 1]
+                z = self.noise(w * old, abs(w) * more if self.noise.summed else None).sum(-1, keepdims=True)
+                fed = self.noise(f * z)
+            decay: Array = cut["decay"][:, t : t + 1] if "decay" in cut else np.ones(1)
+            keys[:, :t], sums[:, :t] = self.noise(decay * old) + fed, abs(decay) * more + abs(fed)
+            yield keys
 
     def weighed(self, cut: Parts, i: int, logits: Array, v: Array) -> Array:
         """(sum_j exp(logits_j) v_j + d v_i) / eta [B,H,p], for logits [B,j,H]; of a quotient of sums a common factor is
@@ -284,12 +312,15 @@ class _Loop:
         d, floor = (cut[name][:, i] if name in cut else np.zeros(logits.shape[::2]) for name in ("d", "eta_floor"))
         with np.errstate(divide="ignore"):
             top = np.maximum.reduce([logits.max(1), np.log(abs(d)), np.log(floor)])
-        top = top if self.system.eta == "sum" else np.zeros_like(top)
+        sink = cut["sink"][:, i] if "sink" in cut else np.full_like(top, -np.inf)
+        top = np.maximum(top, sink)
+        top = np.where(top > -np.inf, top, 0.0) if self.system.eta == "sum" else np.zeros_like(top)
         weights, d = noise(np.exp(logits - top[:, None])), d * np.exp(-top)
         y = noise(weights[..., None] * v).sum(1) + noise(d[..., None] * cut["v"][:, i])
         if self.system.eta is None:
             return np.asarray(y)
-        eta = noise(weights).sum(1) + d if self.system.eta == "sum" else cut["eta"][:, i]
+        eta = noise(weights).sum(1) + d + np.exp(sink - top) if self.system.eta == "sum" else cut["eta"][:, i]
         if "eta_floor" in cut:
             eta = np.maximum(abs(eta), floor * np.exp(-top))
-        return np.asarray(y / eta[..., None])
+        blind = "bias" in cut and eta == 0  # nothing is seen: the read is 0
+        return np.asarray(y / np.where(blind, 1.0, eta)[..., None])

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..architectures.attention.performer import positive_features, random_directions
 from ..architectures.attention.taylor import taylor_features
 from ..errors import StateformError, require, require_seed
-from ..forms.softmax import absorb
+from ..forms.scores import absorbed
 from ..system import System
 from ..system.precision import upcast
 from ..system.readout import LINEAR
@@ -130,7 +130,7 @@ def _absorbed(system: System) -> tuple[Tensor, Tensor]:
     require(system.causal, "a system with causal=False has no recurrence; expected a causal one")
     require(system.window is None,
             f"a window of {system.window} tokens is no linear recurrence; expected window=None")  # fmt: skip
-    cache = absorb(system, None)
+    cache = absorbed(system, "a feature expansion")
     return cache.q, cache.keys
 
 

@@ -1,10 +1,11 @@
 """The exp readout (softmax attention and its kin), whose state is the growing cache of keys and values.
 
-    y_i = ( sum_{j<=i} exp( Re(q_i^T U_i ... U_{j+1} b_j k_j) + g_{j+1} + ... + g_i ) v_j + d_i v_i ) / eta_i
+    y_i = ( sum_{j<=i} exp( c(x_ij) + g_{j+1} + ... + g_i + beta_j + r_{i-j} ) v_j + d_i v_i ) / eta_i
+    x_ij = Re(q_i^T A_i ... A_{j+1} b_j k_j)
 
-Phases U (RoPE) act inside, on the keys: they are absorbed once, at absolute angles, into q and k. A scalar log decay g
-(ALiBi, forgetting attention) acts outside, on the weights. All queries at once, a block of queries at a time, or one
-query at a time are the forms matrix, chunkwise and recurrent.
+The System's transition A acts inside, on the keys (see `scores`). The forgetting g, the bias beta of a key, the bias r
+of a distance and the sink, one more weight in eta, act outside. All queries at once, a block of queries at a time, or
+one query at a time are the forms matrix, chunkwise and recurrent.
 """
 
 from __future__ import annotations
@@ -19,116 +20,74 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import StateformError, readable
+from ..errors import readable
 from ..graph import any_length
 from ..loops.backend import transformed
 from ..loops.ops import gradients
 from ..system import System
-from ..system.precision import DOUBLE, angles, real_dtype, upcast, wrap
+from ..system.precision import real_dtype, upcast
 from ..system.readout import SoftmaxRead
 from ..system.shapes import spread_heads
 from ..system.state import State, grows
 from .cost.work import number_size
 from .form import Form, register_reads
+from .scores import Scores, joined, product_logits, scores_of, turns_only
 
 
 @dataclass(frozen=True)
-class Cache:
-    """Absorbed, real queries and keys of a system behind its past; keys are aligned at their end."""
+class Outside:
+    """What is added to the logits of a system behind its past."""
 
-    q: Tensor
-    """[B,T,Hq,n']"""
-    keys: Tensor
-    """[B,L+T,Hk,n'], the L past ones first."""
-    values: Tensor
-    """[B,L+T,Hv,p]"""
-    log_weight: Tensor | None
-    """Sum of the log decays from each past key to the end of the past [B,L,H|1]."""
-    g: Tensor | None
-    """Log decays of the new tokens [B|1,T,H|1]."""
-    angle: Tensor | None
-    """Absolute angle after the last token, modulo 2 pi, float64."""
+    past: int
+    """Keys in the cache before the first token, L."""
     seen: Tensor
     """Tokens seen before, per row [B]."""
-
-    @property
-    def past(self) -> int:
-        """L"""
-        return self.keys.shape[1] - self.q.shape[1]
-
-
-def absorb(system: System, state: State | None) -> Cache:
-    """Turn the phases into rotations of q and k, and put the past before the new keys."""
-    B, T = system.B, system.T
-    q, k, v = system.q, system.k, system.v
-    assert q is not None and v is not None
-    angle = None
-    if system.b is not None or system.log_b is not None:
-        b = upcast(system.b) if system.b is not None else upcast(system.log_b).exp()  # type: ignore[arg-type]
-        k = _per_head(upcast(k), (b if b.ndim == 3 else b[None, None]).unsqueeze(-1))
-    if system.phase is not None:
-        phase = system.phase
-        if phase.ndim < 3:
-            phase = phase.expand(B, T, *phase.shape)
-        phase = phase if phase.ndim == 4 else phase.unsqueeze(-1)
-        start = None if state is None else state.get("angle")
-        turned = angles(phase.movedim(1, 2)).movedim(2, 1) + (0 if start is None else start.unsqueeze(1))
-        angle = wrap(turned[:, -1])
-        turn = torch.polar(torch.ones_like(turned), turned)
-        turn = turn if q.dtype in DOUBLE else turn.to(torch.complex64)
-        q, k = _per_head(upcast(q), turn), _per_head(upcast(k), turn.conj())
-    if q.is_complex() or k.is_complex():
-        q, k = torch.cat([q.real, -_imag(q)], -1), torch.cat([k.real, _imag(k)], -1)
-    q, k = q.to(system.dtype), k.to(system.dtype)
-    seen = torch.zeros(B, dtype=torch.long, device=k.device)
-    log_weight, g = None, system.parts.get("forget")
-    if g is not None:
-        g = g.to(real_dtype(upcast(q).dtype))
-        g = g if g.ndim == 3 else g[None, None].expand(1, T, -1)
-        log_weight = g.new_zeros(B, 0, g.shape[2])
-    if state is not None:
-        seen = state["position"]
-        keys, values = state["keys"], state["values"]
-        fits = keys.shape[2:] == k.shape[2:] and values.shape[2:] == v.shape[2:] and keys.shape[:2] == values.shape[:2]
-        if not fits:
-            expected = f"[{B},L,{k.shape[2]},{k.shape[3]}] and [{B},L,{v.shape[2]},{v.shape[3]}]"
-            raise StateformError(
-                f"the state holds keys {list(keys.shape)} and values {list(values.shape)}; expected {expected}, "
-                "as in the State that return_state=True gave"
-            )
-        k, v = torch.cat([keys.to(k.dtype), k], 1), torch.cat([values.to(v.dtype), v], 1)
-        log_weight = state.get("log_weight") if g is not None else None
-    return Cache(q, k, v, log_weight, g, angle, seen)
+    log_weight: Tensor | None
+    """Of each past key, its bias and the log decays from it to the end of the past [B,L,H|1]."""
+    g: Tensor | None
+    """Log decays of the new tokens [B|1,T,H|1]."""
+    bias: Tensor | None
+    """Biases of the new keys [B|1,T,H|1]."""
+    distance: Tensor | None
+    """Biases of the distances [H|1,D]."""
 
 
-def _per_head(x: Tensor, factor: Tensor) -> Tensor:
-    """x * factor, both [B|1,T|1,heads,n|1], the fewer heads repeated to the more."""
-    heads = lcm(x.shape[2], factor.shape[2])
-    return spread_heads(x, heads) * spread_heads(factor, heads)
+def outside(system: System, state: State | None, past: int) -> Outside:
+    """Gather what is added to the logits."""
+    B, T, parts = system.B, system.T, system.parts
+    precise = real_dtype(upcast(system.k).dtype)
+    seen = torch.zeros(B, dtype=torch.long, device=system.device) if state is None else state["position"]
 
+    def per_token(name: str) -> Tensor | None:
+        x = parts.get(name)
+        return x if x is None else (x if x.ndim == 3 else x[None, None].expand(1, T, -1)).to(precise)
 
-def _imag(x: Tensor) -> Tensor:
-    return x.imag if x.is_complex() else torch.zeros_like(x)
+    g, bias, distance = per_token("forget"), per_token("bias"), parts.get("distance")
+    log_weight = None
+    if g is not None or bias is not None:
+        none = system.k.new_zeros(1, T, 1, dtype=precise)
+        g, bias = none if g is None else g, none if bias is None else bias
+        log_weight = none.new_zeros(B, 0, lcm(g.shape[2], bias.shape[2])) if state is None else state["log_weight"]
+    return Outside(past, seen, log_weight, g, bias, None if distance is None else distance.to(precise))
 
 
 def attend(system: System, state: State | None, block: int) -> tuple[Tensor, State]:
     """y [B,T,H,p] and the state after the last token, `block` queries at a time."""
-    cache = absorb(system, state)
-    T, L = system.T, cache.past
-    out, log_weight = [], cache.log_weight
+    scores = scores_of(system, state)
+    assert system.v is not None
+    values, added = joined(state, "values", system.v), outside(system, state, scores.past)
+    T, L = system.T, scores.past
+    out, log_weight = [], added.log_weight
     # A loop would give a graph for each length: there all queries go at once.
     once = torch.compiler.is_compiling() or block >= T
     for start, stop in [(0, T)] if once else [(i, min(i + block, T)) for i in range(0, T, block)]:
-        stretch = None if cache.g is None else cache.g[:, start:stop]
-        low, bias, log_weight = _bias(cache, log_weight, stretch, start, stop, system)
-        keys, values = cache.keys[:, low : L + stop], cache.values[:, low : L + stop]
-        out.append(_rows(system, cache.q[:, start:stop], keys, values, bias, start, low))
-    new = {"keys": _kept(cache.keys, system.window), "values": _kept(cache.values, system.window)}
+        low, bias, log_weight = _bias(added, log_weight, start, stop, system)
+        out.append(_rows(system, scores, values[:, low : L + stop], bias, slice(start, stop), low))
+    new = {**scores.kept(), "values": values}
     if log_weight is not None:
-        new["log_weight"] = _kept(log_weight, system.window)
-    if cache.angle is not None:
-        new["angle"] = cache.angle
-    return torch.cat(out, 1), State({**new, "position": cache.seen + T})
+        new["log_weight"] = log_weight
+    new = {name: _kept(x, system.window) if grows(name) else x for name, x in new.items()}
+    return torch.cat(out, 1), State({**new, "position": added.seen + T})
 
 
 def _kept(x: Tensor, window: int | None) -> Tensor:
@@ -143,14 +102,15 @@ def _kept(x: Tensor, window: int | None) -> Tensor:
 
 
 def _bias(
-    cache: Cache, log_weight: Tensor | None, g: Tensor | None, start: int, stop: int, system: System
+    added: Outside, log_weight: Tensor | None, start: int, stop: int, system: System
 ) -> tuple[int, Tensor | None, Tensor | None]:
     """For the queries start..stop: the first key any of them sees; what is added to their logits,
     [B|1,H|1,queries,keys] or None for "causal, nothing else"; and the running log weights of all keys up to `stop`.
     """
-    L, device = cache.past, cache.keys.device
+    L, device = added.past, added.seen.device
     cut = system.window is not None and (any_length(L + stop) or system.window < stop)
-    if cache.g is None and system.causal and start == L == 0 and not cut:
+    free = added.g is None and added.distance is None
+    if free and system.causal and start == L == 0 and not cut:
         return 0, None, None  # before a mask of queries x keys is made
     low = 0 if system.window is None or any_length(L + start) else max(0, L + start - system.window + 1)
     i = torch.arange(L + start, L + stop, device=device)[:, None]
@@ -159,41 +119,66 @@ def _bias(
     if system.window is not None:
         visible = visible & (i - j < system.window)
     visible = visible[None, None]
-    valid = cache.seen.clamp(max=L)
+    valid = added.seen.clamp(max=L)
     uneven = L > 0 and (not readable(valid) or bool((valid < L).any()))
     if uneven:
         visible = visible & (j >= (L - valid)[:, None])[:, None, None]
-    if g is None:
-        if stop - start == 1 and system.window is None and not uneven:
-            return low, None, None
-        return (
-            low,
-            torch.zeros(visible.shape, device=device, dtype=system.dtype).masked_fill(~visible, -torch.inf),
-            None,
-        )
-    assert log_weight is not None
-    B, c = log_weight.shape[0], stop - start
-    inclusive = torch.cumsum(g, 1)
-    later = torch.cat([g[:, 1:], torch.zeros_like(g[:, :1])], 1).flip(1).cumsum(1).flip(1)
-    steps = torch.where(torch.ones(c, c, dtype=torch.bool, device=device).tril(-1)[..., None], g[:, :, None], 0.0)
-    inside = torch.cumsum(steps, 1).expand(B, -1, -1, -1)
-    before = log_weight[:, None, low:] + inclusive[:, :, None]
-    bias = torch.cat([before, inside], 2).movedim(-1, 1)
-    log_weight = torch.cat([log_weight + inclusive[:, -1:], later.expand(B, -1, -1)], 1)
+    if free and stop - start == 1 and system.window is None and not uneven:
+        return low, None, None
+    H, bias = system.H, torch.zeros(1, 1, 1, 1, device=device, dtype=system.dtype)
+    if added.g is not None:
+        assert added.bias is not None and log_weight is not None
+        bias, log_weight = _weighted_keys(added.g[:, start:stop], added.bias[:, start:stop], log_weight, low)
+    if added.distance is not None:
+        far = (i - j).clamp(0, added.distance.shape[1] - 1)
+        bias = spread_heads(bias, H, 1) + spread_heads(added.distance[None, :, far], H, 1)
     return low, torch.where(visible, bias, -torch.inf), log_weight
 
 
-def _rows(system: System, q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, start: int, low: int) -> Tensor:
+def _weighted_keys(g: Tensor, bias: Tensor, log_weight: Tensor, low: int) -> tuple[Tensor, Tensor]:
+    """bias_j + g_{j+1} + ... + g_i of c queries and the keys from `low` on [B,H|1,c,keys], and of every key up to the
+    last query [B,keys,H|1], from log decays and biases [B|1,c,H|1] and the log weights of earlier keys.
+    """
+    B, c, H = log_weight.shape[0], g.shape[1], log_weight.shape[2]
+    g, bias = (spread_heads(x, H) for x in (g, bias))
+    inclusive = torch.cumsum(g, 1)
+    later = torch.cat([g[:, 1:], torch.zeros_like(g[:, :1])], 1).flip(1).cumsum(1).flip(1)
+    steps = torch.where(torch.ones(c, c, dtype=torch.bool, device=g.device).tril(-1)[..., None], g[:, :, None], 0.0)
+    inside = (torch.cumsum(steps, 1) + bias[:, None]).expand(B, -1, -1, H)
+    before = log_weight[:, None, low:] + inclusive[:, :, None]
+    new = torch.cat([log_weight + inclusive[:, -1:], (later + bias).expand(B, -1, H)], 1)
+    return torch.cat([before, inside], 2).movedim(-1, 1), new
+
+
+def _rows(system: System, scores: Scores, values: Tensor, bias: Tensor | None, rows: slice, low: int) -> Tensor:
     """y of a block of queries [B,c,H,p]."""
     H = system.H
     bias = bias if bias is None else spread_heads(bias, H, axis=1)
-    if system.eta == "sum" and system.d is None and system.eta_floor is None:
-        return (_written if transformed() else _fused)(q, keys, values, bias, H)
-    alpha, direct = _alpha(system, _logits(q, keys, bias, H), slice(start, start + q.shape[1]))
+    product = scores.product(rows.start, rows.stop, low)
+    if product is not None and _fusible(system):
+        return (_written if transformed() else _fused)(*product, values, bias, H)
+    alpha, direct = _alpha(system, _exponents(system, scores.logits(rows.start, rows.stop, low), bias), rows)
     y = _weighted(alpha, values)
     if direct is not None:
-        y = y + direct.transpose(1, 2) * upcast(spread_heads(values, H))[:, values.shape[1] - q.shape[1] :]
+        y = y + direct.transpose(1, 2) * upcast(spread_heads(values, H))[:, values.shape[1] - alpha.shape[2] :]
     return y.to(system.dtype)
+
+
+def _fusible(system: System) -> bool:
+    """True if rows are softmax of the logits and a bias, with something to see for each."""
+    plain = system.eta == "sum" and system.d is None and system.eta_floor is None
+    return plain and not {"bias", "sink"} & system.parts.keys() and _cap(system) is None
+
+
+def _cap(system: System) -> float | None:
+    readout = system.readout
+    return readout.cap if isinstance(readout, SoftmaxRead) else None
+
+
+def _exponents(system: System, logits: Tensor, bias: Tensor | None) -> Tensor:
+    """The logarithms of the weights before eta [B,H,c,keys]."""
+    cap = _cap(system)
+    return _masked(logits if cap is None else cap * torch.tanh(logits / cap), bias)
 
 
 def _fused(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, H: int) -> Tensor:
@@ -215,7 +200,8 @@ def _fused(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, H: int)
 
 def _written(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, H: int) -> Tensor:
     """The same with the weights written out: what has derivatives of every order, forward too, and takes vmap."""
-    return _weighted(_logits(q, keys, bias, H).softmax(-1), values).to(values.dtype)
+    logits = product_logits(q, keys, H)
+    return _weighted(_masked(logits, bias).softmax(-1), values).to(values.dtype)
 
 
 class _Differentiable(torch.autograd.Function):
@@ -243,72 +229,93 @@ def _weighted(alpha: Tensor, values: Tensor) -> Tensor:
     return torch.einsum("bhij,bjhp->bihp", alpha, upcast(spread_heads(values, H)).expand(-1, -1, H, -1))
 
 
-def _logits(q: Tensor, keys: Tensor, bias: Tensor | None, H: int) -> Tensor:
-    q, keys = upcast(spread_heads(q, H)), upcast(spread_heads(keys, H))
-    logits = torch.einsum("bihn,bjhn->bhij", q.expand(-1, -1, H, -1), keys.expand(-1, -1, H, -1))
-    if bias is None:
-        c, length = logits.shape[-2:]
-        seen = torch.ones(c, length, dtype=torch.bool, device=logits.device).tril(length - c)
-        return logits.masked_fill(~seen, -torch.inf)
-    return logits + upcast(spread_heads(bias, H, axis=1))
+def _masked(logits: Tensor, bias: Tensor | None) -> Tensor:
+    """Logits [B,H,c,keys] and what is added to them; without that a query sees the keys up to its own, the last c."""
+    if bias is not None:
+        return logits + upcast(spread_heads(bias, logits.shape[1], axis=1))
+    c, length = logits.shape[-2:]
+    seen = torch.ones(c, length, dtype=torch.bool, device=logits.device).tril(length - c)
+    return logits.masked_fill(~seen, -torch.inf)
 
 
 def _alpha(system: System, logits: Tensor, rows: slice | Tensor) -> tuple[Tensor, Tensor | None]:
     """Weights [B,H,c,keys] divided by eta, and the direct weight [B,H,c,1] of each query's own value."""
 
-    def gate(name: Literal["d", "eta", "eta_floor"]) -> Tensor:
+    def gate(name: Literal["d", "eta", "eta_floor", "sink"]) -> Tensor:
         x = system.gate(name)
         return (x if x.shape[1] == 1 else x[:, rows]).transpose(1, 2).unsqueeze(-1)
 
     # With eta = "sum" only ratios matter: the largest exponent is taken out before the exponential.
-    top = logits.amax(-1, keepdim=True).detach() if system.eta == "sum" else torch.zeros_like(logits[..., :1])
-    for name in ("d", "eta_floor"):
-        if system.eta == "sum" and getattr(system, name) is not None:
-            top = torch.maximum(top, gate(name).detach().abs().log())
+    top, sink = torch.zeros_like(logits[..., :1]), None
+    if system.eta == "sum":
+        top = logits.amax(-1, keepdim=True).detach()
+        for name in ("d", "eta_floor"):
+            if getattr(system, name) is not None:
+                top = torch.maximum(top, gate(name).detach().abs().log())
+        if "sink" in system.parts:
+            sink = gate("sink")
+            top = torch.maximum(top, sink.detach())
+        top = torch.where(top == -torch.inf, 0.0, top)  # nothing is seen
     weights, d = torch.exp(logits - top), None
     if system.d is not None:
         d = gate("d") * torch.exp(-top)
     if system.eta is None:
         return weights, d
     eta = gate("eta") if system.eta != "sum" else weights.sum(-1, keepdim=True) + (0 if d is None else d)
+    eta = eta if sink is None else eta + torch.exp(sink - top)
     if system.eta_floor is not None:
         eta = torch.maximum(eta.abs(), gate("eta_floor") * torch.exp(-top))
+    if "bias" in system.parts:
+        eta = torch.where(eta == 0, 1.0, eta)  # a read that sees nothing is 0
     return weights / eta, None if d is None else d / eta
 
 
 def log_normaliser(system: System) -> Tensor:
-    """log sum_j exp(...) of every query from an empty cache, [B,T,H]."""
+    """log (sum_j exp(...) + exp(sink)) of every query from an empty cache, [B,T,H]."""
     if system.B * system.T == 0:
         return torch.zeros(system.B, system.T, system.H, device=system.device)
-    cache = absorb(system, None)
-    _, bias, _ = _bias(cache, cache.log_weight, cache.g, 0, system.T, system)
-    return _logits(cache.q, cache.keys, bias, system.H).logsumexp(-1).transpose(1, 2)
+    exponents = _all_exponents(system, None).transpose(1, 2)
+    total = exponents.logsumexp(-1)
+    return torch.logaddexp(total, system.gate("sink")) if "sink" in system.parts else total
 
 
-def _row_bias(cache: Cache, rows: Tensor, system: System) -> Tensor:
+def _all_exponents(system: System, rows: Tensor | None) -> Tensor:
+    """The logarithms of the weights of chosen queries from an empty cache [B,H,rows,T]; memory rows x T."""
+    scores, added, T = scores_of(system, None), outside(system, None, 0), system.T
+    if rows is None:
+        _, bias, _ = _bias(added, added.log_weight, 0, T, system)
+        return _exponents(system, scores.logits(0, T, 0), bias)
+    return _exponents(system, scores.rows(rows), _row_bias(added, rows, system))
+
+
+def _row_bias(added: Outside, rows: Tensor, system: System) -> Tensor:
     """What is added to the logits of chosen queries from an empty cache, [B|1,H|1,rows,T]; memory rows x T."""
     i, j = rows[:, None], torch.arange(system.T, device=rows.device)
     visible = (j <= i) if system.causal else torch.ones_like(j <= i)
     if system.window is not None:
         visible = visible & (i - j < system.window)
-    if cache.g is None:
-        return torch.zeros(visible.shape, device=rows.device).masked_fill(~visible, -torch.inf)[None, None]
-    g = cache.g.expand(cache.g.shape[0], system.T, -1).transpose(1, 2)
-    out = []
-    for row in rows.tolist():  # g_{j+1} + ... + g_row
-        sums = F.pad(g[..., 1 : row + 1], (0, 1)).flip(-1).cumsum(-1).flip(-1)
-        out.append(F.pad(sums, (0, system.T - row - 1)))
-    return torch.stack(out, 2).masked_fill(~visible, -torch.inf)
+    H, bias = system.H, torch.zeros(1, 1, 1, 1, device=rows.device, dtype=real_dtype(upcast(system.k).dtype))
+    if added.g is not None and added.bias is not None:
+        g = added.g.transpose(1, 2)
+        sums = [F.pad(_until(g[..., : row + 1]), (0, system.T - row - 1)) for row in rows.tolist()]
+        own = added.bias.transpose(1, 2).unsqueeze(2)
+        bias = spread_heads(torch.stack(sums, 2), H, 1) + spread_heads(own, H, 1)
+    if added.distance is not None:
+        far = (i - j).clamp(0, added.distance.shape[1] - 1)
+        bias = spread_heads(bias, H, 1) + spread_heads(added.distance[None, :, far], H, 1)
+    return torch.where(visible, bias, -torch.inf)
+
+
+def _until(g: Tensor) -> Tensor:
+    """g_{j+1} + ... + g_i at j, for g up to i on the last axis."""
+    return F.pad(g[..., 1:], (0, 1)).flip(-1).cumsum(-1).flip(-1)
 
 
 def softmax_weights(system: System, queries: Sequence[int] | None) -> Tensor:
     """alpha [B,H,1,queries,T] of an exp readout from an empty cache."""
     index = list(range(system.T)) if queries is None else [int(i) for i in queries]
-    cache = absorb(system, None)
     rows = torch.as_tensor(index, device=system.device)
-    bias = _row_bias(cache, rows, system)
-    logits = _logits(cache.q[:, rows], cache.keys, bias, system.H)
-    alpha, direct = _alpha(system, logits, rows)
+    alpha, direct = _alpha(system, _all_exponents(system, rows), rows)
     if direct is not None:
         own = F.one_hot(rows, system.T).to(alpha.dtype)
         alpha = alpha + own * direct
@@ -320,7 +327,7 @@ CHUNK = 256
 
 
 def queries_at_once(form: str, T: int) -> int:
-    """How many queries of T a form reads at a time."""
+    """Count the queries of T that a form reads at a time."""
     return {"recurrent": 1, "matrix": T}.get(form, CHUNK)
 
 
@@ -343,22 +350,25 @@ class SoftmaxForms:
         return torch.zeros(system.B, system.T, system.H, system.p, dtype=system.dtype, device=system.device)
 
     def state_names(self, system: System) -> list[str]:
-        extra = {"angle": "phase", "log_weight": "forget"}
-        return ["keys", "values", "position", *(name for name, part in extra.items() if part in system.parts)]
+        angle = turns_only(system) and system.phase is not None
+        weights = not {"forget", "bias"}.isdisjoint(system.parts)
+        return ["keys", "values", "position", *["angle"] * angle, *["log_weight"] * weights]
 
     def check_state(self, system: System, given: State) -> None:
-        """Nothing to add: `absorb` compares the keys and values with the system's."""
+        """Nothing to add: `joined` compares the keys and values with the system's."""
 
     def work(self, system: System, form: str, chunk_size: int) -> tuple[float, float]:
         T, n, p, size = system.T, system.n, system.p, number_size(system)
         heads, states = system.B * system.H, system.B * system.state_heads
         keys = n * (2 if system.is_complex else 1)
         seen = T / 2 if system.window is None or system.window > T else system.window
-        plain = system.eta == "sum" and system.d is None and not system.readout.tensors() and system.window is None
+        fused = turns_only(system) and _fusible(system)
+        plain = fused and not system.readout.tensors() and system.window is None
         rows = 0 if form == "matrix" and plain else min(queries_at_once(form, T), T)
         result = heads * T * p * size
+        moved = 0 if turns_only(system) else states * T * seen * keys * (4 if rows == 1 else 2 * n / max(1, rows))
         return (
-            2 * heads * T * seen * (keys + p),
+            2 * heads * T * seen * (keys + p) + moved,
             result + states * T * (keys + p) * size + 3 * heads * rows * T * size,
         )
 

@@ -1,7 +1,7 @@
 """How outputs are read from what was written. A readout knows its own fields, its state, and whether that is bounded.
 
     LinearRead     y_t = q_t^T S_t                                   one state S of n keys by p values
-    SoftmaxRead    y_t = sum_j exp(Re(q_t^T U_t .. U_{j+1} k_j)) v_j     the cache of keys and values, which grows
+    SoftmaxRead    y_t = sum_j exp(Re(q_t^T A_t .. A_{j+1} k_j)) v_j     the cache of keys and values, which grows
     RidgeRead      y_t = S_t^T (G_t + R_t)^{-1} q_t                  S and the Gram matrix G of the keys
 
 "linear", "exp" and "ridge" are short names for them; the fields of each are keywords of `System` too.
@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from math import lcm
@@ -120,6 +121,10 @@ class Readout:
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
+_TRANSITION = ("log_decay", "rate", "phase", "sign", "f", "w")
+"""The parts of a transition that may act inside the scores of softmax."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class LinearRead(Readout):
     """q_t^T S_t: a finite state, and every form there is."""
@@ -129,32 +134,49 @@ class LinearRead(Readout):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SoftmaxRead(Readout):
-    """Weights exp(q^T k), usually with eta = "sum". The System's phase turns the keys inside the exponential.
+    """Weights exp(c(x_ij) + g_{j+1} + ... + g_i + beta_j + r_{i-j}), usually with eta = "sum", for the logits
+    x_ij = Re(q_i^T A_i ... A_{j+1} b_j k_j): the System's transition acts on the keys, inside the exponential.
 
     Args:
         window: only the last `window` tokens are seen.
         causal: False (form "matrix") lets every token see every other.
-        forget: log decays outside, on the weights (ALiBi, forgetting attention): [B,T,H] or [H], 0 or less.
+        forget: g, log decays outside, on the weights (ALiBi, forgetting attention): [B,T,H] or [H], 0 or less.
+        bias: beta, of each key's own weight [B,T,H] or [H]; -inf hides the token. A read that sees nothing is 0.
+        distance: r, for each distance 0, 1, ... D - 1, which stands for all beyond (T5): [H,D].
+        sink: the logit of one more weight, which takes its share of eta and has no value (gpt-oss): [B,T,H] or [H].
+        cap: c(x) = cap tanh(x / cap), which bounds the logits (Gemma 2).
     """
 
     window: int | None = None
     causal: bool = True
     forget: Tensor | None = None
+    bias: Tensor | None = None
+    distance: Tensor | None = None
+    sink: Tensor | None = None
+    cap: float | None = None
 
-    name, cached, parts = "exp", True, ("forget",)
+    name, cached, parts = "exp", True, ("forget", "bias", "distance", "sink")
     elsewhere: ClassVar = {
         "window": 'window is for readout "exp"; a {} readout forgets by its decay',
         "causal": 'causal=False is for readout "exp"; a {} readout is causal',
         "forget": 'forget is for readout "exp"; a {} readout takes its decay as log_decay',
+        "bias": 'bias is for readout "exp"; a {} readout takes the strength of a write as b or log_b',
+        "distance": 'distance is for readout "exp"; a {} readout forgets by its decay',
+        "sink": 'sink is for readout "exp"; a {} readout takes what is added to a sum of weights as d',
+        "cap": 'cap is for readout "exp"; a {} readout has no logits to bound',
     }
 
     def __post_init__(self) -> None:
         whole = isinstance(self.window, int) and not isinstance(self.window, bool) and self.window >= 1
         require(whole or self.window is None, f"window is {self.window!r}; expected 1 or more tokens")
         require(isinstance(self.causal, bool), f"causal is {self.causal!r}; expected True or False")
-        _check_tensor("forget", self.forget)
-        limited = self.window is not None or self.forget is not None
-        require(self.causal or not limited, "causal=False has no past to look back on: leave out window and forget")
+        for name in self.parts:
+            _check_tensor(name, getattr(self, name))
+        limited = any(x is not None for x in (self.window, self.forget, self.distance))
+        require(self.causal or not limited,
+                "causal=False has no past to look back on: leave out window, forget and distance")  # fmt: skip
+        number = isinstance(self.cap, int | float) and not isinstance(self.cap, bool) and 0 < self.cap < math.inf
+        require(self.cap is None or number, f"cap is {self.cap!r}; expected the largest logit, above 0, or None")
 
     @property
     def bounded(self) -> bool:
@@ -166,7 +188,7 @@ class SoftmaxRead(Readout):
     def state_size(self, system: Any) -> int:
         heads = system.head_counts
         paired = system.is_complex or (system.q is not None and system.q.is_complex())
-        keys = lcm(*(heads[x] for x in ("k", "b", "log_b", "phase") if x in heads)) * system.n
+        keys = lcm(*(heads[x] for x in ("k", "b", "log_b", *_TRANSITION) if x in heads)) * system.n
         return int(keys * (2 if paired else 1) + heads["v"] * system.p)
 
     def check(self, system: Any) -> None:
@@ -176,11 +198,16 @@ class SoftmaxRead(Readout):
         require(
             not s.v.is_complex(), 'readout "exp" needs real values v; give their real and imaginary parts side by side'
         )
-        require(s.log_decay is None and s.transition is None,
-                'readout "exp" takes no log_decay: give a scalar log decay on the weights, [B,T,H] or [H], as forget, '
-                "and a phase on the keys; diagonal, product or dense decays are refused")  # fmt: skip
-        require(s.f is None and s.sign is None, 'readout "exp" has no feedback and no sign; leave out f, w and sign')
+        require(s.transition is None,
+                'readout "exp" takes no dense transition: its scores take log_decay (scalar, diagonal, a product), '
+                "sign, phase and feedback f w^T")  # fmt: skip
+        moved = [name for name in _TRANSITION if name != "phase" and name in s.head_counts]
+        require(
+            self.causal or not moved,
+            f"causal=False looks ahead, where {' and '.join(moved)} would have to be undone; only a phase can be",
+        )
         require(not s.exclusive and s.micro == 1, 'readout "exp" is inclusive and has one step a token')
+        require(self.sink is None or s.eta == "sum", 'a sink is one more weight of the sum; it needs eta = "sum"')
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -247,6 +274,10 @@ class ReadOptions(TypedDict, total=False):
     window: int | None
     causal: bool
     forget: Tensor | None
+    bias: Tensor | None
+    distance: Tensor | None
+    sink: Tensor | None
+    cap: float | None
     ridge: Tensor | None
     mix: Tensor | None
     relative: bool

@@ -30,12 +30,15 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "eta": ("BtH", "H"),
     "eta_floor": ("BtH", "H"),
     "forget": ("BtH", "H"),
+    "bias": ("BtH", "H"),
+    "distance": ("Hd",),
+    "sink": ("BtH", "H"),
     "ridge": ("BtH", "BtHn", "Hn", "H"),
     "mix": ("BtH", "H"),
     "w_in": ("Hni",),
     "w_out": ("oHn",),
 }
-"""B batch, t tokens, T tokens * micro, H heads (or a divisor), n keys, p values, o outputs, i inputs."""
+"""B batch, t tokens, T tokens * micro, H heads (or a divisor), n keys, p values, o outputs, i inputs, d distances."""
 
 PER_TOKEN = frozenset(name for name, layouts in SHAPES.items() if "t" in layouts[0])
 GATES = frozenset(
@@ -43,11 +46,16 @@ GATES = frozenset(
 )
 VECTORS = ("q", "k", "v", "f", "w", "transition", "w_in", "w_out")
 DECAYS = ("log_decay", "rate", "phase", "sign")
-TENSORS = tuple(name for name in SHAPES if name not in ("rate", "forget", "ridge", "mix"))
+HIDING = ("log_b", "forget", "bias", "distance", "sink")
+"""Exponents that may be -inf, as a log decay may that is no product."""
+EXPONENTS = (*DECAYS, *HIDING)
+"""Exponents and angles, which stay at float32 at least."""
+READ = ("forget", "bias", "distance", "sink", "ridge", "mix")
+TENSORS = tuple(name for name in SHAPES if name not in ("rate", *READ))
 """The fields of a System that may be tensors; a product decay is a pair, log_decay and rate;
 readouts have their own."""
 AXES = {"B": "batch size", "t": "length", "n": "number of keys", "p": "number of values", "o": "number of outputs",
-        "i": "number of inputs"}  # fmt: skip
+        "i": "number of inputs", "d": "number of distances"}  # fmt: skip
 
 
 def layout(name: str, x: Tensor) -> str:
@@ -170,7 +178,7 @@ def _check_sizes(s: Any, parts: dict[str, Tensor]) -> None:
                     f"{label(name)} and {label(first)} differ in their {AXES[axis]}, {size} and {known}; "
                     f"their shapes are {list(x.shape)} and {list(parts[first].shape)}"
                 )
-    for axis in "npoi":
+    for axis in "npoid":
         size, name = seen.get(axis, (1, ""))
         require(size > 0, f"the {AXES[axis]} of {name} is 0; expected 1 or more")
     most = max(heads, key=lambda name: heads[name])
@@ -197,11 +205,7 @@ def _check_kinds(parts: dict[str, Tensor]) -> None:
             raise StateformError(f"{label(name)} is complex; expected a real tensor: {hint}")
         # Decays may be more precise than the values they act on, and so may f: `stabilise` multiplies it by one.
         # There is no complex half: complex64 goes with half.
-        if (
-            x.dtype == k.dtype
-            or name in (*DECAYS, "log_b", "forget", "eta_floor")
-            or (name == "f" and x.dtype == upcast(k).dtype)
-        ):
+        if x.dtype == k.dtype or name in (*EXPONENTS, "eta_floor") or (name == "f" and x.dtype == upcast(k).dtype):
             continue
         fits = (x.dtype in DOUBLE) == (k.dtype in DOUBLE)
         if name in VECTORS and not autocast_on(k.device):  # autocast lowers what it likes

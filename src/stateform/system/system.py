@@ -26,7 +26,10 @@ from .precision import complex_dtype, real_dtype, upcast
 from .readout import ReadOptions, Readout, made
 from .shapes import (
     DECAYS,
+    EXPONENTS,
+    HIDING,
     PER_TOKEN,
+    READ,
     TENSORS,
     facts,
     indices,
@@ -74,7 +77,8 @@ class System:
         micro: write steps per token; the read comes after the last (exclusive: before the first).
         w_in: [H,n,i], the constant map with k = w_in u, where there is one (vector states).
         w_out: [o,H,n], a constant map over all heads, y = Re(w_out S) (vector states with q = None).
-        read: the fields of the readout (window, causal, forget; ridge, mix, relative, solver), as keywords.
+        read: the fields of the readout (window, causal, forget, bias, distance, sink, cap; ridge, mix, relative,
+            solver), as keywords.
 
     Raises:
         StateformError: shapes, dtypes or devices that do not fit, or parts that exclude each other.
@@ -168,7 +172,7 @@ class System:
     @Lazy
     def state_heads(self) -> int:
         """Heads of the state: those of k, v, decay and feedback broadcast together."""
-        return lcm(*(h for name, h in self.head_counts.items() if name not in PER_TOKEN))
+        return lcm(*(h for name, h in self.head_counts.items() if name not in PER_TOKEN and name not in READ))
 
     @Lazy
     def head_counts(self) -> dict[str, int]:
@@ -296,7 +300,7 @@ class System:
         def move(name: str, x: Tensor) -> Tensor:
             if dtype is None:
                 return x.to(device)
-            if name in (*DECAYS, "log_b", "forget"):  # exponents and angles stay at float32 at least
+            if name in EXPONENTS:
                 return upcast(x.to(device=device, dtype=torch.promote_types(real_dtype(dtype), torch.float32)))
             return x.to(device=device, dtype=complex_dtype(dtype) if x.is_complex() else real_dtype(dtype))
 
@@ -307,17 +311,17 @@ class System:
         return self.map(lambda _, x: x.detach())
 
     def check_values(self) -> None:
-        """Raise if a part holds NaN or inf (a log decay or log_b may be -inf), or `sign` other values than its two."""
+        """Raise if a part holds NaN or inf (an exponent may be -inf), or `sign` other values than its two."""
         for name, x in self.parts.items():
-            reset = name in ("log_b", "forget") or (name == "log_decay" and "rate" not in self.parts)
+            reset = name in HIDING or (name == "log_decay" and "rate" not in self.parts)
             require_finite(x, label(name), allow_minus_inf=reset)
         if self.sign is not None:
             require_values(self.sign, "sign", (1, -1), "give the magnitude of the decay as log_decay")
         self.readout.check_values(self)
 
-    def gate(self, name: Literal["b", "log_b", "d", "eta", "eta_floor"], default: float = 0.0) -> Tensor:
+    def gate(self, name: Literal["b", "log_b", "d", "eta", "eta_floor", "sink"], default: float = 0.0) -> Tensor:
         """A number per step and head as [B|1, T|1, H|1] in the precision of the state; `default` where not given."""
-        x = getattr(self, name)
+        x = self.parts.get(name, getattr(self, name, None))
         if not isinstance(x, Tensor):
             x = torch.full(
                 (1,), default if x is None else x, dtype=real_dtype(upcast(self.k).dtype), device=self.device

@@ -26,6 +26,7 @@ from ...system import System
 from .. import compiled as _compiled
 from .. import scan
 from ..form import FORMS
+from ..scores import turns_only
 from .constants import BUILT_IN
 from .work import work
 
@@ -69,7 +70,7 @@ class Choice:
 def decide(system: System) -> Choice:
     """The choice for a system, by structure, length, batch, device, and whether a gradient is wanted."""
     if system.readout.cached:
-        plain = not system.readout.tensors() and system.window is None
+        plain = turns_only(system) and not system.readout.tensors() and system.window is None
         if not system.causal or (plain and system.T <= 8192):
             return Choice("matrix", "torch", "all pairs of tokens at once, by torch's fused attention where it fits")
         form = "chunkwise" if system.T > 1 else "recurrent"

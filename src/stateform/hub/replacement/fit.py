@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ...errors import require, require_seed
-from ...forms.softmax import absorb
+from ...forms.scores import absorbed
 from ...system import System
 from ...system.shapes import spread_heads
 
@@ -84,7 +84,7 @@ def _inputs(system: System) -> tuple[Tensor, Tensor, Tensor]:
     The inputs are queries and keys with their rotation by position, joined with those without it.
     """
     H, seen, turned = system.H, [], []
-    cache = absorb(system, None)
+    cache = absorbed(system, "fit")
     assert system.q is not None
     for x, own in ((cache.q, system.q), (cache.keys, system.k)):
         turned.append(spread_heads(x.float(), H).expand(-1, -1, H, -1))
