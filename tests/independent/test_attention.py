@@ -95,6 +95,35 @@ def test_rotary_scores_are_the_papers_rotation_matrices() -> None:
     assert_same_function(layer, x, join_heads(y) @ w["out_proj.weight"].T)
 
 
+@pytest.mark.parametrize("forget", [False, True])
+def test_path_is_the_papers_product_of_reflections(forget: bool) -> None:
+    """Scores q_i^T H_i ... H_{j+1} k_j with every H_t written out (arXiv 2505.16381, eq. 2), T x T softmax in numpy."""
+    layer, T, n, H = drawn("path", d_model=24, n_heads=2, d_state=6, forget=forget), 13, 6, 2
+    x, w = inputs(2, T, 24), numbers(layer)
+    u = x.numpy()
+    q, k, v = (split_heads(u @ w[f"{name}_proj.weight"].T, H) for name in "qkv")
+    narrow = np.pad(u @ w["w_proj.0.weight"].T @ w["w_proj.1.weight"].T, ((0, 0), (2, 0), (0, 0)))
+    taps = w["w_conv.weight"][:, 0]
+    conv = sum(narrow[:, i : i + T] * taps[:, i] for i in range(3))
+    unit = split_heads(conv / (1 + np.exp(-conv)), H)
+    unit = unit / np.sqrt((unit**2).sum(-1, keepdims=True) + 1e-6)
+    beta = 2 / (1 + np.exp(-(u @ w["b_proj.weight"].T + w["b_proj.bias"]))).swapaxes(1, 2)
+    reflections = np.eye(n) - beta[..., None, None] * unit[..., :, None] * unit[..., None, :]
+    gate = np.zeros((2, H, T))
+    if forget:
+        gate = -softplus(-(u @ w["forget_proj.weight"].T + w["forget_proj.bias"])).swapaxes(1, 2)
+    y = np.zeros(v.shape)
+    for i in range(T):
+        back, scores, forgotten = q[:, :, i], np.zeros((2, H, i + 1)), 0.0
+        for j in range(i, -1, -1):
+            scores[..., j] = (back * k[:, :, j]).sum(-1) / np.sqrt(n) + forgotten
+            back = np.einsum("bhm,bhmn->bhn", back, reflections[:, :, j])
+            forgotten = forgotten + gate[:, :, j]
+        weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+        y[:, :, i] = np.einsum("bhj,bhjp->bhp", weights, v[:, :, : i + 1])
+    assert_same_function(layer, x, join_heads(y) @ w["out_proj.weight"].T)
+
+
 def test_linear_attention_is_the_papers_sum() -> None:
     """y_i = sum_j phi(q_i)^T phi(k_j) v_j / sum_j phi(q_i)^T phi(k_j), phi = elu + 1 (arXiv 2006.16236, eq. 9)."""
     layer = drawn("linear", d_model=16, n_heads=4, d_state=5)

@@ -51,7 +51,7 @@ ROOMS = {
         "compiled cost cost.constants form packing pairs stabilise step",
         "coefficients newton opaque",
         "chunkwise convolution matrix recurrent scan",
-        "cost.work",
+        "cost.work scores",
         "cost.predict linear softmax",
         "ridge run",
         "cost.calibrate dense",

@@ -7,9 +7,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..forms.scores import turns_only
 from ..system import System
 from ..system.core import fold
-from ..system.readout import RidgeRead
+from ..system.readout import RidgeRead, SoftmaxRead
 from ..system.shapes import PER_TOKEN
 
 
@@ -74,7 +75,7 @@ class _Letters:
         sign, f = self.feedback.get("f", ("", self("f")))
         minus, w = self.feedback.get("w", ("", self("w")))
         w = f"({minus}{w})" if minus or " " in w else w
-        return f" {sign or '+'} {f} ({w}^T {S})"
+        return f" {sign or '+'} {f} " + (f"({w}^T {S})" if S else f"{w}^T")
 
     @cached_property
     def feedback(self) -> dict[str, tuple[str, str]]:
@@ -176,26 +177,42 @@ def _floored(system: System, s: _Letters, eta: str) -> str:
 
 
 def _attention(system: System, s: _Letters) -> list[str]:
-    seen = "j <= t" if system.window is None else f"t - {system.window} < j <= t"
-    score = "q_t^T k_j"
-    lines = []
-    if system.phase is not None:
-        constant = system.is_constant("phase")
-        score = f"Re(q_t^T {'R^{t-j}' if constant else 'R_t .. R_{j+1}'} k_j)"
-        lines.append(f"R{'' if constant else '_t'} = diag(exp(i {s('phase', 'theta')})), rotations of pairs of keys")
-    weight = f"exp({score})"
-    if "forget" in system.parts:
+    read = system.readout
+    assert isinstance(read, SoftmaxRead)
+    seen = "j <= t" if read.window is None else f"t - {read.window} < j <= t"
+    score, moved = _score(system, s)
+    inside = score if read.cap is None else f"{read.cap:g} tanh({score} / {read.cap:g})"
+    for name, term in (("bias", "bias_j"), ("distance", "r_{t-j}")):
+        inside += f" + {term}" if name in system.parts else ""
+    weight = f"exp({inside})"
+    if read.forget is not None:
         weight = f"{'a^{t-j}' if system.is_constant('forget') else 'a_t .. a_{j+1}'} {weight}"
-    if system.b is not None or system.log_b is not None:
-        weight = f"b_j {weight}"
     eta = {"sum": f"sum_{{{seen}}} {weight}"}.get(system.eta) if isinstance(system.eta, str) else None
+    more = (f" + {s('d')}" if system.d is not None else "") + (" + exp(sink)" if read.sink is not None else "")
     return [
         f"y_t = sum_{{{seen}}} alpha_tj v_j" + (f" + {s('d')} v_t / eta_t" if system.d is not None else ""),
         f"alpha_tj = {weight}" + ("" if system.eta is None else " / eta_t"),
-        *([f"eta_t = {eta}" + (f" + {s('d')}" if system.d is not None else "")] if eta else []),
-        *lines,
+        *([f"eta_t = {eta}{more}"] if eta else []),
+        *moved,
         *s.gates(),
     ]
+
+
+def _score(system: System, s: _Letters) -> tuple[str, list[str]]:
+    """The argument of softmax, and what moves the keys in it."""
+    k = "b_j k_j" if system.b is not None or system.log_b is not None else "k_j"
+    if turns_only(system):
+        if system.phase is None:
+            return f"q_t^T {k}", []
+        constant = system.is_constant("phase")
+        turn = f"R{'' if constant else '_t'} = diag(exp(i {s('phase', 'theta')})), rotations of pairs of keys"
+        return f"Re(q_t^T {'R^{t-j}' if constant else 'R_t .. R_{j+1}'} {k})", [turn]
+    score = f"q_t^T A_t .. A_{{j+1}} {k}"
+    feedback = s.fed_back("") if system.f is not None else ""
+    a = s.decay.strip()
+    decay = a if a.startswith("diag") else f"{a} I" if a else "I"
+    lines = [f"A_t = {decay}{feedback}", *s.meaning()]
+    return f"Re({score})" if system.is_complex else score, [x for x in lines if x not in s.gates()]
 
 
 def realisation(system: System) -> list[str]:
@@ -208,6 +225,7 @@ def realisation(system: System) -> list[str]:
         if system.window is not None:
             return [f"no recurrent h_t: the state is a ring of the last {system.window} keys and values"]
         rotated = " of the rotated keys and queries" if system.phase is not None else ""
+        rotated = rotated if turns_only(system) else " of the keys as A has moved them"
         return [
             "h_t = vec(S_t) is infinite: exp(q^T k) = phi(q)^T phi(k) has no finite feature map phi (Lemma 1)",
             f"Lambda_t = eta_{{t-1}}/eta_t I, B_t = phi(k_t) (x) I / eta_t, C_t = phi(q_t)^T (x) I{rotated}",

@@ -20,12 +20,32 @@ def constant_transition(system: System) -> bool:
 
 
 def describe(system: System) -> str:
-    """The transition in words."""
+    """Say the transition in words."""
+    return _describe_cache(system) if system.readout.cached else _describe_transition(system)
+
+
+OUTSIDE = {
+    "forget": "weights fade with distance", "bias": "a bias for each key", "distance": "a bias for each distance",
+    "sink": "a sink takes its share", "cap": "logits are bounded",
+}  # fmt: skip
+"""What a softmax readout may do besides, in words."""
+
+
+def _describe_cache(system: System) -> str:
+    readout, parts = system.readout, system.parts
+    words = (
+        "none: every token is kept" if readout.window is None else f"none: the last {readout.window} tokens are kept"
+    )
+    moved = [name for name in TRANSITION if name in parts]
+    if moved == ["phase"]:
+        words += " (keys rotated by position)"
+    elif moved:
+        words += f" (keys moved: {_describe_transition(system)})"
+    return ", ".join([words, *(said for name, said in OUTSIDE.items() if getattr(readout, name, None) is not None)])
+
+
+def _describe_transition(system: System) -> str:
     parts = system.tensors()
-    if system.readout.cached:
-        kept = "every token is kept" if system.window is None else f"the last {system.window} tokens are kept"
-        fading = ", weights fade with distance" if "forget" in parts else ""
-        return f"none: {kept}" + (" (keys rotated by position)" if "phase" in parts else "") + fading
     feedback = system.f is not None
     where = "constant" if constant_transition(system) else "from the input"
     if not any(x in parts for x in DECAY):

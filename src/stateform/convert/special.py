@@ -155,6 +155,15 @@ def _hopfield(layer: Any, u: Tensor) -> Case:
     return general.system(u), plain.system(u)
 
 
+@relation("path", "softmax", "beta = 0 and no forget gate (softmax without positions)")
+def _path(layer: Any, u: Tensor) -> Case:
+    require(layer.n_kv_heads == layer.n_heads, "PaTH has as many heads of keys as of queries")
+    general, plain = made("path", layer, "n_heads", "d_state"), copy.deepcopy(layer)
+    plain.positions = "none"
+    fill((general.b_proj.weight, 0.0), (general.b_proj.bias, -torch.inf))
+    return general.system(u), plain.system(u)
+
+
 @relation("taylor", "softmax", "degree -> infinity (softmax without positions; verified where the series has "
           "converged, for the first two keys of a head)")  # fmt: skip
 def _taylor(layer: Any, u: Tensor) -> Case:

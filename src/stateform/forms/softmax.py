@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import readable
+from ..errors import readable, require
 from ..graph import any_length
 from ..loops.backend import transformed
 from ..loops.ops import gradients
@@ -355,7 +355,11 @@ class SoftmaxForms:
         return ["keys", "values", "position", *["angle"] * angle, *["log_weight"] * weights]
 
     def check_state(self, system: System, given: State) -> None:
-        """Nothing to add: `joined` compares the keys and values with the system's."""
+        """Raise unless keys and values are of the same tokens; `joined` compares them with the system's."""
+        keys, values = given["keys"], given["values"]
+        require(keys.shape[:2] == values.shape[:2],
+                f"the state holds keys {list(keys.shape)} and values {list(values.shape)}; expected one of each for "
+                "every token, as in the State that return_state=True gave")  # fmt: skip
 
     def work(self, system: System, form: str, chunk_size: int) -> tuple[float, float]:
         T, n, p, size = system.T, system.n, system.p, number_size(system)

@@ -77,8 +77,7 @@ class System:
         micro: write steps per token; the read comes after the last (exclusive: before the first).
         w_in: [H,n,i], the constant map with k = w_in u, where there is one (vector states).
         w_out: [o,H,n], a constant map over all heads, y = Re(w_out S) (vector states with q = None).
-        read: the fields of the readout (window, causal, forget, bias, distance, sink, cap; ridge, mix, relative,
-            solver), as keywords.
+        read: the fields of the readout as keywords, see `ReadOptions`.
 
     Raises:
         StateformError: shapes, dtypes or devices that do not fit, or parts that exclude each other.
