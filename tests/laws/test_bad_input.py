@@ -148,7 +148,10 @@ SYSTEMS: dict[str, tuple[Callable[[], object], tuple[str, ...]]] = {
     "constant k alone": (lambda: sf.System(r(B, T, H, N), r(H, N), None), ("k is the whole input",)),
     "softmax, dense decay": (lambda: exp(transition=r(H, N, N)), ('readout "exp"', "dense")),
     "softmax, a decay that looks ahead": (lambda: exp(log_decay=r(H), causal=False), ("log_decay", "undone")),
-    "softmax, a sink beside no sum": (lambda: exp(sink=r(H), eta=None), ("sink", 'eta = "sum"')),
+    "softmax, a sink beside no sum": (
+        lambda: sf.System(r(B, T, H, N), r(B, T, H, N), r(B, T, H, P), sink=r(H), readout="exp"),
+        ("sink", 'eta = "sum"'),
+    ),
     "softmax, exclusive": (lambda: exp(exclusive=True), ("inclusive",)),
     "softmax, micro-steps": (lambda: exp(micro=2, k=r(B, 14, H, N), v=r(B, 14, H, P)), ("one step a token",)),
     "softmax without q": (lambda: exp(q=None), ('readout "exp" needs q',)),

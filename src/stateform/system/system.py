@@ -322,9 +322,7 @@ class System:
         """A number per step and head as [B|1, T|1, H|1] in the precision of the state; `default` where not given."""
         x = self.parts.get(name, getattr(self, name, None))
         if not isinstance(x, Tensor):
-            x = torch.full(
-                (1,), default if x is None else x, dtype=real_dtype(upcast(self.k).dtype), device=self.device
-            )
+            x = torch.full((1,), default if x is None else x, dtype=upcast(self.k).real.dtype, device=self.device)
         x = upcast(x)
         return spread_heads(x if x.ndim == 3 else x.view(1, 1, -1), self.H)
 
