@@ -155,6 +155,14 @@ def _hopfield(layer: Any, u: Tensor) -> Case:
     return general.system(u), plain.system(u)
 
 
+@relation("fox", "softmax", "gates that are open, f = 1")
+def _fox(layer: Any, u: Tensor) -> Case:
+    general = made("fox", layer, "n_heads", "n_kv_heads", "d_state", "positions")
+    general.rope_base = layer.rope_base
+    fill((general.f_proj.weight, 0.0), (general.f_proj.bias, torch.inf))
+    return general.system(u), layer.system(u)
+
+
 @relation("path", "softmax", "beta = 0 and no forget gate (softmax without positions)")
 def _path(layer: Any, u: Tensor) -> Case:
     require(layer.n_kv_heads == layer.n_heads, "PaTH has as many heads of keys as of queries")
@@ -236,6 +244,14 @@ def _gated_deltanet(layer: Any, u: Tensor) -> Case:
         (last.weight, spread),
         (general.dt_bias, layer.dt_bias.repeat_interleave(layer.d_state)),
     )
+    return general.system(u), layer.system(u)
+
+
+@relation("gated_deltanet2", "kda", "both gates equal to beta")
+def _kda(layer: Any, u: Tensor) -> Case:
+    general = made("gated_deltanet2", layer, *DELTA, "gate_rank")
+    for gate in (general.e_proj, general.s_proj):
+        gate.weight.copy_(layer.beta_proj.weight.repeat_interleave(len(gate.weight) // layer.n_heads, 0))
     return general.system(u), layer.system(u)
 
 

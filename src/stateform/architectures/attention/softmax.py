@@ -48,9 +48,14 @@ class Softmax(Layer):
         self.v_proj = nn.Linear(d_model, self.n_kv_heads * p, bias=bias)
         self.out_proj = nn.Linear(d_model, d_model, bias=bias)
 
+    def heads_of(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Project to q [B,T,H,n], k [B,T,H_kv,n] and v [B,T,H_kv,p]."""
+        k, v = heads(self.k_proj(u), self.n_kv_heads), heads(self.v_proj(u), self.n_kv_heads)
+        return heads(self.q_proj(u), self.n_heads), k, v
+
     def system(self, u: Tensor, past: Past | None = None) -> System:
-        q = heads(self.q_proj(u), self.n_heads) * self.d_state**-0.5  # [B,T,H,n]
-        k, v = heads(self.k_proj(u), self.n_kv_heads), heads(self.v_proj(u), self.n_kv_heads)  # [B,T,H_kv,n or p]
+        q, k, v = self.heads_of(u)
+        q = q * self.d_state**-0.5
         if self.positions == "none":
             return System(q, k, v, readout="exp", eta="sum")
         phase = rope_angles(self.d_state, self.rope_base, u.device)  # [1,n/2]

@@ -47,12 +47,16 @@ class DeltaNet(Layer):
         self.norm = HeadNorm(p)
         self.out_proj = nn.Linear(d_model, d_model, bias=False)
 
-    def writes(self, u: Tensor, past: Past | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Give q and k of length 1 (q over sqrt(n)), v and beta."""
+    def reads(self, u: Tensor, past: Past | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Give q and k of length 1 (q over sqrt(n)), and v."""
         q = heads(self.q_conv(self.q_proj(u), past), self.n_heads)  # [B,T,H,n]
         k = heads(self.k_conv(self.k_proj(u), past), self.n_heads)  # [B,T,H,n]
         v = heads(self.v_conv(self.v_proj(u), past), self.n_heads)  # [B,T,H,p]
-        return unit(q, self.d_state**-0.5), unit(k), v, torch.sigmoid(self.beta_proj(u)) * self.beta_scale
+        return unit(q, self.d_state**-0.5), unit(k), v
+
+    def writes(self, u: Tensor, past: Past | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Give q, k, v as `reads`, and beta [B,T,H]."""
+        return *self.reads(u, past), torch.sigmoid(self.beta_proj(u)) * self.beta_scale
 
     def system(self, u: Tensor, past: Past | None = None) -> System:
         return delta_rule(*self.writes(u, past))

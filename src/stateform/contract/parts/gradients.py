@@ -40,7 +40,7 @@ def gradients(b: LayerRunner) -> None:
             b.report.compare(b.part, where, got[name], g, allowed, floor=floor_of(want.values()))
     for name, x in system.tensors().items():
         if name not in _UNASKED and not (name in ("log_decay", "forget") and bool(torch.isinf(x).any())):
-            _along_a_direction(b, loss, name, want[name])
+            _along_a_direction(b, loss, name, want[name], floor_of(want.values()))
 
 
 def floor_of(found: Iterable[Tensor]) -> float:
@@ -84,7 +84,7 @@ class _Loss:
         return {k: g for k, g in found.items() if k not in _UNASKED}
 
 
-def _along_a_direction(b: LayerRunner, loss: _Loss, name: str, gradient: Tensor) -> None:
+def _along_a_direction(b: LayerRunner, loss: _Loss, name: str, gradient: Tensor, floor: float) -> None:
     """A directional derivative of the recurrence by central differences: error about h^2 plus rounding over h. Where a
     kink (of a floored normaliser, say) is nearer than h, a smaller h tells.
     """
@@ -92,7 +92,7 @@ def _along_a_direction(b: LayerRunner, loss: _Loss, name: str, gradient: Tensor)
     direction = normal(x.shape, b.generator).to(x)
     g, along = (torch.view_as_real(z) if x.is_complex() else z for z in (gradient, direction))
     expected = float((g * along).sum())
-    allowed = 1e-5 * max(float(gradient.abs().max() * direction.abs().sum().sqrt()), abs(expected))
+    allowed = 1e-5 * max(float(gradient.abs().max() * direction.abs().sum().sqrt()), abs(expected), floor)
     for h in (1e-5, 1e-6, 1e-7):
         with torch.no_grad():
             up, down = (loss(_shifted(loss.system, name, direction * x), loss.start, "recurrent") for x in (h, -h))
