@@ -66,6 +66,8 @@ READS: dict[type[Readout], Reads] = {}
 def register_form(form: Form) -> Form:
     """Add a form to the table."""
     FORMS[form.name] = form
+    for name in sorted(FORMS):  # whichever file was imported first
+        FORMS[name] = FORMS.pop(name)
     return form
 
 

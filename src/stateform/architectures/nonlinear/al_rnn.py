@@ -2,7 +2,8 @@
 
     z_t = A z_{t-1} + W phi(z_{t-1}) + C u_t + h     (eq. 3)
 
-phi rectifies the last P units and leaves the others; A is diagonal. Between the planes at which a unit is rectified it is a linear system: 2^P of them in all.
+phi rectifies the last P units and leaves the others; A is diagonal.
+Between the planes at which a unit is rectified it is a linear system: 2^P of them in all.
 """
 
 from __future__ import annotations
