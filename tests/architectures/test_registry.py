@@ -85,5 +85,5 @@ def test_families_are_listed_in_their_order_and_members_by_date() -> None:
     words = list(dict.fromkeys(family_of(e.cls)[0] for e in listed))
     assert tuple(words) == ORDER
     delta = [e.name for e in listed if family_of(e.cls)[0] == "delta"]
-    assert delta == ["deltanet", "gated_deltanet", "deltaproduct", "kda"]
+    assert delta == ["deltanet", "gated_deltanet", "deltaproduct", "comba", "kda", "gated_deltanet2"]
     assert place(nn.Linear) > place(listed[-1].cls)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stateform.architectures.attention.alibi import slopes
+
 from .helpers import assert_close, assert_same_function, drawn, inputs
 
 B, T, D, H = 2, 11, 16, 4
@@ -61,8 +63,8 @@ def test_alibi_has_the_slopes_and_the_bias_of_bloom(n_heads: int) -> None:
     bloom = pytest.importorskip("transformers.models.bloom.modeling_bloom")
     layer, u = drawn("alibi", d_model=24, n_heads=n_heads), inputs(B, T, 24)
     alibi = bloom.build_alibi_tensor(torch.ones(B, T), n_heads, torch.float64).view(B, n_heads, 1, T)
-    assert_close(alibi[0, :, 0, 1], layer.slopes, "the slopes", 1e-6)  # which both make in float32
-    alibi = layer.slopes[:, None, None] * torch.arange(T)
+    assert_close(alibi[0, :, 0, 1], slopes(n_heads), "the slopes", 1e-6)  # which are float32 there
+    alibi = slopes(n_heads)[:, None, None] * torch.arange(T)
     with torch.no_grad():
         q, k, v = (split(f(u), n_heads) for f in (layer.q_proj, layer.k_proj, layer.v_proj))
         assert_same_function(layer, u, layer.out_proj(softmax(q, k, v, alibi).flatten(2)))

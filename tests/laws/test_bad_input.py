@@ -549,7 +549,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 BUILDS: dict[str, tuple[Any, dict[str, Any], tuple[str, ...]]] = {
-    "unknown": ("mamb", {}, ("unknown layer 'mamb'", "did you mean mamba, mamba2")),
+    "unknown": ("mamb", {}, ("unknown layer 'mamb'", "did you mean mamba, mamba3, mamba2")),
     "far from all": ("zzzzz", {}, ("known names:", "deltanet, ")),
     "empty": ("", {}, ("unknown layer ''", "known names")),
     "brackets": ("qlstm(reversed=True", {}, ("cannot read", "name(option=value, ...)")),
@@ -815,7 +815,7 @@ def command(*words: str) -> tuple[int, str, str]:
 
 
 COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "unknown layer": ("compare mamb", ("did you mean mamba, mamba2",)),
+    "unknown layer": ("compare mamb", ("did you mean mamba, mamba3, mamba2",)),
     "unknown option": ("compare qlstm(revers=True)", ("did you mean reversed?",)),
     "broken brackets": ("compare qlstm(reversed=True", ("cannot read",)),
     "no text": ("compare linear --text absent.txt", ("cannot read the text absent.txt",)),
@@ -847,8 +847,8 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "bench: no repeats": ("bench --layers linear --repeats 0", ("repeats is 0; expected 1 or more",)),
     "bench of a model: a seed": (f"bench --model absent --seed {2**70}", (f"seed is {2**70}", "64 bits")),
     "bench of a model: no repeats": ("bench --model absent --repeats 0", ("repeats is 0; expected 1 or more",)),
-    "check: unknown layer": ("check mamb", ("did you mean mamba, mamba2",)),
-    "check: unknown layer after a known one": ("check linear mamb", ("did you mean mamba, mamba2",)),
+    "check: unknown layer": ("check mamb", ("did you mean mamba, mamba3, mamba2",)),
+    "check: unknown layer after a known one": ("check linear mamb", ("did you mean mamba, mamba3, mamba2",)),
     "check: no width": ("check linear --d-model 0", ("d_model is 0",)),
     "check: file of no layers": ("check none.py", ("none.py defines no layer",)),
     "check: file with an error": ("check syntax.py", ("SyntaxError",)),

@@ -3,6 +3,7 @@
     alpha_ij ~ exp( q_i^T k_j / sqrt(n) - m_h (i - j) ),     m_h = 2^(-8 h / H), h = 1 .. H     (section 3)
 
 For H that is no power of 2, the slopes are those of the next smaller one, then every second one of the next larger.
+With slopes of 0 it is softmax attention without positions: hence the base class.
 """
 
 from __future__ import annotations
@@ -45,8 +46,7 @@ class ALiBi(Softmax):
         bias: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(d_model, n_heads, n_kv_heads=n_kv_heads, d_state=d_state, positions="none", bias=bias)
-        self.register_buffer("slopes", slopes(n_heads).to(torch.get_default_dtype()), persistent=False)
-        self.slopes: Tensor
 
     def system(self, u: Tensor, past: Past | None = None) -> System:
-        return replace(super().system(u, past), readout=SoftmaxRead(forget=-self.slopes))
+        rates = slopes(self.n_heads).to(u.device, torch.promote_types(u.dtype, torch.float32))
+        return replace(super().system(u, past), readout=SoftmaxRead(forget=-rates))

@@ -3,7 +3,7 @@
     S_t = a_t S_{t-1} - beta_t k_t (p_t^T S_{t-1}) + beta_t k_t v_t^T,     p_t = sigmoid(d) k_t     (eq. 8)
     y_t = (q_t - D p_t)^T S_t     (section 3.2)
 
-a and beta are those of the gated delta rule, the base class; d and D are numbers per head. What is erased is read
+a and beta are those of the gated delta rule: hence the base class. d and D are numbers per head; what is erased is read
 before the decay.
 """
 
