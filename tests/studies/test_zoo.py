@@ -514,7 +514,7 @@ def test_the_commands(tmp_path: Path, command: Callable[..., tuple[int, str, str
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("zoo", "mamba3"), "unknown layer 'mamba3': did you mean mamba"),
+        (("zoo", "mamba9"), "unknown layer 'mamba9': did you mean mamba"),
         (("zoo", "--family", "delt"), "there is no family 'delt' here: did you mean delta?"),
         (("zoo", "--into", "none.md"), "there is no file none.md"),
         (("show", "gated_delta"), "did you mean gated_deltanet"),

@@ -24,7 +24,7 @@ def slopes(n_heads: int) -> Tensor:
     below = 1 << (n_heads.bit_length() - 1)  # the largest power of 2 that is no more than H
 
     def powers(n: int) -> Tensor:
-        return torch.exp2(-8 * torch.arange(1, n + 1, dtype=torch.float64) / n)
+        return torch.exp2(-8 * torch.arange(1, n + 1, dtype=torch.float64, device="cpu") / n)
 
     return torch.cat([powers(below), powers(2 * below)[::2][: n_heads - below]])
 
