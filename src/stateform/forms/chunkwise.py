@@ -35,7 +35,7 @@ TILE_ELSEWHERE = 2**28
 
 
 def room(device: torch.device) -> int:
-    """Numbers that a tile may have on a device."""
+    """Say how many numbers a tile may have on a device."""
     return TILE.get(device.type, TILE_ELSEWHERE)
 
 
@@ -75,14 +75,14 @@ class Chunkwise:
         return max(1, room(core.k.device) // self._numbers(core, c))
 
     def _numbers(self, core: Core, c: int) -> int:
-        """Numbers that a chunk of c steps takes."""
+        """Count the numbers that a chunk of c steps takes."""
         wide = max(x.shape[-1] for x in (core.log, core.rate, core.k[..., :1]) if x is not None) > 1
         inside = c * core.q.shape[-2] + 4 * core.n + 2 * core.p + (BASE * core.n if wide else 0)
         return core.batch * math.prod(core.heads) * (c * inside + core.n * core.p)
 
 
 def _chunks(core: Core, S: Tensor, c: int) -> tuple[Tensor, Tensor]:
-    """Reads [B,T,G,R,o,p] and the state after a core whose length is a multiple of c."""
+    """Compute reads [B,T,G,R,o,p] and the state after a core whose length is a multiple of c."""
     x = cut(core, c)
     M_qk = x.read(x.q, x.k, exclusive=x.exclusive)
     y = contract("...ij,...jp->...ip", M_qk if x.v.is_complex() else core.needed(M_qk), x.v)
@@ -109,7 +109,7 @@ def _chunks(core: Core, S: Tensor, c: int) -> tuple[Tensor, Tensor]:
 
 
 def _feedback(x: Stretch, f: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-    """Z and W of the module: z = Z + W S for the state S before the chunk."""
+    """Compute Z and W of the module: z = Z + W S for the state S before the chunk."""
     L = x.read(w, f, exclusive=True)
     local = contract("...ij,...jp->...ip", x.read(w, x.k, exclusive=True), x.v)
     start = x.from_start(w, exclusive=True)
@@ -118,7 +118,9 @@ def _feedback(x: Stretch, f: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _states(S: Tensor, total: Tensor | None, carry: Tensor | None, write: Tensor, N: int) -> tuple[Tensor, Tensor]:
-    """S before each chunk [B,N,...] and after the last: S <- total S + write, or carry S + write with feedback."""
+    """Compute S before each chunk [B,N,...] and after the last: S <- total S + write; with feedback
+    S <- carry S + write.
+    """
 
     def each(x: Tensor) -> list[Tensor]:
         return list(x.unbind(1)) if x.shape[1] > 1 else [x[:, 0]] * N

@@ -48,7 +48,7 @@ def contributions(
 def _weights_of_inputs(
     system: System, heads: Sequence[int] | int | None, queries: Sequence[int] | None, limit: float
 ) -> Tensor:
-    """alpha with the output axis, [B,H,o,queries,T*micro]."""
+    """Compute alpha with the output axis, [B,H,o,queries,T*micro]."""
     system = system if heads is None else system.select_heads(heads)
     queries = None if queries is None else indices(queries, system.T, "queries")
     rows = system.T if queries is None else len(queries)

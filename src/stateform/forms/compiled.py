@@ -24,7 +24,7 @@ from ..system.precision import DOUBLE, angles, cis
 
 
 def refused(x: Core | System) -> str | None:
-    """Why the compiled loops do not exist for a core or a system, or None."""
+    """Say why the compiled loops do not exist for a core or a system, or None."""
     parts = x.tensors()
     state = [parts[name] for name in ("k", "v", "f", "w") if name in parts]
     turned = "phase" in parts or any(t.is_complex() for t in state)
@@ -44,13 +44,13 @@ def refused(x: Core | System) -> str | None:
 
 
 def usable(x: Core | System) -> bool:
-    """Whether the recurrence is to be computed by the compiled loops here and now."""
+    """True if the recurrence is to be computed by the compiled loops here and now."""
     double = x.k.dtype in DOUBLE or (x.v is not None and x.v.dtype in DOUBLE)
     return refused(x) is None and allowed(double)
 
 
 def worthwhile(core: Core) -> bool:
-    """Whether a core is long enough for the loops: a single step in complex or signed coordinates is sooner done than
+    """True if a core is long enough for the loops: a single step in complex or signed coordinates is sooner done than
     said in real ones.
     """
     plain = core.phase is None and core.sign is None and not (core.dtype.is_complex or core.q.is_complex())
@@ -58,7 +58,7 @@ def worthwhile(core: Core) -> bool:
 
 
 def compute(core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
-    """The reads [B,T,G,R,o,p] and the final state, from the state S [B,G,R,n,p]."""
+    """Compute the reads [B,T,G,R,o,p] and the final state, from the state S [B,G,R,n,p]."""
     if core.real and core.q.is_complex() and not core.dtype.is_complex:  # Re(q^T S) of a real S
         core = core.rewritten(q=core.q.real.contiguous())
     if _constant_modes(core):
@@ -79,7 +79,7 @@ def compute(core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _in_real_coordinates(core: Core) -> tuple[Core, Tensor | None, Tensor | None]:
-    """The core with phases and signs in its keys and reads, the unit at the end, and all units where y = S."""
+    """Write the core with phases and signs in its keys and reads, the unit at the end, and all units where y = S."""
     if core.phase is None and core.sign is None:
         return core, None, None
     unit: Tensor | None = None
@@ -102,7 +102,7 @@ def _in_real_coordinates(core: Core) -> tuple[Core, Tensor | None, Tensor | None
 
 
 def _constant_modes(core: Core) -> bool:
-    """Whether each head is a sum of modes with constant coefficients."""
+    """True if each head is a sum of modes with constant coefficients."""
     if core.length == 1:  # in which all parts look constant
         return False
     constant = all(_constant(x) for name, x in core.tensors().items() if name != "v")
@@ -110,7 +110,7 @@ def _constant_modes(core: Core) -> bool:
 
 
 def _modes(core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
-    """p = 1 and all but v constant."""
+    """Compute a core where p = 1 and all but v is constant."""
     G, R = core.heads
     a = torch.ones_like(core.k[..., :1]) if (log := core.decay_log()) is None else log.exp()
     a = a if (unit := core.unit()) is None else a * unit
@@ -137,7 +137,7 @@ def _constant(x: Tensor) -> bool:
 
 
 def _per_channel(core: Core) -> bool:
-    """Whether the log decay is one number a channel and step, a product of one with constants, or constant."""
+    """True if the log decay is one number a channel and step, a product of one with constants, or constant."""
     return core.f is None and (core.log is None or core.log.shape[-1] == 1 or _constant(core.log))
 
 
@@ -146,7 +146,7 @@ def _keep(*xs: Tensor | None) -> bool:
 
 
 def _elementwise(core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
-    """n = 1, or p = 1 and y = S: every entry of the state goes its own way."""
+    """Compute a core where n = 1, or p = 1 and y = S: every entry of the state goes its own way."""
     shape = (core.batch, core.length, *core.heads, max(core.n, core.p))
     if core.f is not None and core.w is not None:  # n = 1: a scalar more in the decay
         return _matrices(core, S)
@@ -181,7 +181,7 @@ def _elementwise(core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _channels(core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
-    """p = 1 and all heads share q and k."""
+    """Compute a core where p = 1 and all heads share q and k."""
     G, R = core.heads
     lanes = (core.batch, core.length, G * R)
 
@@ -205,7 +205,7 @@ def _channels(core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _matrices(core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
-    """A state of n keys by p values a head."""
+    """Compute a state of n keys by p values a head."""
     log, q, k = core.decay_log(), core.q.squeeze(-2), core.k
     is_complex = core.dtype.is_complex or q.is_complex()
     if is_complex:  # Re(q^T S) = Re(q)^T Re(S) - Im(q)^T Im(S)
@@ -230,7 +230,7 @@ def _matrices(core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _one(x: Tensor, y: Tensor) -> bool:
-    """Whether two parts are one tensor, for gradients too: itself, or the same view of the same one."""
+    """True if two parts are one tensor, for gradients too: itself, or the same view of the same one."""
     if x is y:
         return True
     if torch.compiler.is_compiling() or x.requires_grad != y.requires_grad or x.dtype != y.dtype:

@@ -75,7 +75,7 @@ class Convolution:
 
 
 def _orbit(A: Tensor, x: Tensor, T: int) -> Tensor:
-    """A^0 x, ..., A^{T-1} x for A [b,1,G,R,n,n] and x [b,1,G,R,n,c], as [b,T,G,R,n,c], by doubling."""
+    """Compute A^0 x, ..., A^{T-1} x for A [b,1,G,R,n,n] and x [b,1,G,R,n,c], as [b,T,G,R,n,c], by doubling."""
     front = torch.broadcast_shapes(A.shape[:-2], x.shape[:-2])  # heads may share either
     out = x.to(torch.promote_types(A.dtype, x.dtype)).expand(*front, *x.shape[-2:])
     while out.shape[1] < T:
@@ -85,7 +85,7 @@ def _orbit(A: Tensor, x: Tensor, T: int) -> Tensor:
 
 
 def _powers(core: Core) -> Tensor | None:
-    """A^0, ..., A^T of a diagonal decay, [b,T+1,G,R,n|1]; None for a dense one."""
+    """Compute A^0, ..., A^T of a diagonal decay, [b,T+1,G,R,n|1]; None for a dense one."""
     A, T = core.transition(), core.length
     t = torch.arange(T + 1, device=core.k.device).view(1, -1, 1, 1, 1)
     if isinstance(A, Identity):
@@ -106,7 +106,7 @@ def _powers(core: Core) -> Tensor | None:
 
 
 def convolve(kernel: Tensor, v: Tensor) -> Tensor:
-    """Causal convolution along axis 1."""
+    """Compute causal convolution along axis 1."""
     T = v.shape[1]
     if kernel.is_complex() or v.is_complex():
         spectrum = torch.fft.fft(kernel, 2 * T, dim=1) * torch.fft.fft(v, 2 * T, dim=1)

@@ -30,7 +30,7 @@ class Matrices:
     """C reads h_{t-1} instead of h_t."""
 
     def run(self, u: Tensor) -> Tensor:
-        """y_t = C_t h_t + D_t u_t with h_t = Lambda_t h_{t-1} + B_t u_t from h = 0, for u [B,T,H,i]."""
+        """Run y_t = C_t h_t + D_t u_t with h_t = Lambda_t h_{t-1} + B_t u_t from h = 0, for u [B,T,H,i]."""
         u = u.to(self.B.dtype)
         h, out = torch.zeros_like(self.B[:, 0, ..., 0]), []
         for t in range(self.Lambda.shape[1]):
@@ -45,8 +45,8 @@ def _mv(M: Tensor, x: Tensor) -> Tensor:
 
 
 def normaliser(system: System) -> Tensor:
-    """eta_t [B,T,H], measured from a zero state where it is a sum (ones where there is none). A sum for reads with an
-    output axis is [B,T,H,o].
+    """Compute eta_t [B,T,H], measured from a zero state where it is a sum (ones where there is none). A sum for reads
+    with an output axis is [B,T,H,o].
     """
     B, T, H = system.B, system.T, system.H
     if B * T == 0:
@@ -135,7 +135,7 @@ def matrices(system: System, *, normalised: bool, limit: float) -> Matrices:
 
 
 def eta_ratio(system: System) -> Tensor:
-    """eta_{t-1}/eta_t [B,T,H]; before the first token a sum is 0, anything else as at the first token."""
+    """Compute eta_{t-1}/eta_t [B,T,H]; before the first token a sum is 0, anything else as at the first token."""
     shared = system.eta != "sum" or system.q is None or system.q.ndim in (2, 4)
     require(shared, "with an output axis every output has a normaliser of its own; expected one a head: take the "
             "outputs one by one, or normalised=False")  # fmt: skip

@@ -27,35 +27,35 @@ class Form(Protocol):
     """False if it is for nonlinear cells alone."""
 
     def refuses(self, system: System) -> str | None:
-        """Why the form does not exist for this system, or None."""
+        """Say why the form does not exist for this system, or None."""
 
     def compute(self, core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
-        """The reads [B,T,G,R,o,p] and the final state, from the state S [B,G,R,n,p]."""
+        """Compute the reads [B,T,G,R,o,p] and the final state, from the state S [B,G,R,n,p]."""
 
 
 class Reads(Protocol):
     """How the systems of one readout are computed, in all forms that it has."""
 
     def compute(self, system: System, form: Form, state: State | None) -> tuple[Tensor, State]:
-        """y and the state after the last token; a system of one row and one token at least."""
+        """Compute y and the state after the last token; a system of one row and one token at least."""
 
     def weights(self, system: System, queries: Sequence[int] | None) -> Tensor:
-        """alpha [B,H,o,queries,T*micro], from a zero state."""
+        """Compute alpha [B,H,o,queries,T*micro], from a zero state."""
 
     def blank_state(self, system: System, rows: int) -> dict[str, Tensor]:
-        """The state before anything was seen, but for its position."""
+        """Make the state before anything was seen, but for its position."""
 
     def nothing(self, system: System) -> Tensor:
-        """y of no rows or no tokens."""
+        """Make y of no rows or no tokens."""
 
     def check_state(self, system: System, given: State) -> None:
         """Raise unless a state, whose names are there, fits the system."""
 
     def state_names(self, system: System) -> list[str]:
-        """The tensors that its state must have."""
+        """List the tensors that its state must have."""
 
     def work(self, system: System, form: str, chunk_size: int) -> tuple[float, float]:
-        """Floating-point operations and bytes of working memory: the leading terms, for all rows and heads."""
+        """Count floating-point operations and bytes of working memory: the leading terms, for all rows and heads."""
 
 
 FORMS: dict[str, Form] = {}
@@ -87,12 +87,12 @@ def register_reads(readout: type[Readout], reads: Reads) -> None:
 
 
 def reads_of(system: System) -> Reads:
-    """What computes the readout of a system."""
+    """Find what computes the readout of a system."""
     return READS[type(system.readout)]
 
 
 def exists(system: System) -> list[str]:
-    """The names of the forms that exist for a system."""
+    """List the names of the forms that exist for a system."""
     return [name for name, reason in system.forms().items() if reason is None]
 
 

@@ -24,7 +24,7 @@ class LinearForms:
     """y_t = q_t^T S_t. See `Reads`."""
 
     def query(self, system: System, core: Core, S: Tensor, form: Form) -> Core:
-        """The core with the vectors that S is read by."""
+        """Rewrite the core with the vectors that S is read by."""
         return core
 
     def compute(self, system: System, form: Form, state: State | None) -> tuple[Tensor, State]:
@@ -82,7 +82,7 @@ class LinearForms:
             raise StateformError(f"log_scale of the state has shape {list(scale.shape)}; expected {list(shape[:2])}")
 
     def columns_in_words(self, system: System) -> str:
-        """What the last columns of S are, for messages."""
+        """Tell what the last columns of S are, for messages."""
         return " (the last column is the normaliser)" if system.eta == "sum" else ""
 
     def work(self, system: System, form: str, chunk_size: int) -> tuple[float, float]:
@@ -90,7 +90,7 @@ class LinearForms:
 
 
 def weights(system: System, queries: Sequence[int] | None) -> Tensor:
-    """alpha [B,H,o,queries,T*micro] of a linear readout from a zero state."""
+    """Compute alpha [B,H,o,queries,T*micro] of a linear readout from a zero state."""
     core, r = fold(system), system.micro
     index = torch.tensor([int(i) for i in (range(system.T) if queries is None else queries)], device=core.k.device)
     at = index * r + (0 if system.exclusive else r - 1)

@@ -34,8 +34,8 @@ class Matrix:
 
 
 def solve(core: Core) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The whole stretch as four linear maps: values to reads alpha [B,G,R,o,T,T], first state to reads [B,T,G,R,o,n],
-    values to last state [B,G,R,n,T], first state to last state [B,G,R,n,n].
+    """Compute the whole stretch as four linear maps: values to reads alpha [B,G,R,o,T,T], first state to reads
+    [B,T,G,R,o,n], values to last state [B,G,R,n,T], first state to last state [B,G,R,n,n].
     """
     if core.matrix is not None:
         return _solve_dense(core)
@@ -58,7 +58,7 @@ def solve(core: Core) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _solve_dense(core: Core) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The same for dense transitions: all written keys, and the identity, carried along through time."""
+    """Compute the same for dense transitions: all written keys, and the identity, carried along through time."""
     T, n = core.length, core.n
     k = core.k.expand(core.batch, T, *core.state_heads, n).to(core.dtype)
     eye = torch.eye(n, dtype=core.dtype, device=k.device).expand(core.batch, *core.state_heads, n, n)
@@ -79,8 +79,8 @@ STRETCH = 64
 
 
 def solve_rows(core: Core, at: list[int]) -> Tensor:
-    """Chosen rows of alpha [B,G,R,o,rows,T], back in time from stretch to stretch: lambda [B,G,R,n,o,rows] maps the
-    state at the end of a stretch to the later reads, so that lambda^T write are the weights of its values, and
+    """Compute chosen rows of alpha [B,G,R,o,rows,T], back in time from stretch to stretch: lambda [B,G,R,n,o,rows] maps
+    the state at the end of a stretch to the later reads, so that lambda^T write are the weights of its values, and
     carry^T lambda the map of the state before it. Memory rows x T.
     """
     dtype = torch.promote_types(core.dtype, core.q.dtype)

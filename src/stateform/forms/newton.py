@@ -86,7 +86,7 @@ class Trajectory:
 
 
 def solve(f: Step, s0: Tensor, x: Any, length: int, newton: Newton | None = None) -> Trajectory:
-    """The states of s_t = f(s_{t-1}, x_t), from zero as the first guess, without gradients (see `linearized`).
+    """Find the states of s_t = f(s_{t-1}, x_t), from zero as the first guess, without gradients (see `linearized`).
 
     Args:
         f: one step; it must take any axes before [H,n], and let no head see another's state.
@@ -118,7 +118,7 @@ def solve(f: Step, s0: Tensor, x: Any, length: int, newton: Newton | None = None
 
 
 def _stretch(f: Step, s0: Tensor, x: Any, length: int, newton: Newton, allowed: float) -> tuple[Tensor, int]:
-    """The states of a stretch, and after how many iterations they were found or given up."""
+    """Find the states of a stretch, and after how many iterations they were found or given up."""
     s = s0.new_zeros(s0.shape[0], length, *s0.shape[1:])
     for iteration in range(newton.max_iter):
         value = f(behind(s, s0), x)
@@ -137,7 +137,8 @@ def _stretch(f: Step, s0: Tensor, x: Any, length: int, newton: Newton, allowed: 
 
 
 def linearized(f: Step, states: Tensor, s0: Tensor, x: Any, *, from_zero: bool = False) -> System:
-    """The System of s_t = f(s_{t-1}, x_t) along its states: A_t = df/ds, v_t = 1, k_t = f(s_{t-1}, x_t) - A_t s_{t-1}.
+    """Linearise to the System of s_t = f(s_{t-1}, x_t) along its states: A_t = df/ds, v_t = 1, k_t = f(s_{t-1}, x_t) -
+    A_t s_{t-1}.
 
     Its states are those of f, and so are its gradients to s0, to x and to what f holds: A_t and s_{t-1} are constants
     in k_t, so that d s_t = A_t d s_{t-1} + (df/d theta) d theta, which is the implicit function theorem for the whole
@@ -159,17 +160,19 @@ def linearized(f: Step, states: Tensor, s0: Tensor, x: Any, *, from_zero: bool =
 
 
 def behind(s: Tensor, s0: Tensor) -> Tensor:
-    """s_{t-1} for every t: [B,T,H,n]."""
+    """Return s_{t-1} for every t: [B,T,H,n]."""
     return torch.cat([s0.unsqueeze(1), s[:, :-1]], 1)
 
 
 def each(x: Any, fn: Callable[[Tensor], Tensor]) -> Any:
-    """`fn` of a tensor, or of every tensor of a tuple."""
+    """Take `fn` of a tensor, or of every tensor of a tuple."""
     return tuple(fn(z) for z in x) if isinstance(x, tuple) else fn(x)
 
 
 def jacobian(f: Callable[[Tensor], Tensor], s: Tensor, *, diagonal: bool = False) -> Tensor:
-    """df/ds within each head, [...,H,n,n] or its diagonal [...,H,n]: a product J e_j per key, all tokens at once."""
+    """Compute df/ds within each head, [...,H,n,n] or its diagonal [...,H,n]: a product J e_j per key, all tokens at
+    once.
+    """
     n = s.shape[-1]
 
     def column(e: Tensor) -> Tensor:
@@ -182,14 +185,16 @@ def jacobian(f: Callable[[Tensor], Tensor], s: Tensor, *, diagonal: bool = False
 
 
 def _size(r: Tensor, s: Tensor) -> float:
-    """The largest |r|, relative to the states of its head and entry where these are above 1; NaN counts as infinite."""
+    """Compute the largest |r|, relative to the states of its head and entry where these are above 1; NaN counts as
+    infinite.
+    """
     if not r.numel():
         return 0.0
     return float((r.amax((0, 1)) / s.abs().amax((0, 1)).clamp_min(1.0)).nan_to_num(torch.inf, torch.inf).max())
 
 
 def _forward(J: Tensor, r: Tensor) -> Tensor:
-    """delta_t = J_t delta_{t-1} + r_t, with J dense or diagonal."""
+    """Compute delta_t = J_t delta_{t-1} + r_t, with J dense or diagonal."""
     if J.ndim == r.ndim:
         system = System(None, r, None, log_decay=J.abs().log(), sign=torch.where(J < 0, -1.0, 1.0).to(J))
     else:
@@ -198,7 +203,7 @@ def _forward(J: Tensor, r: Tensor) -> Tensor:
 
 
 def scanned(system: System, s0: Tensor) -> Tensor:
-    """The states [B,T,H,n] of a vector-state system by a scan, however large its transitions are."""
+    """Compute the states [B,T,H,n] of a vector-state system by a scan, however large its transitions are."""
     raw, _ = FORMS["scan"].compute(fold(system), s0[:, :, None, :, None])
     return unfold(system, raw.flatten(2, 3))
 

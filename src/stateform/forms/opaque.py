@@ -20,13 +20,13 @@ PARTS = ("q", "k", "v", "log", "rate", "phase", "sign", "matrix", "f", "w")
 
 
 def opaque(form: str, core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
-    """The reads [B,T,G,R,o,p] of a core and the state after it, from the state S [B,G,R,n,p], by one operator."""
+    """Compute the reads [B,T,G,R,o,p] of a core and the state after it, from S [B,G,R,n,p], by one operator."""
     y, end = whole_form(*_arguments(form, core, S))
     return y, end
 
 
 def pulled(form: str, core: Core, S: Tensor, gy: Tensor) -> dict[str, Tensor]:
-    """The gradients of the reads along gy, by the names of the core's parts, and of the state "S"."""
+    """Compute the gradients of the reads along gy, by the names of the core's parts, and of the state "S"."""
     found = form_backward(gy, torch.zeros_like(S), *_arguments(form, core, S))
     return dict(zip((*PARTS, "S"), found, strict=True))
 
@@ -38,7 +38,7 @@ def _arguments(form: str, core: Core, S: Tensor) -> list[Any]:
 
 
 def _given(*args: Any) -> tuple[str, Core, Tensor]:
-    """What `_arguments` was made of."""
+    """Rebuild what `_arguments` was made of."""
     parts, S, form = args[: len(PARTS)], args[len(PARTS)], args[len(PARTS) + 1]
     exclusive, real, whole, length, batch, heads, state_heads = args[len(PARTS) + 2 :]
     core = Core(
@@ -54,7 +54,7 @@ def _computed(form: str, core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def form_reference(*args: Any) -> tuple[Tensor, Tensor]:
-    """What `stateform::form` computes, by its arguments."""
+    """Return what `stateform::form` computes, by its arguments."""
     return _computed(*_given(*args))
 
 
@@ -65,7 +65,7 @@ def whole_form(
     form: str, exclusive: bool, real: bool, whole: bool, length: int, batch: int, heads: Sequence[int],
     state_heads: Sequence[int],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The reads and the last state of the Core with these parts, by the form of that name."""
+    """Compute the reads and the last state of the Core with these parts, by the form of that name."""
     y, end = form_reference(
         q, k, v, log, rate, phase, sign, matrix, f, w, S, form, exclusive, real, whole, length, batch, heads,
         state_heads,
@@ -89,7 +89,7 @@ def form_backward(
 ) -> tuple[
     Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
 ]:  # fmt: skip
-    """The gradients of all parts (nothing where there was none) and S."""
+    """Compute the gradients of all parts (nothing where there was none) and S."""
     given = (q, k, v, log, rate, phase, sign, matrix, f, w, S)
     rest = (form, exclusive, real, whole, length, batch, heads, state_heads)
 

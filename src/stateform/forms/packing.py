@@ -63,7 +63,7 @@ def _require_values(x: Tensor, name: str) -> None:
 
 
 def groups(cu_seqlens: Tensor, device: torch.device) -> Iterator[Group]:
-    """The sequences of a pack, by length (empty ones are left out), as indices on a device."""
+    """Group the sequences of a pack, by length (empty ones are left out), as indices on a device."""
     starts, ends = cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist()
     by_length: dict[int, list[int]] = {}
     for row, (start, end) in enumerate(zip(starts, ends, strict=True)):
@@ -75,7 +75,7 @@ def groups(cu_seqlens: Tensor, device: torch.device) -> Iterator[Group]:
 
 
 def from_mask(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """A padding mask [B,T] as a pack: the tokens kept (flat indices), and cu_seqlens [B+1].
+    """Turn a padding mask [B,T] into a pack: the tokens kept (flat indices), and cu_seqlens [B+1].
 
     Raises:
         StateformError: if a row has a hole (a masked token between kept ones), or the mask other values than 0 and 1.

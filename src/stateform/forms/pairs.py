@@ -42,30 +42,30 @@ class Stretch:
     exclusive: bool
 
     def read(self, x: Tensor, k: Tensor, *, exclusive: bool) -> Tensor:
-        """The pair sum of reads x with writes k, [..., c, c]; exclusive: the decays up to i-1, entries j < i."""
+        """Sum reads x with writes k over pairs, [..., c, c]; exclusive: the decays up to i-1, entries j < i."""
         if not exclusive:
             return pairs(x, k, self.g)
         return before(pairs(F.pad(x[..., 1:, :], (0, 0, 0, 1)), k, self.g))
 
     def from_start(self, x: Tensor, *, exclusive: bool) -> Tensor:
-        """x_i carried back to the state before the stretch."""
+        """Carry x_i back to the state before the stretch."""
         if self.g is None:
             return x
         sums = since_start(self.g)
         return x * torch.exp(before(sums) if exclusive else sums)
 
     def to_end(self, k: Tensor) -> Tensor:
-        """k_j carried forward to the state after the stretch (in the coordinates S')."""
+        """Carry k_j forward to the state after the stretch (in the coordinates S')."""
         return k if self.g is None else k * torch.exp(until_end(self.g))
 
     def total(self) -> Tensor | None:
-        """The decay over the whole stretch, unit included, [..., n|1]."""
+        """Sum the decay over the whole stretch, unit included, [..., n|1]."""
         decay = None if self.g is None else torch.exp(self.g.sum(-2))
         return decay if self.end is None else self.end if decay is None else decay * self.end
 
 
 def cut(core: Core, c: int) -> Stretch:
-    """The core's steps as stretches of c (its length must be a multiple of c)."""
+    """Cut the core's steps into stretches of c (its length must be a multiple of c)."""
 
     def axes(x: Tensor | None, o: bool = False) -> Tensor | None:
         if x is None:
@@ -93,7 +93,7 @@ def cut(core: Core, c: int) -> Stretch:
 
 
 def pairs(q: Tensor, k: Tensor, g: Tensor | None) -> Tensor:
-    """M_ij of the module, for q, k [..., c, n] and g [..., c, 1] (scalar), [..., c, n] (diagonal) or None."""
+    """Compute M_ij of the module, for q, k [..., c, n] and g [..., c, 1] (scalar), [..., c, n] (diagonal) or None."""
     if g is None:
         return contract("...in,...jn->...ij", q, k).tril()
     if g.shape[-1] == 1:
@@ -123,7 +123,9 @@ def pairs(q: Tensor, k: Tensor, g: Tensor | None) -> Tensor:
 
 
 def solve_unit_lower(L: Tensor, *right: Tensor) -> tuple[Tensor, ...]:
-    """(I - L)^{-1} x for each right side, L strictly lower triangular; front axes broadcast, dtypes are promoted."""
+    """Solve for (I - L)^{-1} x for each right side, L strictly lower triangular; front axes broadcast, dtypes are
+    promoted.
+    """
     front = torch.broadcast_shapes(L.shape[:-2], *(x.shape[:-2] for x in right))
     dtype = L.dtype
     for x in right:
@@ -135,22 +137,22 @@ def solve_unit_lower(L: Tensor, *right: Tensor) -> tuple[Tensor, ...]:
 
 
 def since_start(g: Tensor) -> Tensor:
-    """g_1 + ... + g_i."""
+    """Sum g_1 + ... + g_i."""
     return torch.cumsum(g, -2)
 
 
 def until_end(g: Tensor) -> Tensor:
-    """g_{j+1} + ... + g_c."""
+    """Sum g_{j+1} + ... + g_c."""
     return F.pad(g[..., 1:, :], (0, 0, 0, 1)).flip(-2).cumsum(-2).flip(-2)
 
 
 def before(x: Tensor) -> Tensor:
-    """x_{i-1}, zero at the start."""
+    """Return x_{i-1}, zero at the start."""
     return F.pad(x[..., :-1, :], (0, 0, 1, 0))
 
 
 def between(g: Tensor) -> Tensor:
-    """g_{j+1} + ... + g_i at [..., i, j, n], -inf (masked before any exponential) where j > i."""
+    """Sum g_{j+1} + ... + g_i at [..., i, j, n], -inf (masked before any exponential) where j > i."""
     c = g.shape[-2]
     later = torch.ones(c, c, dtype=torch.bool, device=g.device).tril(-1).unsqueeze(-1)
     sums = torch.where(later, g.unsqueeze(-2), 0.0).cumsum(-3)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..graph import any_length
 from ..system import System
 from ..system.core import Core, contract
-from . import compiled as _compiled
+from . import compiled
 from .form import register_form
 from .opaque import opaque
 
@@ -28,8 +28,8 @@ class Recurrent:
         return None
 
     def compute(self, core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
-        if _compiled.worthwhile(core) and _compiled.usable(core):
-            return _compiled.compute(core, S)
+        if compiled.worthwhile(core) and _compiled.usable(core):
+            return compiled.compute(core, S)
         if any_length(core.length):
             return opaque(self.name, core, S)
         y = []

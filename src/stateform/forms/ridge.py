@@ -46,13 +46,13 @@ class Gram(Protocol):
     """G_t for all t of a stretch; the axes are those of the Core, [B,T,G,R,...]."""
 
     def product(self, p: Tensor) -> Tensor:
-        """G_t p_t for p [B,T,G,R,o,n]."""
+        """Compute G_t p_t for p [B,T,G,R,o,n]."""
 
     def diagonal(self) -> Tensor:
-        """The diagonal of G_t, [B,T,G,R,n]."""
+        """Compute the diagonal of G_t, [B,T,G,R,n]."""
 
     def norm(self) -> Tensor:
-        """||G_t||_F, [B,T,G,R,1]."""
+        """Compute ||G_t||_F, [B,T,G,R,1]."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class GramReads:
         return self.read(squares, self.start.diagonal(dim1=-2, dim2=-1).unsqueeze(-2)).squeeze(-2)
 
     def norm(self) -> Tensor:
-        """Its square is a scalar system, of positive terms alone:
+        """Compute the norm. Its square is a scalar system, of positive terms alone:
         ||G_t||^2 = a_t^2 ||G_{t-1}||^2 + b_t k_t^T (a_t G_{t-1} + G_t) k_t.
         """
         k, bk = self.core.k, self.core.v
@@ -122,12 +122,14 @@ class Written:
 
 
 def bound(G: Gram, R: Tensor) -> Tensor:
-    """A bound of the condition number of G_t + R_t, [B,T,G,R,1,1]: (||G_t||_F + max R_t) / min R_t."""
+    """Bound the condition number of G_t + R_t, [B,T,G,R,1,1]: (||G_t||_F + max R_t) / min R_t."""
     return (G.norm().unsqueeze(-1) + R.amax(-1, keepdim=True)) / R.amin(-1, keepdim=True)
 
 
 def steps_for(condition: float, eps: float) -> int:
-    """The steps k after which 2 ((sqrt(c) - 1) / (sqrt(c) + 1))^k, the error bound of both iterations, is below eps."""
+    """Count the steps k after which 2 ((sqrt(c) - 1) / (sqrt(c) + 1))^k, the error bound of both iterations, is below
+    eps.
+    """
     root = math.sqrt(max(condition, 1.0))
     return 1 if root == 1 else math.ceil(math.log(2 / eps) / math.log((root + 1) / (root - 1)))
 
@@ -141,7 +143,7 @@ def _worst(G: Gram, R: Tensor) -> float:
 
 
 def plus(G: Tensor, R: Tensor) -> Tensor:
-    """G + R written out, for G [B,T,G,R,n,n]."""
+    """Write out G + R, for G [B,T,G,R,n,n]."""
     return G + torch.diag_embed(R.squeeze(-2).expand(*R.shape[:-2], G.shape[-1]))
 
 
@@ -198,7 +200,7 @@ def _iterate(G: Gram, R: Tensor, q: Tensor, solver: Solver) -> Tensor:
 
 
 def _solve(G: GramReads, R: Tensor, q: Tensor, solver: Solver) -> Tensor:
-    """x of the module for q [B,T,G,R,o,n]."""
+    """Solve for x of the module for q [B,T,G,R,o,n]."""
     if solver.method != "exact" and G.form.name != "recurrent":
         return _iterate(G, R, q, solver)
     # The recurrence would go through all T steps at each iteration; with G_t written out it goes through them once.
@@ -235,7 +237,7 @@ class _Plan:
         return G.product(x) + R * x
 
     def pull(self, x: Tensor, along: Tensor, *operands: Tensor) -> Sequence[Tensor]:
-        """The gradients of `product` by its operands."""
+        """Compute the gradients of `product` by its operands."""
         G, R = self.problem(*operands)
         if any_length(G.core.length):  # an operator of torch is not traced through vjp
             found = pulled(G.form.name, replace(G.core, q=x), G.start, along)
@@ -296,7 +298,7 @@ def _apply(plan: _Plan, q: Tensor, *operands: Tensor) -> Tensor:
 
 
 def problem(system: System, core: Core, S: Tensor, form: Form) -> tuple[GramReads, Tensor]:
-    """G of a system with readout "ridge", from its core and state [B,G,R,n,p+n]; and R, [B|1,T|1,G|1,R|1,1,n|1]."""
+    """Give G of a system with readout "ridge", from its core and state [B,G,R,n,p+n]; and R, [B|1,T|1,G|1,R|1,1,n|1]."""
     read = system.readout
     assert isinstance(read, RidgeRead) and read.ridge is not None
     G = GramReads(replace(core, v=core.v[..., system.p :]), S[..., system.p :], form)
@@ -308,7 +310,7 @@ def problem(system: System, core: Core, S: Tensor, form: Form) -> tuple[GramRead
 
 
 def queries(G: GramReads, R: Tensor, q: Tensor, solver: Solver | None) -> Tensor:
-    """x_t [B,T,G,R,o,n], with its derivatives."""
+    """Solve for x_t [B,T,G,R,o,n], with its derivatives."""
     core = G.core
     q = q.expand(core.batch, core.length, *core.heads, *q.shape[-2:])
     parts = {name: x for name, x in core.tensors().items() if name != "q"}
@@ -318,7 +320,7 @@ def queries(G: GramReads, R: Tensor, q: Tensor, solver: Solver | None) -> Tensor
 
 
 def solution(system: System, core: Core, S: Tensor, form: Form) -> Tensor:
-    """The queries x_t [B,T,G,R,o,n] that take the place of q_t: x, or q + mix (x - q)."""
+    """Solve for the queries x_t [B,T,G,R,o,n] that take the place of q_t: x, or q + mix (x - q)."""
     read = system.readout
     assert isinstance(read, RidgeRead)
     G, R = problem(system, core, S, form)
@@ -329,7 +331,9 @@ def solution(system: System, core: Core, S: Tensor, form: Form) -> Tensor:
 
 
 def as_linear(system: System) -> System:
-    """The equal system with readout "linear" and the queries x_t (from a zero state), in the precision of the state."""
+    """Make the equal system with readout "linear" and the queries x_t (from a zero state), in the precision of the
+    state.
+    """
     core = fold(system)
     x = solution(system, core, core.zero_state(), FORMS["chunkwise"]).flatten(2, 3)
     assert system.q is not None and system.v is not None
@@ -338,7 +342,7 @@ def as_linear(system: System) -> System:
 
 
 def without_ridge(system: System) -> System:
-    """The system with its queries as they are: readout "linear"."""
+    """Make the system with its queries as they are: readout "linear"."""
     return replace(system, readout=LINEAR)
 
 

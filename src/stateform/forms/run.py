@@ -100,7 +100,7 @@ def _run(
 
 
 def explained(system: System, form: str) -> Choice:
-    """The Choice of `auto`, or of the one who named the form."""
+    """Return the Choice of `auto`, or of the one who named the form."""
     if form == "auto":
         return decide(system)
     compiled = form == "recurrent" and system.readout.linear and _compiled.usable(system)
@@ -108,13 +108,13 @@ def explained(system: System, form: str) -> Choice:
 
 
 def _take(x: Tensor, r: int, tokens: Tensor) -> Tensor:
-    """The tokens [N,l] of a pack x [1,T*r,...] as rows [N,l*r,...]."""
+    """Take the tokens [N,l] of a pack x [1,T*r,...] as rows [N,l*r,...]."""
     x = x[0].unflatten(0, (-1, r))
     return x[tokens].flatten(1, 2)
 
 
 def compute(system: System, form: str, initial_state: State | Tensor | None) -> tuple[Tensor, State]:
-    """One plain batch: y and the final state. Values are not checked again."""
+    """Compute one plain batch: y and the final state. Values are not checked again."""
     chosen = form
     if form == "auto":
         chosen = "recurrent" if system.T == 1 and system.causal else choose(system)
@@ -134,12 +134,12 @@ def compute(system: System, form: str, initial_state: State | Tensor | None) -> 
 
 
 def choose(system: System) -> str:
-    """The form that `auto` takes; `decide` says why too."""
+    """Choose the form that `auto` takes; `decide` says why too."""
     return decide(system).form
 
 
 def blank_state(system: System, rows: int) -> State:
-    """The state before anything was seen."""
+    """Make the state before anything was seen."""
     system = system[:0]
     position = torch.zeros(rows, dtype=torch.long, device=system.device)
     return State({**reads_of(system).blank_state(system, rows), "position": position})
@@ -153,7 +153,7 @@ def nothing_of(tensors: Iterable[Tensor]) -> Tensor | float:
 
 
 def put_rows(state: State, rows: Tensor, part: State) -> State:
-    """`state` with some rows replaced; caches of another length are aligned at their end."""
+    """Replace some rows of `state`; caches of another length are aligned at their end."""
     out = {}
     for name, old in state.tensors.items():
         new = part[name]
@@ -165,7 +165,7 @@ def put_rows(state: State, rows: Tensor, part: State) -> State:
 
 
 def as_state(system: System, given: State | Tensor | None, rows: int) -> State | None:
-    """The initial state as a State that fits the system."""
+    """Turn the initial state into a State that fits the system."""
     if given is None:
         return None
     reads = reads_of(system)

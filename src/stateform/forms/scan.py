@@ -27,7 +27,7 @@ MAX_DENSE = 64
 
 
 def room(device: torch.device) -> int:
-    """Numbers that a tile may have on a device."""
+    """Say how many numbers a tile may have on a device."""
     return TILE.get(device.type, TILE_ELSEWHERE)
 
 
@@ -70,7 +70,7 @@ class Scan:
 
 
 def _states(core: Core, S: Tensor) -> Tensor:
-    """The state after every step, [B,T,G,R,n,p]."""
+    """Compute the state after every step, [B,T,G,R,n,p]."""
     A = core.transition()
     U = core.k.unsqueeze(-1) * core.v.unsqueeze(-2)
     shape = (core.batch, core.length, *core.state_heads)

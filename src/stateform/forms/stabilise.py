@@ -25,7 +25,7 @@ def exponential(system: System) -> bool:
 
 
 def stabilise(system: System, log_scale: Tensor | None = None) -> tuple[System, Tensor]:
-    """Exponential gates as a change of coordinates S' = exp(-m) S, so that the forms see an ordinary system.
+    """Rewrite exponential gates as a change of coordinates S' = exp(-m) S, so that the forms see an ordinary system.
 
         m_t = max(g_t + m_{t-1}, log b_t)      by a max-plus scan, detached: any m gives the same y
         g'_t = g_t + m_{t-1} - m_t <= 0,       b'_t = exp(log b_t - m_t) <= 1,       eta_floor' = exp(-m_t) eta_floor
@@ -90,19 +90,19 @@ def _log_feedback(system: System) -> Tensor:
 
 
 def _rescaled(f: Tensor, factor: Tensor) -> Tensor:
-    """f [B,T,heads,n] or [heads,n] times a factor [B,T,heads]."""
+    """Multiply f [B,T,heads,n] or [heads,n] by a factor [B,T,heads]."""
     f = upcast(f if f.ndim == 4 else f[None, None])
     heads = lcm(f.shape[2], factor.shape[2])
     return spread_heads(f, heads) * spread_heads(factor, heads).to(f.real.dtype).unsqueeze(-1)
 
 
 def _finite(m: Tensor) -> Tensor:
-    """0 in place of -inf."""
+    """Put 0 in place of -inf."""
     return torch.nan_to_num(m, nan=torch.nan, posinf=torch.inf, neginf=0.0)
 
 
 def _peaks(g: Tensor, log_b: Tensor, start: Tensor) -> Tensor:
-    """m_t = max(m_{t-1} + g_t, log_b_t), [B,T,heads]."""
+    """Compute m_t = max(m_{t-1} + g_t, log_b_t), [B,T,heads]."""
     if log_b.shape[1] == 1:
         return torch.maximum(start.unsqueeze(1) + g, log_b)
     if compiled_for(start):
@@ -114,6 +114,6 @@ def _peaks(g: Tensor, log_b: Tensor, start: Tensor) -> Tensor:
 
 
 def _peak(m: Tensors, now: Tensors) -> tuple[Tensors, Tensors]:
-    """One step of it."""
+    """Take one step of the running maximum."""
     m_t = torch.maximum(m[0] + now[0], now[1])
     return (m_t,), (m_t,)

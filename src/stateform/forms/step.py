@@ -27,7 +27,7 @@ def token(system: System, S: Tensor | None) -> tuple[Tensor, Tensor, bool] | Non
 
 
 def _plan(system: System) -> TokenPlan | None:
-    """How to compute one token of real numbers from S and these parts as they are, where there is such a way."""
+    """Plan how to compute one token of real numbers from S and these parts as they are, where there is such a way."""
     parts, dtype = system.parts, system.k.dtype
     plain = (
         system.readout.linear and system.eta is None and system.micro == system.T == 1 and system.B > 0

@@ -25,7 +25,7 @@ _told = False
 
 @contextmanager
 def backend(name: Backend) -> Iterator[None]:
-    """How the form `recurrent` is computed inside a `with` block.
+    """Choose how the form `recurrent` is computed inside a `with` block.
 
     Args:
         name: "compiled" (the loops in C wherever they exist for a system; an error where they cannot be compiled),
@@ -49,7 +49,7 @@ def backend(name: Backend) -> Iterator[None]:
 
 
 def current_backend() -> Backend:
-    """What `backend` set, else STATEFORM_BACKEND, else "auto"."""
+    """Give what `backend` set, else STATEFORM_BACKEND, else "auto"."""
     name: str | None = _backend.get()
     if name is None and _VARIABLE in os.environ:  # asked at every token: an absent key is not raised and caught
         name = os.environ[_VARIABLE]
@@ -60,7 +60,7 @@ def current_backend() -> Backend:
 
 
 def available(double: bool) -> str | None:
-    """Why the loops of a precision cannot be had, or None. The first call compiles them; a failure is said once."""
+    """Say why the loops of a precision cannot be had, or None. The first call compiles them; a failure is said once."""
     global _told
     try:
         library(64 if double else 32)
@@ -74,18 +74,18 @@ def available(double: bool) -> str | None:
 
 @torch.compiler.assume_constant_result  # a traced graph keeps the answer of its first call
 def allowed(double: bool) -> bool:
-    """Whether the loops of a precision are wanted and there."""
+    """True if the loops of a precision are wanted and there."""
     return current_backend() != "torch" and available(double) is None
 
 
 def transformed() -> bool:
-    """Whether torch.func or forward-mode differentiation is at work: the compiled loops have no rules for them."""
+    """True if torch.func or forward-mode differentiation is at work: the compiled loops have no rules for them."""
     if torch.compiler.is_compiling():
         return False
     return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def compiled_for(x: Tensor) -> bool:
-    """Whether the compiled loops take a tensor here and now."""
+    """True if the compiled loops take a tensor here and now."""
     fits = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and x.numel() > 0
     return fits and not transformed() and allowed(x.dtype == torch.float64)

@@ -44,7 +44,7 @@ _found: dict[int, ctypes.CDLL | UnavailableError] = {}
 
 
 def library(precision: int) -> ctypes.CDLL:
-    """The loops for float32 (32) or float64 (64).
+    """Load the loops for float32 (32) or float64 (64).
 
     Raises:
         UnavailableError: no compiler, or it failed; once asked, the answer stays.
@@ -76,7 +76,7 @@ def _library(precision: int) -> ctypes.CDLL | UnavailableError:
 
 
 def _own_temporary_folder() -> Path:
-    """A folder among the temporary files in which no one else can have put a library."""
+    """Make a folder among the temporary files in which no one else can have put a library."""
     folder = Path(tempfile.gettempdir()) / f"stateform-{os.getuid()}"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -89,7 +89,7 @@ def _own_temporary_folder() -> Path:
 
 
 def find_compiler() -> list[str]:
-    """The command of a C compiler.
+    """Find the command of a C compiler.
 
     Raises:
         UnavailableError: there is none.
@@ -109,12 +109,14 @@ def find_compiler() -> list[str]:
 
 
 def added_flags() -> list[str]:
-    """The flags that the environment variable STATEFORM_CFLAGS adds; of two that disagree a compiler takes the last."""
+    """List the flags that the environment variable STATEFORM_CFLAGS adds; of two that disagree a compiler takes the
+    last.
+    """
     return shlex.split(os.environ.get("STATEFORM_CFLAGS", ""))
 
 
 def cache_folder() -> Path:
-    """Where the library is kept."""
+    """Say where the library is kept."""
     given = os.environ.get("STATEFORM_CACHE")
     if given:
         return Path(given).resolve()
@@ -135,7 +137,7 @@ def _key(compiler: list[str], precision: int) -> str:
 
 @functools.cache
 def _described() -> bytes:
-    """What the library is made for: a home folder may be shared by machines of several kinds."""
+    """Describe what the library is made for: a home folder may be shared by machines of several kinds."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return "\n".join(sorted({x for x in lines if x.startswith(("model name", "flags", "Features"))})).encode()
@@ -144,12 +146,12 @@ def _described() -> bytes:
 
 
 def processor() -> str:
-    """A short name of the processor at hand, the same for all of its kind."""
+    """Name the processor at hand, the same for all of its kind."""
     return hashlib.sha256(_described()).hexdigest()[:12]
 
 
 def _made(folder: Path, name: str, compiler: list[str], precision: int) -> Path:
-    """The library in a folder, compiled if it is not there yet."""
+    """Load the library in a folder, compiled if it is not there yet."""
     path = folder / name
     if path.exists():
         return path
@@ -184,7 +186,7 @@ def _load(path: Path) -> ctypes.CDLL:
 
 
 def _parallel_region() -> Any:
-    """The start of torch's own thread team: another team would wait for it, and it for the other."""
+    """Find the start of torch's own thread team: another team would wait for it, and it for the other."""
     folder = Path(torch.__file__).parent / "lib"
     for path in [*folder.glob("libgomp*"), *folder.glob("libomp*"), *folder.glob("libiomp*")]:
         try:

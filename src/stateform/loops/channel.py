@@ -29,7 +29,8 @@ def channel(
     q: Tensor | None, k: Tensor | None, v: Tensor, log: Tensor | None, rate: Tensor | None, S: Tensor,
     exclusive: bool, keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """h_t = exp(log_t rate) h_{t-1} + k_t v_t, y_t = q_t^T h_t (exclusive: q_t^T h_{t-1}), for L channels side by side.
+    """Compute h_t = exp(log_t rate) h_{t-1} + k_t v_t, y_t = q_t^T h_t (exclusive: q_t^T h_{t-1}), for L channels side
+    by side.
 
     Args:
         q, k: shared by the channels [B,T,n] (size 1 where constant); or neither, where n = 1.
@@ -98,7 +99,7 @@ def channel_backward(
     gy: Tensor, gend: Tensor, q: Tensor | None, k: Tensor | None, v: Tensor, log: Tensor | None, rate: Tensor | None,
     S: Tensor, kept: Tensor, exclusive: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """The gradients of q, k, v, log, rate (nothing where there was none) and S."""
+    """Compute the gradients of q, k, v, log, rate (nothing where there was none) and S."""
     B, L, n = S.shape
     T = v.shape[1]
     S, gend, rate = S.contiguous(), gend.contiguous(), whole(rate)
@@ -136,7 +137,7 @@ def _(gy, gend, q, k, v, log, rate, S, kept, exclusive):  # type: ignore[no-unty
 def channel_reference(
     q: Tensor | None, k: Tensor | None, v: Tensor, log: Tensor | None, rate: Tensor | None, S: Tensor, exclusive: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """What `channel` computes, step by step."""
+    """Compute what `channel` computes, step by step."""
 
     def at(x: Tensor, t: int) -> Tensor:
         return x[:, t if x.shape[1] > 1 else 0]

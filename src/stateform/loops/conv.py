@@ -30,7 +30,7 @@ MOST_TAPS = 16
 
 @operator("stateform::short_conv")
 def short_conv(x: Tensor, window: Tensor, weight: Tensor, bias: Tensor | None, activate: bool) -> Tensor:
-    """z_t = bias + sum_i weight_i x_{t-W+1+i} for each of L channels, and silu(z_t) if `activate`.
+    """Compute z_t = bias + sum_i weight_i x_{t-W+1+i} for each of L channels, and silu(z_t) if `activate`.
 
     Args:
         x: [B,T,L]. window: the W - 1 steps before [B,W-1,L]. weight: [W,L], W at most MOST_TAPS. bias: [L].
@@ -58,7 +58,7 @@ def _conv_job(x: Tensor, window: Tensor, weight: Tensor, bias: Tensor | None, ac
 def conv_token(
     x: Tensor, window: Tensor, weight: Tensor, bias: Tensor | None, activate: bool
 ) -> tuple[Tensor, Tensor] | None:
-    """One step of `short_conv` for weights [L,1,W], and the window behind it; for decoding, without gradients.
+    """Compute one step of `short_conv` for weights [L,1,W], and the window behind it; for decoding, without gradients.
 
     None where numbers that should lie side by side do not.
     """
@@ -78,7 +78,7 @@ def conv_token(
 
 @functools.lru_cache(maxsize=4096)
 def _token_job(laid: Sequence[Any], activate: bool) -> Any:
-    """The job without its addresses, or None."""
+    """Describe the job without its addresses, or None."""
     (x, xs), (window, ws), (weight, fs), bias = laid
     (B, T, L), before = x, weight[2] - 1
     beside = L == 1 or (xs[2] == ws[2] == 1 and (bias is None or bias[1] == (1,)))
@@ -100,7 +100,7 @@ def _(x, window, weight, bias, activate):  # type: ignore[no-untyped-def]
 def short_conv_backward(
     gy: Tensor, x: Tensor, window: Tensor, weight: Tensor, bias: Tensor | None, activate: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of x, window, weight and bias (nothing where there was none)."""
+    """Compute the gradients of x, window, weight and bias (nothing where there was none)."""
     gy, x, window, weight, bias = rows(gy, x, window, weight.contiguous(), bias)
     job = _conv_job(x, window, weight, bias, activate)
     B, _, L = x.shape
@@ -121,7 +121,7 @@ def _(gy, x, window, weight, bias, activate):  # type: ignore[no-untyped-def]
 
 
 def short_conv_reference(x: Tensor, window: Tensor, weight: Tensor, bias: Tensor | None, activate: bool) -> Tensor:
-    """What `short_conv` computes, as shifted products: over a few taps faster than a general convolution."""
+    """Compute what `short_conv` computes, as shifted products: over a few taps faster than a general convolution."""
     T = x.shape[1]
     x = torch.cat([window, x], 1)
     first, *later = weight.unbind(0)
@@ -134,7 +134,9 @@ def short_conv_reference(x: Tensor, window: Tensor, weight: Tensor, bias: Tensor
 
 @operator("stateform::peaks")
 def peaks(log: Tensor, gate: Tensor, start: Tensor) -> Tensor:
-    """m_t = max(m_{t-1} + log_t, gate_t) for log, gate [B,T,L] (size 1 where constant) and m_0 [B,L]; no gradient."""
+    """Compute m_t = max(m_{t-1} + log_t, gate_t) for log, gate [B,T,L] (size 1 where constant) and m_0 [B,L]; no
+    gradient.
+    """
     B, L = start.shape
     T = max(log.shape[1], gate.shape[1])
     log, gate, start = rows(log, gate, start.contiguous())

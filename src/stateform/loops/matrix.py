@@ -32,7 +32,7 @@ def matrix(
     q: Tensor, k: Tensor, v: Tensor, log: Tensor | None, f: Tensor | None, w: Tensor | None, S: Tensor,
     steps: int, exclusive: bool, keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """S_t = exp(log_t) S_{t-1} + k_t v_t^T + f_t w_t^T S_{t-1}, y_t = q_t^T S_t (exclusive: q_t^T S_{t-1}).
+    """Compute S_t = exp(log_t) S_{t-1} + k_t v_t^T + f_t w_t^T S_{t-1}, y_t = q_t^T S_t (exclusive: q_t^T S_{t-1}).
 
     Args:
         q, k, f, w: [B,T,G,R,n], as the other tensors real and of one dtype, size 1 where constant or shared. With w
@@ -60,12 +60,12 @@ def _same(f: Tensor | None, w: Tensor | None) -> bool:
 
 
 def _by_tiles(log: Tensor | None, f: Tensor | None, w: Tensor | None, exclusive: bool) -> bool:
-    """Whether tiles of steps can be computed at once: the delta rule with one decay a head."""
+    """True if tiles of steps can be computed at once: the delta rule with one decay a head."""
     return _same(f, w) and (log is None or log.shape[-1] == 1) and not exclusive
 
 
 def _chunked(log: Tensor | None, f: Tensor | None, w: Tensor | None, steps: int, exclusive: bool) -> bool:
-    """Whether they are: with enough steps to make a product of matrices."""
+    """True if they are: with enough steps to make a product of matrices."""
     return _by_tiles(log, f, w, exclusive) and steps >= LEAST
 
 
@@ -75,7 +75,7 @@ def _matrix_results(S: Tensor, v: Tensor, steps: int, keep: bool, tiles: bool) -
 
 
 def _kept(S: Tensor, steps: int, tiles: bool) -> int:
-    """How many numbers the gradient needs at most, by one formula for every length: a graph may have a symbol here."""
+    """Say how many numbers the gradient needs at most, by one formula for every length: a graph may have a symbol here."""
     B, G, R, n, p = S.shape
     rows = -(-steps // TILE) * n
     if tiles:  # or step by step, where a decay is above 1: the loops see that, and lay it out one way or the other
@@ -106,7 +106,7 @@ def _matrix_job(
 
 
 def _pieces(S: Tensor, many: bool) -> int:
-    """Into how many parts the columns go: more than one where there are fewer heads than threads."""
+    """Say into how many parts the columns go: more than one where there are fewer heads than threads."""
     B, G, R, _, p = S.shape
     width = LANES[S.dtype] * (4 if many else 2)
     return min(max(1, -(-p // width)), -(-torch.get_num_threads() // max(1, B * G * R)))
@@ -122,8 +122,8 @@ def matrix_backward(
     gy: Tensor, gend: Tensor, q: Tensor, k: Tensor, v: Tensor, log: Tensor | None, f: Tensor | None, w: Tensor | None,
     S: Tensor, kept: Tensor, steps: int, exclusive: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """The gradients of q, k, v, log, f, w (nothing where there was none) and S, in their full shapes; those of q and k
-    that the R heads share summed over them, [B,T,G,1,n].
+    """Compute the gradients of q, k, v, log, f, w (nothing where there was none) and S, in their full shapes; those of
+    q and k that the R heads share summed over them, [B,T,G,1,n].
     """
     S, gend = S.contiguous(), gend.contiguous()  # held here: a job has only their addresses
     job = _matrix_job(q, k, v, log, f, w, S, steps, exclusive, many=True)
@@ -153,7 +153,7 @@ def matrix_backward(
 
 
 def _spans(q: Tensor, k: Tensor, S: Tensor, pieces: int) -> tuple[int, int, int]:
-    """Into how many parts the R heads go for the gradient, and whether they share q and k. One thread takes a part."""
+    """Say into how many parts the R heads go for the gradient, and whether they share q and k. One thread takes a part."""
     B, G, R = S.shape[:3]
     shared_q, shared_k = q.shape[3] == 1 < R, k.shape[3] == 1 < R
     wanted = -(-4 * torch.get_num_threads() // max(1, B * G * pieces))
@@ -173,7 +173,7 @@ def matrix_reference(
     q: Tensor, k: Tensor, v: Tensor, log: Tensor | None, f: Tensor | None, w: Tensor | None, S: Tensor,
     steps: int, exclusive: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """What `matrix` computes, step by step."""
+    """Compute what `matrix` computes, step by step."""
 
     def at(x: Tensor, t: int) -> Tensor:
         return x[:, t if x.shape[1] > 1 else 0].unsqueeze(-1)

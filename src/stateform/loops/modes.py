@@ -19,7 +19,8 @@ class _ModesJob(ctypes.Structure):
 
 @operator("stateform::modes")
 def modes(c: Tensor, v: Tensor, S: Tensor, exclusive: bool, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """h_t = a h_{t-1} + k v_t, y_t = Re(q h_t) summed over n modes (exclusive: q h_{t-1}), for each of L channels.
+    """Compute h_t = a h_{t-1} + k v_t, y_t = Re(q h_t) summed over n modes (exclusive: q h_{t-1}), for each of L
+    channels.
 
     Args:
         c: the coefficients [6,n,L]: real and imaginary parts of q, k, a.
@@ -60,7 +61,7 @@ def _(c, v, S, exclusive, keep):  # type: ignore[no-untyped-def]
 def modes_backward(
     gy: Tensor, gend: Tensor, c: Tensor, v: Tensor, S: Tensor, kept: Tensor, exclusive: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of c, v and S."""
+    """Compute the gradients of c, v and S."""
     c, S, gend, (v, gy) = c.contiguous(), S.contiguous(), gend.contiguous(), rows(v, gy)
     dc, dv, dS = c.new_empty(S.shape[0], *c.shape), v.new_empty(v.shape), S.new_empty(S.shape)
     job = _job(c, v, S, exclusive)
@@ -76,7 +77,7 @@ def _(gy, gend, c, v, S, kept, exclusive):  # type: ignore[no-untyped-def]
 
 
 def modes_reference(c: Tensor, v: Tensor, S: Tensor, exclusive: bool) -> tuple[Tensor, Tensor]:
-    """What `modes` computes, step by step."""
+    """Compute what `modes` computes, step by step."""
     q, k, a = (torch.complex(c[i], c[i + 1]) for i in (0, 2, 4))
     h, y = torch.complex(S[:, 0], S[:, 1]), []
     for t in range(v.shape[1]):

@@ -61,7 +61,7 @@ def norm(
     x: Tensor, weight: Tensor | None, gate: Tensor | None, width: int, scale: float, share: float, eps: float,
     kind: int, first: bool,
 ) -> Tensor:  # fmt: skip
-    """As `normed`; `kind` 0 for no gate, 1 for silu, 2 for sigmoid."""
+    """Compute as `normed` does; `kind` 0 for no gate, 1 for silu, 2 for sigmoid."""
     y = x.new_empty(x.shape)
     job = _job(x, weight, gate, width, scale, share, eps, kind, first)
     job.y = y.data_ptr()
@@ -95,7 +95,7 @@ def norm_backward(
     gy: Tensor, x: Tensor, weight: Tensor | None, gate: Tensor | None, width: int, scale: float, share: float,
     eps: float, kind: int, first: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The gradients of x, weight and gate (nothing where there was none)."""
+    """Compute the gradients of x, weight and gate (nothing where there was none)."""
     gy = gy.contiguous()  # held here: a job has only addresses
     job = _job(x, weight, gate, width, scale, share, eps, kind, first)
     job.chunk = max(1, -(-job.tokens // (4 * job.threads)))
@@ -117,7 +117,7 @@ def norm_reference(
     x: Tensor, weight: Tensor | None, gate: Tensor | None, width: int, scale: float, share: float, eps: float,
     kind: int, first: bool,
 ) -> Tensor:  # fmt: skip
-    """What `norm` computes, in plain torch."""
+    """Compute what `norm` computes, in plain torch."""
     shape, z = x.shape, x.flatten(2)
     a = None if gate is None else (F.silu if kind == 1 else torch.sigmoid)(gate.flatten(2))
     z = z * a if a is not None and first else z
@@ -135,7 +135,9 @@ differentiable(norm, norm_backward, norm_reference, 3)
 
 @functools.lru_cache(maxsize=4096)
 def _rows(shape: torch.Size, strides: tuple[int, ...]) -> tuple[int, int, int] | None:
-    """Tokens, numbers that each of them has side by side, and the step from one to the next; None where they do not."""
+    """Count tokens, numbers that each of them has side by side, and the step from one to the next; None where they do
+    not.
+    """
     if len(shape) < 2:
         return None
     (B, T, *inner), (row, step, *steps) = shape, strides

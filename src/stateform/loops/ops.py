@@ -29,7 +29,7 @@ class Strided(ctypes.Structure):
 
 
 def strided(x: Tensor, axes: str) -> Strided:
-    """A tensor as the loops see it; an axis of size 1 is repeated."""
+    """Describe a tensor as the loops see it; an axis of size 1 is repeated."""
     return Strided(x.data_ptr(), *_steps(axes, x.shape, x.stride()))
 
 
@@ -52,8 +52,8 @@ def operator(name: str) -> Callable[[Callable[..., Any]], Any]:
 
 
 def _one_by_one(op: Any, info: Any, axes: Sequence[int | None], *args: Any) -> tuple[Any, Any]:
-    """An operator under vmap, one call for each entry of the axis. (The vmap of `is_grads_batched` has no rules; it
-    does the same for operators whose results are a tuple, as they are here.)
+    """Call an operator under vmap, one call for each entry of the axis. (The vmap of `is_grads_batched` has no rules;
+    it does the same for operators whose results are a tuple, as they are here.)
     """
     found = [
         op(*(x if axis is None else x.select(axis, i) for x, axis in zip(args, axes, strict=True)))
@@ -66,14 +66,14 @@ def _one_by_one(op: Any, info: Any, axes: Sequence[int | None], *args: Any) -> t
 
 
 def call(op: Any, *args: Any) -> Any:
-    """An operator's results; without torch's dispatch, which takes longer than a step of the loops, where nothing but
+    """Call an operator without torch's dispatch, which takes longer than a step of the loops, where nothing but
     the results is wanted: no gradient, no graph, no mode that looks on.
     """
     return op.loops(*args) if alone(args) else op(*args)
 
 
 def alone(args: Iterable[Any]) -> bool:
-    """Whether of tensors (and what else a call has) nothing but the numbers in their memory is wanted."""
+    """True if of tensors (and what else a call has) nothing but the numbers in their memory is wanted."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() or torch._C._get_tracing_state():
         return False
     gradients = torch.is_grad_enabled()
@@ -95,12 +95,12 @@ def call_loops(job: ctypes.Structure, name: str, dtype: torch.dtype) -> None:
 
 
 def rows(*xs: Any) -> list[Any]:
-    """With a contiguous last axis, as the loops over channels need them."""
+    """Lay out with a contiguous last axis, as the loops over channels need them."""
     return [x if x is None or x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous() for x in xs]
 
 
 def whole(x: Tensor | None) -> Tensor | None:
-    """Contiguous, or nothing."""
+    """Make contiguous what is there."""
     return None if x is None else x.contiguous()
 
 
@@ -141,7 +141,9 @@ def differentiable(op: Any, backward: Callable[..., Any], reference: Callable[..
 def gradients(
     f: Callable[..., Any], given: Sequence[Tensor | None], needed: Sequence[bool], grads: Sequence[Tensor]
 ) -> list[Tensor | None]:
-    """The gradients of f(*given) along `grads`, which have gradients themselves; None where none is needed, or is 0."""
+    """Compute the gradients of f(*given) along `grads`, which have gradients themselves; None where none is needed, or
+    is 0.
+    """
     # Each tensor under a name of its own: where one was computed from another, that way would be counted here too.
     apart = [None if x is None else x.view_as(x) for x in given]
     results = f(*apart)

@@ -52,7 +52,7 @@ class TokenPlan:
         self.jobs: dict[tuple[object, ...], bytes | None] = {}
 
     def __call__(self, parts: Sequence[Tensor], S: Tensor) -> tuple[Tensor, Tensor, bool] | None:
-        """y [B,1,H,p], S' and whether a log decay is above 0 (by more than roundings) or not a number.
+        """Compute y [B,1,H,p], S' and whether a log decay is above 0 (by more than roundings) or not a number.
 
         Args:
             parts: in the order of `shapes`, all real and of the dtype of S.
@@ -78,7 +78,7 @@ class TokenPlan:
         return y, end, bool(job.grows)
 
     def _job(self, threads: int, strides: tuple[tuple[int, ...], ...]) -> bytes | None:
-        """The job without its addresses."""
+        """Describe the job without its addresses."""
         B, H, n, p = self.state
         by = {"S": (H * n * p, n * p, 1, 1), "end": (H * n * p, n * p, 1, 1), "y": (H * p, p, 1, 1)}
         for (name, sizes), steps in zip(self.shapes.items(), strides, strict=True):
@@ -100,5 +100,5 @@ class TokenPlan:
 def plan(
     axes: tuple[tuple[str, str], ...], shapes: tuple[Sequence[int], ...], state: Sequence[int], exclusive: bool
 ) -> TokenPlan:
-    """The TokenPlan of these parts."""
+    """Make the TokenPlan of these parts."""
     return TokenPlan(dict(axes), dict(zip(dict(axes), shapes, strict=True)), state, exclusive)

@@ -56,17 +56,17 @@ class Core:
 
     @property
     def n(self) -> int:
-        """Keys of the state."""
+        """Count the keys of the state."""
         return self.k.shape[-1]
 
     @property
     def p(self) -> int:
-        """Columns of the state."""
+        """Count the columns of the state."""
         return self.v.shape[-1]
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the state."""
+        """Return the dtype of the state."""
         dtype = self.k.dtype
         for x in (self.v, self.f, self.w, self.matrix):
             if x is not None and x.dtype != dtype:
@@ -74,19 +74,19 @@ class Core:
         return complex_dtype(dtype) if self.phase is not None else dtype
 
     def needed(self, read: Tensor) -> Tensor:
-        """The part of a read, or of the map from real values to reads, that is wanted."""
+        """Take the part of a read, or of the map from real values to reads, that is wanted."""
         return read.real if self.real and read.is_complex() else read
 
     def rewritten(self, **parts: Tensor | None) -> Core:
-        """A core with other parts."""
+        """Make a core with other parts."""
         return replace(self, **parts)  # type: ignore[arg-type]
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors that are there, by name."""
+        """List the tensors that are there, by name."""
         return {f.name: x for f in fields(self) if isinstance(x := getattr(self, f.name), Tensor)}
 
     def slice(self, start: int, stop: int) -> Core:
-        """The steps start <= t < stop; constant parts stay as they are."""
+        """Take the steps start <= t < stop; constant parts stay as they are."""
         if stop - start == self.length:
             return self
         cut = {name: x[:, start:stop] for name, x in self.tensors().items() if name != "rate" and x.shape[1] != 1}
@@ -94,18 +94,18 @@ class Core:
         return replace(self, **cut, length=stop - start)  # type: ignore[arg-type]
 
     def decay_log(self) -> Tensor | None:
-        """The log decay written out, [B,T,G,R,1|n]."""
+        """Write out the log decay, [B,T,G,R,1|n]."""
         return self.log if self.log is None or self.rate is None else self.log * self.rate
 
     def unit(self) -> Tensor | None:
-        """sign * exp(i phase) of every step, or None."""
+        """Compute sign * exp(i phase) of every step, or None."""
         if self.phase is None:
             return self.sign
         turn = cis(self.phase).to(self.dtype)
         return turn if self.sign is None else turn * self.sign
 
     def transition(self) -> Transition:
-        """A_t for every step held here, batch axes [B,T,G,R]."""
+        """Compute A_t for every step held here, batch axes [B,T,G,R]."""
         log, unit = self.decay_log(), self.unit()
         if self.matrix is not None:
             base: Transition = Dense(self.matrix)
@@ -116,7 +116,7 @@ class Core:
         return base if self.f is None or self.w is None else Feedback(base, self.f, self.w)
 
     def zero_state(self) -> Tensor:
-        """S = 0, [B,G,R,n,p]."""
+        """Make S = 0, [B,G,R,n,p]."""
         return self.k.new_zeros(self.batch, *self.state_heads, self.n, self.p, dtype=self.dtype)
 
 
@@ -212,6 +212,6 @@ def unfold(system: System, raw: Tensor) -> Tensor:
 
 
 def _precise(name: str, x: Tensor, real: torch.dtype) -> Tensor:
-    """A part in the precision of the state; a phase in its own."""
+    """Cast a part to the precision of the state; a phase in its own."""
     x = upcast(x)
     return x if name == "phase" or x.dtype == real or x.is_complex() else x.to(real)

@@ -23,7 +23,7 @@ Method = Literal["zoh", "bilinear", "euler"]
 
 
 def log_decay_and_gain(A: Tensor, dt: Tensor, method: Method = "zoh") -> tuple[Tensor, Tensor]:
-    """For a diagonal A [..., n] and steps that broadcast with it: log Abar, and the gain with Bbar = gain B.
+    """Compute, for a diagonal A [..., n] and steps that broadcast with it, log Abar, and the gain with Bbar = gain B.
 
     The real part of log Abar is the log modulus of the decay, the imaginary part its angle.
     """
@@ -37,7 +37,7 @@ def log_decay_and_gain(A: Tensor, dt: Tensor, method: Method = "zoh") -> tuple[T
 
 
 def dense_steps(A: Tensor, B: Tensor, dt: Tensor, method: Method = "zoh") -> tuple[Tensor, Tensor]:
-    """For a dense A [..., n, n], B [..., n, i] and steps [..., 1, 1]: Abar and Bbar."""
+    """Compute, for a dense A [..., n, n], B [..., n, i] and steps [..., 1, 1], Abar and Bbar."""
     n, inputs = B.shape[-2:]
     eye = torch.eye(n, dtype=A.dtype, device=A.device)
     if method == "euler":
@@ -57,7 +57,7 @@ def dense_steps(A: Tensor, B: Tensor, dt: Tensor, method: Method = "zoh") -> tup
 def discretise(
     A: Tensor, B: Tensor, dt: Tensor | float, method: Method = "zoh", *, dense: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Abar and Bbar of the rule `method`.
+    """Compute Abar and Bbar of the rule `method`.
 
     Args:
         A: diagonal [..., n] (a number a mode), or with `dense` a matrix [..., n, n]; real or complex.
@@ -86,7 +86,7 @@ def discretise(
 def continuous(
     Abar: Tensor, Bbar: Tensor, dt: Tensor | float, method: Method = "zoh", *, dense: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """A and B whose discretisation is Abar and Bbar: the inverse of `discretise`.
+    """Compute A and B whose discretisation is Abar and Bbar: the inverse of `discretise`.
 
     With "zoh" a mode is taken to turn by less than half a turn a step: one that turns further comes back slower.
 
@@ -142,7 +142,7 @@ def continuous(
 
 
 def _step(A: Tensor, B: Tensor, dt: Tensor | float, method: str, dense: bool) -> Tensor:
-    """dt with the axes of A, after a look at what was given."""
+    """Check what was given, and return dt with the axes of A."""
     require(method in ("zoh", "bilinear", "euler"), f"method is {method!r}; expected 'zoh', 'bilinear' or 'euler'")
     numbers = all(isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex()) for x in (A, B))
     require(numbers, "A and B are expected to be tensors of a floating dtype")

@@ -11,12 +11,12 @@ from torch import Tensor
 
 
 def wrap(phase: Tensor) -> Tensor:
-    """The angle in float64, reduced to [-pi, pi): sums of many stay small, and so exact."""
+    """Reduce the angle in float64 to [-pi, pi): sums of many stay small, and so exact."""
     return torch.remainder(phase.double() + math.pi, 2 * math.pi) - math.pi
 
 
 def angles(phase: Tensor, block: int = 64) -> Tensor:
-    """phase_1 + ... + phase_t along axis -2, in float64 and modulo 2 pi (not reduced to a range).
+    """Sum phase_1 + ... + phase_t along axis -2, in float64 and modulo 2 pi (not reduced to a range).
 
     Summed within blocks, and over the reduced sums of the blocks: the terms stay small at any length, and so exact.
     """
@@ -36,7 +36,7 @@ def angles(phase: Tensor, block: int = 64) -> Tensor:
 
 
 def cis(phase: Tensor) -> Tensor:
-    """exp(i phase), reduced modulo 2 pi in float64. Complex of the precision of `phase` (complex64 at least)."""
+    """Compute exp(i phase), reduced modulo 2 pi in float64. Complex of the precision of `phase` (complex64 at least)."""
     angle = wrap(phase)
     unit = torch.polar(torch.ones_like(angle), angle)
     return unit if phase.dtype == torch.float64 else unit.to(torch.complex64)
@@ -48,17 +48,17 @@ _REAL = {torch.complex128: torch.float64, torch.complex64: torch.float32, torch.
 
 
 def real_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the real part."""
+    """Return the dtype of the real part."""
     return _REAL.get(dtype, dtype)
 
 
 def complex_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The complex dtype that goes with a dtype. There is no complex half: complex64 goes with half precision."""
+    """Return the complex dtype that goes with a dtype. There is no complex half: complex64 goes with half precision."""
     return torch.complex128 if dtype in DOUBLE else torch.complex64
 
 
 def upcast(x: Tensor) -> Tensor:
-    """To the precision in which states and sums of log decays are kept: float32 or complex64 at least."""
+    """Cast to the precision in which states and sums of log decays are kept: float32 or complex64 at least."""
     if x.dtype in FULL:
         return x
     return x.to(torch.complex64 if x.is_complex() else torch.float32)
@@ -69,7 +69,7 @@ NO_AUTOCAST = frozenset(x for x in ("meta", "vulkan", "lazy") if not torch.amp.i
 
 
 def autocast_on(device: torch.device) -> bool:
-    """Whether autocast is on for a device."""
+    """True if autocast is on for a device."""
     return device.type not in NO_AUTOCAST and torch.is_autocast_enabled(device.type)
 
 
@@ -80,7 +80,7 @@ def one_dtype(x: Tensor, weight: Tensor) -> bool:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """A block in which autocast does not lower the precision."""
+    """Open a block in which autocast does not lower the precision."""
     return torch.autocast(device.type, enabled=False) if autocast_on(device) else nullcontext()
 
 
@@ -93,7 +93,8 @@ HALF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 
 
 def tolerance(dtype: torch.dtype, length: int, *, rounded: int = 1) -> float:
-    """The relative error allowed after `length` steps: 24 sqrt(length) roundings, the one place where this is said.
+    """Give the relative error allowed after `length` steps: 24 sqrt(length) roundings, the one place where this is
+    said.
 
     Roundings add up like a random walk, so their sum grows with the root of the length; the factor covers the sums over
     keys and the largest of many entries. In half precision `rounded` counts how often a value is rounded to that dtype.
@@ -117,7 +118,7 @@ the strongest head's scale: its few digits are lost in every form alike."""
 
 
 def relative_error(got: Tensor, want: Tensor, *, heads: bool = False, floor: float = 0.0) -> Tensor:
-    """|got - want| / max |want|, the maximum taken per head (axis 2) if `heads`, and at least `floor`.
+    """Compute |got - want| / max |want|, the maximum taken per head (axis 2) if `heads`, and at least `floor`.
 
     Equal infinities are 0 apart and set no scale. NaN is equal to nothing: where there is one, so is the error.
     """
@@ -133,12 +134,12 @@ def relative_error(got: Tensor, want: Tensor, *, heads: bool = False, floor: flo
 
 
 def largest(error: Tensor) -> float:
-    """The largest error; inf if one is NaN."""
+    """Find the largest error; inf if one is NaN."""
     return float(error.nan_to_num(math.inf, math.inf).max()) if error.numel() else 0.0
 
 
 def why_no_proof(want: Tensor) -> str:
-    """Why nothing is proved by being equal to `want`: its first entry that is not finite, in words; "" if all are."""
+    """Say why nothing is proved by being equal to `want`: its first entry that is not finite, in words; "" if all are."""
     bad = ~want.isfinite()
     if not bool(bad.any()):
         return ""
@@ -158,12 +159,12 @@ def is_constant(want: Tensor) -> bool:
 
 
 def wide(x: Tensor) -> Tensor:
-    """To float64 or complex128."""
+    """Cast to float64 or complex128."""
     return x.to(torch.complex128 if x.is_complex() else torch.float64)
 
 
 def first_difference(bad: Tensor, error: Tensor) -> str:
-    """Where two tensors first differ, in words; axis 0 is the row, axis 1 the time."""
+    """Say where two tensors first differ, in words; axis 0 is the row, axis 1 the time."""
     rest = [i for i in range(bad.ndim) if i != 1]
     if bad.ndim < 2:
         return f"differs first at index {int(bad.nonzero()[0]) if bad.ndim else 0}"

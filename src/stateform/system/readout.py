@@ -64,12 +64,12 @@ class Readout:
 
     @property
     def window(self) -> int | None:
-        """Tokens that are seen; None for all."""
+        """Count the tokens that are seen; None for all."""
         return None
 
     @property
     def causal(self) -> bool:
-        """False if every token sees every other."""
+        """True if the future is hidden; false if every token sees every other."""
         return True
 
     @property
@@ -78,15 +78,17 @@ class Readout:
         return True
 
     def columns(self, system: Any) -> int:
-        """Columns of S besides the p values."""
+        """Count the columns of S besides the p values."""
         return 1 if system.eta == "sum" else 0
 
     def state_size(self, system: Any) -> int:
-        """Real numbers in the state of one row, two for a complex entry; of one cached token where it is a cache."""
+        """Count the real numbers in the state of one row, two for a complex entry; of one cached token where it is a
+        cache.
+        """
         return int(system.state_heads * system.n * system.columns) * (2 if system.is_complex else 1)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors it holds, by name."""
+        """List the tensors it holds, by name."""
         return {name: x for name in self.parts if isinstance(x := getattr(self, name), Tensor)}
 
     def map(self, fn: Callable[[str, Tensor], Tensor]) -> Self:

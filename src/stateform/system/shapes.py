@@ -59,7 +59,7 @@ AXES = {"B": "batch size", "t": "length", "n": "number of keys", "p": "number of
 
 
 def layout(name: str, x: Tensor) -> str:
-    """The layout of a part, by its number of axes."""
+    """Find the layout of a part, by its number of axes."""
     for axes in SHAPES[name]:
         if len(axes) == x.ndim:
             return axes
@@ -69,13 +69,13 @@ def layout(name: str, x: Tensor) -> str:
 
 
 def label(name: str) -> str:
-    """The name of a part in messages."""
+    """Make the name of a part in messages."""
     return "log_decay[1]" if name == "rate" else name
 
 
 def signature(s: Any) -> Any:
-    """All that `check_shapes` looks at, to tell whether a system like this one has been checked; None if it cannot be
-    said: under torch.compile, and for what cannot be a key.
+    """List all that `check_shapes` looks at, to tell whether a system like this one has been checked; None if it cannot
+    be said: under torch.compile, and for what cannot be a key.
     """
     if torch.compiler.is_compiling():
         return None
@@ -229,7 +229,7 @@ def _check_combinations(s: Any) -> None:
 
 
 def split_heads(name: str, x: Tensor, G: int, R: int) -> Tensor:
-    """A part with the Core's axes [batch, time, G, R, ...]; size 1 where it is constant or shared."""
+    """Reshape a part to the Core's axes [batch, time, G, R, ...]; size 1 where it is constant or shared."""
     axes = layout(name, x)
     at = axes.index("H")
     heads = x.shape[at]
@@ -243,19 +243,19 @@ def split_heads(name: str, x: Tensor, G: int, R: int) -> Tensor:
 
 
 def spread_heads(x: Tensor, H: int, axis: int = 2) -> Tensor:
-    """The head axis repeated to H (1 stays 1: it broadcasts)."""
+    """Repeat the head axis to H (1 stays 1: it broadcasts)."""
     heads = x.shape[axis]
     return x if heads in (1, H) else x.repeat_interleave(H // heads, axis)
 
 
 def select_heads(name: str, x: Tensor, index: Tensor, H: int) -> Tensor:
-    """The part seen by the heads in `index` of H."""
+    """Take the part seen by the heads in `index` of H."""
     axis = layout(name, x).index("H")
     return x if x.shape[axis] == 1 else x.index_select(axis, index // (H // x.shape[axis]))
 
 
 def indices(given: Sequence[int] | int, size: int, what: str) -> list[int]:
-    """Whole numbers as indices 0..size-1; negative ones count from the end."""
+    """Turn whole numbers into indices 0..size-1; negative ones count from the end."""
     try:
         index = [operator.index(i) for i in ([given] if hasattr(given, "__index__") else given)]
     except TypeError:

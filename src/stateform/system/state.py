@@ -75,7 +75,7 @@ class State:
         return iter(self.tensors)
 
     def get(self, name: str) -> Tensor | None:
-        """The tensor of that name, or None."""
+        """Get the tensor of that name, or None."""
         return self.tensors.get(name)
 
     @property
@@ -89,7 +89,7 @@ class State:
         return sum(x.numel() * x.element_size() for x in self.tensors.values())
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> State:
-        """A new state with `fn` applied to every tensor."""
+        """Make a new state with `fn` applied to every tensor."""
         return State({name: fn(x) for name, x in self.tensors.items()}, self.fingerprint)
 
     def to(self, *args: Any, **kwargs: Any) -> State:
@@ -123,7 +123,7 @@ class State:
 
     @classmethod
     def cat(cls, states: Sequence[State]) -> State:
-        """The rows of several states of one layer or model as one state, whatever lengths they have seen.
+        """Join the rows of several states of one layer or model into one state, whatever lengths they have seen.
 
         Every row goes on as it would alone. Caches become as long as the longest; `select` takes rows out again.
 
@@ -151,7 +151,9 @@ class State:
         return cls({name: join(name) for name in first.tensors}, first.fingerprint)
 
     def select(self, rows: Tensor | list[int]) -> State:
-        """The rows given by integer indices (or a boolean mask), in that order; caches no longer than these need."""
+        """Select the rows given by integer indices (or a boolean mask), in that order; caches no longer than these
+        need.
+        """
         index = rows if isinstance(rows, Tensor) else torch.as_tensor(rows, device="cpu")
         index = index.long() if index.numel() == 0 else index
         whole = not (index.is_floating_point() or index.is_complex())
@@ -172,7 +174,7 @@ class State:
         return State({name: chosen(name, x) for name, x in self.tensors.items()}, self.fingerprint)
 
     def repeat(self, n: int) -> State:
-        """Each row n times in a row (beam search, several samples of a prompt)."""
+        """Repeat each row n times (beam search, several samples of a prompt)."""
         require(isinstance(n, int) and n >= 0, f"n is {n!r}; expected a whole number of copies")
         return self.map(lambda x: x.repeat_interleave(n, 0))
 
@@ -215,7 +217,7 @@ def grows(name: str) -> bool:
 
 
 def lengthened(cache: Tensor, length: int) -> Tensor:
-    """A cache [N,L,...] with zeros before it, [N,length,...]."""
+    """Put zeros before a cache [N,L,...], to make it [N,length,...]."""
     blank = cache.new_zeros(cache.shape[0], length - cache.shape[1], *cache.shape[2:])
     return torch.cat([blank, cache], 1) if blank.shape[1] else cache
 
@@ -241,7 +243,7 @@ def _check_joins(first: State, state: State, number: int) -> None:
 
 
 def unchecked(tensors: dict[str, Any], fingerprint: str = "") -> State:
-    """A State of tensors that are known to fit each other; the dict is the State's from now on."""
+    """Make a State of tensors that are known to fit each other; the dict is the State's from now on."""
     if torch.compiler.is_compiling():  # torch 2.11 cannot trace the rest
         return State(tensors, fingerprint)
     state = object.__new__(State)

@@ -26,23 +26,23 @@ class Transition:
     """A batch of matrices A [..., n, n]. The four methods below are all that a structure has to know."""
 
     def apply(self, S: Tensor) -> Tensor:
-        """A S, for S [..., n, p]."""
+        """Compute A S, for S [..., n, p]."""
         raise NotImplementedError
 
     def dense(self, n: int) -> Tensor:
-        """The matrices written out, [..., n, n]."""
+        """Write out the matrices, [..., n, n]."""
         raise NotImplementedError
 
     def after(self, other: Transition, n: int) -> Transition:
-        """The product self @ other: first `other`, then `self`."""
+        """Compute the product self @ other: first `other`, then `self`."""
         return Dense(_product(self.dense(n), other.dense(n)))
 
     def transpose(self) -> Transition:
-        """The plain transpose (no conjugation)."""
+        """Compute the plain transpose (no conjugation)."""
         return self
 
     def spectrum(self, n: int) -> Tensor:
-        """Eigenvalues [..., n], complex."""
+        """Compute the eigenvalues [..., n], complex."""
         return torch.linalg.eigvals(self.dense(n))
 
 
@@ -76,7 +76,7 @@ class Diagonal(Transition):
 
     @property
     def factor(self) -> Tensor:
-        """The diagonal itself, [..., n] or [..., 1]."""
+        """Return the diagonal itself, [..., n] or [..., 1]."""
         if self.log is None:
             assert self.unit is not None
             return self.unit
@@ -181,7 +181,7 @@ def _times(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 
 def associative_scan(op: Callable[[Elements, Elements], Elements], xs: Elements, dim: int = 1) -> Elements:
-    """All prefixes x_1 * x_2 * ... * x_t of an associative product, in O(T) work and O(log T) depth.
+    """Compute all prefixes x_1 * x_2 * ... * x_t of an associative product, in O(T) work and O(log T) depth.
 
     Args:
         op: `op(earlier, later)`, associative, elementwise along `dim`.
@@ -219,7 +219,8 @@ def _trim(xs: Elements, dim: int) -> Elements:
 
 
 def eigenbasis(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Eigenvalues [..., n], eigenvectors V [..., n, n] and their condition ||V|| ||V^-1|| [...], A = V diag(.) V^-1.
+    """Compute eigenvalues [..., n], eigenvectors V [..., n, n] and their condition ||V|| ||V^-1|| [...], A = V diag(.)
+    V^-1.
 
     In complex128. A matrix without a basis of eigenvectors shows by its condition: infinite, or what rounding makes of
     that, 1e8 or more.

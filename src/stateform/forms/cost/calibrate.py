@@ -21,7 +21,7 @@ from ...loops.backend import backend
 from ...machine import machine
 from ...result import Progress, Steps
 from ...system import System
-from .. import compiled as _compiled
+from .. import compiled
 from .predict import features, path, stored, stored_in, ways_of
 from .work import work
 
@@ -33,7 +33,7 @@ PACE = Pace(most=1, slow=0.5, few=0)
 
 
 def samples(T: int, device: str) -> dict[str, System]:
-    """Systems of every structure that has ways of its own, at widths of real layers."""
+    """Draw systems of every structure that has ways of its own, at widths of real layers."""
     generator = torch.Generator(device).manual_seed(0)
 
     def r(*shape: int) -> Tensor:
@@ -86,14 +86,14 @@ def room(system: System, way: str, training: bool) -> float:
 
 
 def measure(device: str, on_progress: Progress | None = None) -> list[dict[str, Any]]:
-    """The time of every way for every sample and length."""
+    """Measure the time of every way for every sample and length."""
     rows: list[dict[str, Any]] = []
     slow: set[tuple[str, str, bool]] = set()
     step = Steps(on_progress, len(LENGTHS) * len(samples(1, "cpu")))
     for T in LENGTHS:
         for name, system in samples(T, device).items():
             step(f"{name}, {T} tokens")
-            every = [(way, training) for way in ways_of(system, _compiled.usable(system)) for training in (False, True)]
+            every = [(way, training) for way in ways_of(system, compiled.usable(system)) for training in (False, True)]
             jobs = {
                 (way, training): partial(job, system, way, training)
                 for way, training in every
@@ -110,7 +110,7 @@ def measure(device: str, on_progress: Progress | None = None) -> list[dict[str, 
 
 
 def fit(rows: list[dict[str, Any]], device: str) -> dict[str, dict[str, list[float]]]:
-    """The constants that minimise the relative errors, none below 0, for inference and for training."""
+    """Fit the constants that minimise the relative errors, none below 0, for inference and for training."""
     from scipy.optimize import nnls  # here: it is slow to import
 
     found: dict[str, dict[str, list[float]]] = {}

@@ -54,7 +54,7 @@ class Choice:
     """Where the constants were measured."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """Give plain numbers."""
         return {"form": self.form, "backend": self.backend, "reason": self.reason, "seconds": self.seconds,
                 "source": self.source}  # fmt: skip
 
@@ -68,7 +68,7 @@ class Choice:
 
 
 def decide(system: System) -> Choice:
-    """The choice for a system, by structure, length, batch, device, and whether a gradient is wanted."""
+    """Choose for a system, by structure, length, batch, device, and whether a gradient is wanted."""
     if system.readout.cached:
         plain = turns_only(system) and not system.readout.tensors() and system.window is None
         if not system.causal or (plain and system.T <= 8192):
@@ -84,7 +84,7 @@ def decide(system: System) -> Choice:
 
 
 def _by_structure(system: System, compiled: bool) -> Choice:
-    """Without numbers: a traced graph must not depend on them, and a ridge readout needs the states twice."""
+    """Choose without numbers: a traced graph must not depend on them, and a ridge readout needs the states twice."""
     if compiled:
         return Choice("recurrent", "compiled", "compiled loops exist for this structure")
     if FORMS["scan"].refuses(system) is None and (system.decay_kind != "dense" or system.n <= 16):
@@ -116,14 +116,14 @@ def _by_time(system: System, compiled: bool) -> Choice:
 
 
 def ways_of(system: System, compiled: bool) -> list[str]:
-    """The ways to choose among; the form matrix would multiply out T^2 products of dense transitions."""
+    """List the ways to choose among; the form matrix would multiply out T^2 products of dense transitions."""
     found = [name for name, form in FORMS.items() if form.refuses(system) is None]
     found = [name for name in found if name != "matrix" or system.transition is None]
     return [*found, "compiled"] if compiled else found
 
 
 def features(system: System, way: str) -> tuple[float, float, float, float]:
-    """Calls, loops, work and numbers of a way."""
+    """Count calls, loops, work and numbers of a way."""
     T = system.T * system.micro
     flops, _ = work(system, "recurrent" if way == "compiled" else way)
     modes = way == "compiled" and system.time_invariant and system.p == 1 and system.q is not None
@@ -154,7 +154,7 @@ def _loops(system: System, way: str, T: int) -> float:
 
 
 def _numbers(system: System, way: str, T: int) -> float:
-    """What is written out, roughly: on a GPU that takes longer than the operations on it."""
+    """Count what is written out, roughly: on a GPU that takes longer than the operations on it."""
     n, p, feedback = system.n, system.columns, system.f is not None
     scalar = 2 if system.is_complex else 1
     heads, states = scalar * system.B * system.H * T, scalar * system.B * system.state_heads * T
@@ -177,7 +177,7 @@ def _numbers(system: System, way: str, T: int) -> float:
 
 
 def predict(system: System, way: str, by: Constants) -> float:
-    """Seconds."""
+    """Predict the seconds that a way takes."""
     return sum(c * x for c, x in zip(by, features(system, way), strict=True))
 
 
@@ -186,7 +186,7 @@ VERSION = 4
 
 
 def stored() -> dict[str, Any]:
-    """What `calibrate` kept for this machine and number of threads, or nothing."""
+    """Read what `calibrate` kept for this machine and number of threads, or nothing."""
     return stored_in(path())
 
 
@@ -203,12 +203,12 @@ def stored_in(file: Path) -> dict[str, Any]:
 
 
 def path() -> Path:
-    """Where `calibrate` keeps the constants of this machine."""
+    """Find where `calibrate` keeps the constants of this machine."""
     return cache_folder() / f"constants-{processor()}-{torch.get_num_threads()}.json"
 
 
 def constants(device: str, training: bool) -> tuple[dict[str, Constants], str]:
-    """The constants of all ways on a device (none where none were measured), and where they were measured."""
+    """Look up the constants of all ways on a device (none where none were measured), and where they were measured."""
     key = f"{device}, {'training' if training else 'inference'}"
     mine = stored()
     if key in mine.get("constants", {}):

@@ -9,7 +9,7 @@ from ..form import reads_of
 
 
 def work(system: System, form: str, *, chunk_size: int = 64) -> tuple[float, float]:
-    """Floating-point operations and bytes of working memory: the leading terms, for all rows and heads.
+    """Count floating-point operations and bytes of working memory: the leading terms, for all rows and heads.
 
     An estimate on the high side: temporaries and tiles are counted as they are in this implementation.
     """
@@ -17,13 +17,13 @@ def work(system: System, form: str, *, chunk_size: int = 64) -> tuple[float, flo
 
 
 def number_size(system: System) -> float:
-    """Bytes of one number of the state."""
+    """Count the bytes of one number of the state."""
     size = upcast(system.k).element_size() / (2 if system.k.is_complex() else 1)
     return size * (2 if system.is_complex else 1)
 
 
 def work_of_recurrence(system: System, form: str, chunk_size: int) -> tuple[float, float]:
-    """As `work`, for a linear readout."""
+    """Count as `work` does, for a linear readout."""
     T, n, p = system.T * system.micro, system.n, system.columns
     products = 4 if system.is_complex else 1  # a complex product is four real ones
     size = number_size(system)
