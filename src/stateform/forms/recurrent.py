@@ -28,7 +28,7 @@ class Recurrent:
         return None
 
     def compute(self, core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
-        if compiled.worthwhile(core) and _compiled.usable(core):
+        if compiled.worthwhile(core) and compiled.usable(core):
             return compiled.compute(core, S)
         if any_length(core.length):
             return opaque(self.name, core, S)

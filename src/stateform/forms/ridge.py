@@ -298,7 +298,7 @@ def _apply(plan: _Plan, q: Tensor, *operands: Tensor) -> Tensor:
 
 
 def problem(system: System, core: Core, S: Tensor, form: Form) -> tuple[GramReads, Tensor]:
-    """Give G of a system with readout "ridge", from its core and state [B,G,R,n,p+n]; and R, [B|1,T|1,G|1,R|1,1,n|1]."""
+    """Give G of a system with readout "ridge", from core and state [B,G,R,n,p+n]; and R, [B|1,T|1,G|1,R|1,1,n|1]."""
     read = system.readout
     assert isinstance(read, RidgeRead) and read.ridge is not None
     G = GramReads(replace(core, v=core.v[..., system.p :]), S[..., system.p :], form)
