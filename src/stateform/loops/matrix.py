@@ -75,7 +75,7 @@ def _matrix_results(S: Tensor, v: Tensor, steps: int, keep: bool, tiles: bool) -
 
 
 def _kept(S: Tensor, steps: int, tiles: bool) -> int:
-    """Say how many numbers the gradient needs at most, by one formula for every length: a graph may have a symbol here."""
+    """Count the numbers the gradient needs at most, by one formula for every length: a graph may have a symbol."""
     B, G, R, n, p = S.shape
     rows = -(-steps // TILE) * n
     if tiles:  # or step by step, where a decay is above 1: the loops see that, and lay it out one way or the other
@@ -153,7 +153,7 @@ def matrix_backward(
 
 
 def _spans(q: Tensor, k: Tensor, S: Tensor, pieces: int) -> tuple[int, int, int]:
-    """Say into how many parts the R heads go for the gradient, and whether they share q and k. One thread takes a part."""
+    """Say into how many parts the R heads go backward, and whether they share q and k. One thread takes a part."""
     B, G, R = S.shape[:3]
     shared_q, shared_k = q.shape[3] == 1 < R, k.shape[3] == 1 < R
     wanted = -(-4 * torch.get_num_threads() // max(1, B * G * pieces))

@@ -36,7 +36,7 @@ def angles(phase: Tensor, block: int = 64) -> Tensor:
 
 
 def cis(phase: Tensor) -> Tensor:
-    """Compute exp(i phase), reduced modulo 2 pi in float64. Complex of the precision of `phase` (complex64 at least)."""
+    """Compute exp(i phase), reduced modulo 2 pi in float64. Complex, as precise as `phase` (complex64 at least)."""
     angle = wrap(phase)
     unit = torch.polar(torch.ones_like(angle), angle)
     return unit if phase.dtype == torch.float64 else unit.to(torch.complex64)
@@ -139,7 +139,7 @@ def largest(error: Tensor) -> float:
 
 
 def why_no_proof(want: Tensor) -> str:
-    """Say why nothing is proved by being equal to `want`: its first entry that is not finite, in words; "" if all are."""
+    """Say why being equal to `want` proves nothing: its first entry that is not finite, in words; "" if all are."""
     bad = ~want.isfinite()
     if not bool(bad.any()):
         return ""
