@@ -731,6 +731,8 @@ def test_a_replica_computes_with_its_own_weights() -> None:
 
 @pytest.mark.parametrize("kind", in_short(FEW))
 def test_a_batch_of_padding_alone_has_zero_gradients(kind: str) -> None:
+    if kind in MASKLESS:
+        pytest.skip("the family does not look at masks: its padding is text")
     net = small(kind)
     made = accelerate(net).replaced
     net(input_ids=TEXT, attention_mask=torch.zeros_like(TEXT)).logits.sum().backward()

@@ -514,3 +514,17 @@ def test_the_code_of_the_documentation_runs() -> None:
     assert blocks
     for block in blocks:
         exec(block, {})
+
+
+@pytest.mark.parametrize("n", [3, 16, 17])
+@pytest.mark.parametrize("T", [1, 2])
+def test_a_reset_by_an_endless_step_is_one_for_any_number_of_keys(n: int, T: int) -> None:
+    torch.manual_seed(0)
+    q, k, v, b = (torch.randn(2, T, *x) for x in ((1, n), (1, n), (8, 1), (8,)))
+    dt = torch.full((2, T, 8), torch.inf)
+    system = sf.System(q, k, v, log_decay=(dt, -torch.rand(8, n)), b=b)
+    with sf.validate(False):
+        y = sf.run(system, "recurrent", initial_state=torch.randn(2, 8, n, 1))
+        with sf.backend("torch"):
+            want = sf.run(system[-1:], "recurrent")  # nothing is left of what was before
+    torch.testing.assert_close(y[:, -1:], want)

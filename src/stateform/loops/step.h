@@ -100,7 +100,10 @@ INLINE vec of_keys(const token_job *j, int which, const REAL *x, int64_t i, int6
 INLINE vec decay_of_keys(const token_job *j, const REAL *log, const REAL *rate, int64_t i, int64_t here, ints *grows) {
     if (!j->at[LOG]) return all(1);
     vec x = of_keys(j, LOG, log, i, here);
-    if (j->at[RATE]) x *= of_keys(j, RATE, rate, i, here);
+    if (j->at[RATE]) {
+        x *= of_keys(j, RATE, rate, i, here);
+        for (int64_t c = here; c < LANES; c++) x[c] = 0;  // past the keys: an infinite log (a reset) times 0
+    }
     *grows |= ~(x <= all((REAL)1e-6));
     return vexp(x);
 }
