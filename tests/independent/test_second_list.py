@@ -251,3 +251,29 @@ def test_al_rnn_rectifies_its_last_units() -> None:
         z = layer.A * z + phi @ layer.h_proj.weight.T + layer.x_proj(u[:, t])
         y.append(z)
     assert_close(layer(u), layer.out_proj(torch.stack(y, 1)), "the output")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["mamba", "mamba2", "gla", "mlstm"])
+def test_negative_eigenvalues_are_twice_the_decay_less_one(name: str) -> None:
+    signed, u = drawn(name, d_model=D, allow_negative_eigenvalues=True), inputs(B, T, D)
+    plain = drawn(name, d_model=D)
+    plain.load_state_dict(signed.state_dict())
+    with torch.no_grad():
+        for p in (signed, plain):  # decays on both sides of a half
+            for weight, x in p.named_parameters():
+                x.mul_(0.0 if weight == "f_proj.bias" else 3.0)
+    got, a = signed.system(u), plain.system(u)
+    log = a.log_decay if isinstance(a.log_decay, Tensor) else a.log_decay[0].unsqueeze(-1) * a.log_decay[1]
+    want = 2 * log.exp() - 1
+    value = got.sign * got.log_decay.exp()
+    large = want.abs() > 1e-3
+    assert bool((want[large] < 0).any()) and bool((want[large] > 0).any())
+    assert_close(value[large], want[large], "the decay")
+
+
+@torch.no_grad()
+def test_kda_has_the_bounded_gate_of_glm() -> None:
+    layer, u = drawn("kda", d_model=D, n_heads=H, least_log_decay=-5.0), inputs(B, T, D)
+    g = -5 * torch.sigmoid(layer.A_log.exp()[:, None] * split(layer.a_proj(u) + layer.dt_bias))
+    assert_close(layer.system(u).log_decay, g, "the log decay")

@@ -123,6 +123,17 @@ def above_zero(name: str, value: float) -> float:
     return value
 
 
+def signed(g: Tensor, negative: bool = True) -> tuple[Tensor, Tensor | None]:
+    """Turn log decays of a in (0,1) into those of 2 a - 1 in (-1,1), with their signs; as they are unless `negative`.
+
+    Their size is at least 1e-4, since 0 has no gradient. Source: arXiv 2411.12537.
+    """
+    if not negative:
+        return g, None
+    a = g.exp() + torch.expm1(g)
+    return a.abs().clamp_min(1e-4).log(), torch.where(a < 0, -1.0, 1.0).to(a.dtype)
+
+
 def inverse_softplus(x: Tensor) -> Tensor:
     """Find z with softplus(z) = x."""
     return x + torch.log(-torch.expm1(-x))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ...layer import Past
 from ...layer.parts import heads, precise
@@ -45,6 +44,5 @@ class GatedDeltaNet2(KDA):
     def system(self, u: Tensor, past: Past | None = None) -> System:
         q, k, v = self.reads(u, past)
         erase, write = (torch.sigmoid(heads(f(u), self.n_heads)) for f in (self.e_proj, self.s_proj))  # [B,T,H,n or p]
-        dt = F.softplus(precise(self.a_proj(u)) + precise(self.dt_bias))
-        g = -precise(self.A_log).exp().unsqueeze(-1) * heads(dt, self.n_heads)  # [B,T,H,n]
+        g = self.log_decay(u)  # [B,T,H,n]
         return System(q, k, write * v, log_decay=g, f=k, w=(g.exp() * precise(-erase * k)).to(k.dtype))

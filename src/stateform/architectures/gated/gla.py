@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...layer import Layer, Past
-from ...layer.parts import HeadNorm, above_zero, heads, precise, split_size
+from ...layer.parts import HeadNorm, above_zero, heads, precise, signed, split_size
 from ...system import System
 from ..registry import register
 
@@ -27,6 +27,7 @@ class GLA(Layer):
         d_state: keys per head (default d_model / n_heads / 2, the paper's).
         gate_rank: rank of the map to the gates.
         gate_temperature: the exponent is one over this.
+        allow_negative_eigenvalues: the decay 2 a - 1 in (-1,1), instead of a in (0,1).
     """
 
     contractive = True
@@ -39,11 +40,13 @@ class GLA(Layer):
         d_state: int | None = None,
         gate_rank: int = 16,
         gate_temperature: float = 16.0,
+        allow_negative_eigenvalues: bool = False,
     ) -> None:
         super().__init__(d_model)
         p = split_size(d_model, n_heads)
         self.n_heads, self.d_state, self.gate_temperature = n_heads, d_state or max(1, p // 2), gate_temperature
         above_zero("gate_temperature", gate_temperature)
+        self.allow_negative_eigenvalues = allow_negative_eigenvalues
         keys = n_heads * self.d_state
         self.q_proj = nn.Linear(d_model, keys, bias=False)
         self.k_proj = nn.Linear(d_model, keys, bias=False)
@@ -56,7 +59,8 @@ class GLA(Layer):
     def system(self, u: Tensor, past: Past | None = None) -> System:
         q, k, v = (heads(f(u), self.n_heads) for f in (self.q_proj, self.k_proj, self.v_proj))  # [B,T,H,n or p]
         g = F.logsigmoid(precise(heads(self.decay_proj(u), self.n_heads))) / self.gate_temperature  # [B,T,H,n]
-        return System(q * self.d_state**-0.5, k, v, log_decay=g)
+        g, sign = signed(g, self.allow_negative_eigenvalues)
+        return System(q * self.d_state**-0.5, k, v, log_decay=g, sign=sign)
 
     def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
         return self.out_proj(self.norm(y, self.gate_proj(u)))  # [B,T,d_model]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...layer import Layer, Past
-from ...layer.parts import above_zero, heads, more_than_a_sign, precise, split_size
+from ...layer.parts import above_zero, heads, more_than_a_sign, precise, signed, split_size
 from ...system import System
 from ..registry import register
 
@@ -28,14 +28,17 @@ class MLSTM(Layer):
         n_heads: heads.
         d_state: keys per head (default d_model / n_heads / 2, as in xLSTM 7B).
         gate_cap: gates are bent to +- this by cap tanh(x / cap); None leaves them.
+        allow_negative_eigenvalues: the decay 2 f - 1 in (-1,1), instead of f in (0,1).
     """
 
     contractive = True
 
     def __init__(
-        self, d_model: int, n_heads: int = 4, *, d_state: int | None = None, gate_cap: float | None = 15.0
-    ) -> None:
+        self, d_model: int, n_heads: int = 4, *, d_state: int | None = None, gate_cap: float | None = 15.0,
+        allow_negative_eigenvalues: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__(d_model)
+        self.allow_negative_eigenvalues = allow_negative_eigenvalues
         p = more_than_a_sign(split_size(d_model, n_heads), "value", f"n_heads is {n_heads}")
         self.n_heads, self.d_state, self.gate_cap = n_heads, d_state or max(1, p // 2), gate_cap
         if gate_cap is not None:
@@ -59,7 +62,9 @@ class MLSTM(Layer):
     def system(self, u: Tensor, past: Past | None = None) -> System:
         q, k, v = (heads(f(u), self.n_heads) for f in (self.q_proj, self.k_proj, self.v_proj))  # [B,T,H,n or p]
         g, log_b = F.logsigmoid(self._gate(self.f_proj(u))), self._gate(self.i_proj(u))  # [B,T,H]
-        return System(q * self.d_state**-0.5, k, v, log_decay=g, log_b=log_b, eta="sum", eta_floor=1.0)
+        g, sign = signed(g, self.allow_negative_eigenvalues)
+        q = q * self.d_state**-0.5
+        return System(q, k, v, log_decay=g, sign=sign, log_b=log_b, eta="sum", eta_floor=1.0)
 
     def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
         y = F.layer_norm(precise(y), y.shape[-1:], eps=1e-6).to(y.dtype).flatten(2) * self.norm_weight

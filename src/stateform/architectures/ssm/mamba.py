@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...layer import Layer, Past, ShortConv
-from ...layer.parts import gated, inverse_softplus, log_uniform, precise
+from ...layer.parts import gated, inverse_softplus, log_uniform, precise, signed
 from ...system import System
 from ..registry import register
 
@@ -28,14 +28,17 @@ class Mamba(Layer):
         d_conv: taps of the short convolution.
         expand: inner width over d_model.
         dt_rank: rank of the map to Delta (default d_model / 16, rounded up).
+        allow_negative_eigenvalues: the decay 2 a - 1 in (-1,1), instead of a in (0,1).
     """
 
     contractive = True
 
     def __init__(
-        self, d_model: int, *, d_state: int = 16, d_conv: int = 4, expand: int = 2, dt_rank: int | None = None
-    ) -> None:
+        self, d_model: int, *, d_state: int = 16, d_conv: int = 4, expand: int = 2, dt_rank: int | None = None,
+        allow_negative_eigenvalues: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__(d_model)
+        self.allow_negative_eigenvalues = allow_negative_eigenvalues
         inner = expand * d_model
         self.d_inner, self.d_state, self.dt_rank = inner, d_state, dt_rank or -(-d_model // 16)
         self.in_proj = nn.Linear(d_model, inner, bias=False)
@@ -56,7 +59,11 @@ class Mamba(Layer):
         dt, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], -1)
         dt = F.softplus(precise(self.dt_proj(dt)))  # [B,T,channels]
         A = -precise(self.A_log).exp()  # [channels,n]
-        return System(C.unsqueeze(2), B.unsqueeze(2), x.unsqueeze(-1), log_decay=(dt, A), b=dt, d=self.D)
+        B, C, x = B.unsqueeze(2), C.unsqueeze(2), x.unsqueeze(-1)
+        if self.allow_negative_eigenvalues:
+            g, sign = signed(dt.unsqueeze(-1) * A)  # [B,T,channels,n]
+            return System(C, B, x, log_decay=g, sign=sign, b=dt, d=self.D)
+        return System(C, B, x, log_decay=(dt, A), b=dt, d=self.D)
 
     def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
         return self.out_proj(gated(y, self.gate_proj(u)))  # [B,T,d_model]

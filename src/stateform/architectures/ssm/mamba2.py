@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ...errors import require
 from ...layer import Layer, Past, ShortConv
-from ...layer.parts import HeadNorm, heads, inverse_softplus, log_uniform, precise, split_size
+from ...layer.parts import HeadNorm, heads, inverse_softplus, log_uniform, precise, signed, split_size
 from ...system import System
 from ..registry import register
 
@@ -29,6 +29,7 @@ class Mamba2(Layer):
         expand: inner width over d_model.
         d_head: values per head (default 64, or the inner width if that is smaller).
         n_groups: groups of heads that share B and C.
+        allow_negative_eigenvalues: the decay 2 a - 1 in (-1,1), instead of a in (0,1).
     """
 
     contractive = True
@@ -42,6 +43,7 @@ class Mamba2(Layer):
         expand: int = 2,
         d_head: int | None = None,
         n_groups: int = 1,
+        allow_negative_eigenvalues: bool = False,
     ) -> None:
         super().__init__(d_model)
         inner = expand * d_model
@@ -52,6 +54,7 @@ class Mamba2(Layer):
         )
         self.d_inner, self.d_state, self.n_heads, self.n_groups = inner, d_state, inner // d_head, n_groups
         split_size(self.n_heads, n_groups, "the number of heads", "n_groups")
+        self.allow_negative_eigenvalues = allow_negative_eigenvalues
         self.in_proj = nn.Linear(d_model, inner + 2 * n_groups * d_state, bias=False)
         self.dt_proj = nn.Linear(d_model, self.n_heads, bias=False)
         self.gate_proj = nn.Linear(d_model, inner, bias=False)
@@ -67,9 +70,9 @@ class Mamba2(Layer):
         x, B, C = self.conv(self.in_proj(u), past).split([self.d_inner, keys, keys], -1)
         dt = F.softplus(precise(self.dt_proj(u)) + precise(self.dt_bias))  # [B,T,H]
         g = -precise(self.A_log).exp() * dt  # [B,T,H]
-        return System(
-            heads(C, self.n_groups), heads(B, self.n_groups), heads(x, self.n_heads), log_decay=g, b=dt, d=self.D
-        )
+        g, sign = signed(g, self.allow_negative_eigenvalues)
+        B, C = heads(B, self.n_groups), heads(C, self.n_groups)  # [B,T,G,n]
+        return System(C, B, heads(x, self.n_heads), log_decay=g, sign=sign, b=dt, d=self.D)
 
     def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
         return self.out_proj(self.norm(y.flatten(2), self.gate_proj(u), first=True))  # [B,T,d_model]
