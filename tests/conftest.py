@@ -2,7 +2,9 @@
 
 import gc
 import os
+import zlib
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
@@ -15,3 +17,20 @@ def pytest_collection_finish() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of the cases of a test that is `drawn(share)`, leave all but a share to `make test-all`, one at least: which ones
+    follows from the names of test and case, so that each test has others, and all together most of what there is.
+    """
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("drawn") and not item.get_closest_marker("slow"):
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for those in cases.values():
+        mark = those[0].get_closest_marker("drawn")
+        assert mark is not None
+        those.sort(key=lambda item: zlib.crc32(item.nodeid.encode()))
+        for item in those[max(1, round(mark.args[0] * len(those))) :]:
+            item.add_marker(pytest.mark.slow)

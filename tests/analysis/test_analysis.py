@@ -21,6 +21,7 @@ def system_of(name: str, length: int = 60, **options: object) -> tuple[nn.Module
 
 
 @pytest.mark.parametrize("name", sf.names())
+@pytest.mark.drawn(0.4)
 def test_influence_is_the_jacobian_of_the_reads(name: str) -> None:
     """With k, q, decays and gates held, y_i depends on v_j through alpha_ij alone."""
     _, system, _ = system_of(name, 12)
@@ -114,6 +115,7 @@ def test_normalised_spectrum_and_matrices_are_in_the_coordinates_of_the_dsf() ->
 
 
 @pytest.mark.parametrize("name", sf.names())
+@pytest.mark.drawn(0.3)
 def test_counted_work_and_estimated_memory_are_near_the_truth(name: str) -> None:
     _, system, _ = system_of(name, 512)
     system = system.to(torch.float32)

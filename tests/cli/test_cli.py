@@ -124,6 +124,7 @@ def test_a_pipe_that_was_closed_is_no_fault(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.drawn(0.4)
 def test_a_screen_that_takes_nothing_is_one_line(tmp_path: Path) -> None:
     with open("/dev/full", "wb") as full:
         done = run("names", cwd=tmp_path, capture_output=False, stdout=full, stderr=subprocess.PIPE)
@@ -163,6 +164,7 @@ train = {steps = 1, batch_size = 2, eval_every = 1}
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", WRITES)
+@pytest.mark.drawn(0.3)
 def test_every_command_writes_before_it_prints(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "s.toml").write_text(SWEEP)
     if name == "results":

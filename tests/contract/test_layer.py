@@ -93,6 +93,7 @@ def test_some_layers_call_the_loops_in_every_way(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("name", quick_unless(set(sf.names()) - {"gla", "mamba", "rg_lru", "s4d"}, sf.names()))
+@pytest.mark.drawn(0.4)
 def test_layer_keeps_the_contract_without_compiled_loops(name: str) -> None:
     with sf.backend("torch"):
         report = sf.check(name, d_model=16)
@@ -145,6 +146,7 @@ LONG_VARIANTS = ["kalmanet(solver='chebyshev', mixed=False, input_gate=False)"]
 
 
 @pytest.mark.parametrize("spec", quick_unless(LIKE_OTHERS, VARIANTS))
+@pytest.mark.drawn(0.4)
 def test_variant_keeps_the_contract(spec: str) -> None:
     report = sf.check(spec, seed=1, d_model=16)
     assert report.ok, str(report)
@@ -172,6 +174,7 @@ SAME_STRUCTURE = {
 
 
 @pytest.mark.parametrize("name", quick_unless(SAME_STRUCTURE, sf.names()))
+@pytest.mark.drawn(0.25)
 def test_a_thousand_tokens_to_ten_digits(name: str) -> None:
     torch.manual_seed(0)
     small = {"d_state": 8} if "d_state" in accepted(REGISTRY[name].cls) else {}
@@ -410,6 +413,7 @@ def test_a_module_that_keeps_results_of_earlier_calls_is_checked() -> None:
 
 
 @pytest.mark.parametrize("name", ["gla", "mesa", "softmax"])
+@pytest.mark.drawn(0.25)
 def test_numbers_are_drawn_where_the_layer_is(name: str) -> None:
     """A default device is for what is made without one: nothing of a check is, and it finds the same."""
     torch.manual_seed(0)

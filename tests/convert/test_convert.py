@@ -456,6 +456,7 @@ def polynomial(system: sf.System, degree: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("make", SOFT.values(), ids=SOFT)
+@pytest.mark.drawn(0.5)
 def test_taylor_is_attention_with_a_polynomial(make: Callable[[], sf.System]) -> None:
     system = make()
     found = sf.convert.taylor(system, 3, rtol=0.5)

@@ -66,6 +66,7 @@ def test_forms_equal_the_recurrence_whole_and_in_pieces(system: sf.System) -> No
         assert states_differ(state, end) < ALLOWED, form
 
 
+@pytest.mark.drawn(0.5)
 def test_packed_sequences_are_as_if_alone(system: sf.System) -> None:
     one = system.gather(lambda x, _: x[:1])
     ends = [0, 13, 13, 40, 53, T]

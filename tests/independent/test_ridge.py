@@ -210,6 +210,7 @@ def test_steps_follow_from_the_condition_number() -> None:
 @pytest.mark.parametrize(
     "relative, second", [(False, True), (True, False), pytest.param(True, True, marks=pytest.mark.slow)]
 )
+@pytest.mark.drawn(0.25)
 def test_gradients_by_finite_differences(form: str, solver: sf.Solver, relative: bool, second: bool) -> None:
     s = regression(T=3, n=2, mix=torch.rand(2, 3, 2).double(), relative=relative)
     s = s.gather(lambda x, _: x[:1]).select_heads([0])
@@ -263,6 +264,7 @@ def test_an_iteration_costs_one_run_a_step(monkeypatch: pytest.MonkeyPatch) -> N
 
 @torch.no_grad()
 @pytest.mark.parametrize("solver", [sf.Solver(), sf.Solver("cg", steps=5)], ids=lambda s: s.method)
+@pytest.mark.drawn(0.4)
 def test_memory_is_linear_in_length(solver: sf.Solver) -> None:
     n = 32
     short, long = 2048, 8192

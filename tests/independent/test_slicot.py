@@ -78,6 +78,7 @@ def test_frequency_responses(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.drawn(0.4)
 def test_balanced_truncation_is_within_its_bound(name: str) -> None:
     """Measured at the recorded frequencies and those of the poles, on impulses and on noise."""
     s = system(name)

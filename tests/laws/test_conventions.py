@@ -228,6 +228,7 @@ def test_transforms_of_a_run(name: str) -> None:
 
 
 @SOME
+@pytest.mark.drawn(0.3)
 def test_compiled_in_one_graph(name: str) -> None:
     """Whole sequences, continued, and their gradients: fullgraph raises at any graph break."""
     torch._dynamo.reset()
@@ -301,6 +302,7 @@ def tensors_alive() -> int:
 
 @pytest.mark.parametrize("name", ["linear", "gated_deltanet", "mamba", "s4d", "lru", "mlstm"])
 @torch.no_grad()
+@pytest.mark.drawn(0.25)
 def test_a_finite_state_does_not_grow(name: str) -> None:
     m, u = layer(name), x(1, 2)
     state = m.init_state(1)

@@ -179,6 +179,7 @@ def live() -> int:
 
 @pytest.mark.parametrize("name", LAYERS)
 @torch.no_grad()
+@pytest.mark.drawn(0.25)
 def test_a_thousand_steps_leave_nothing_behind(name: str) -> None:
     layer, state, xs = decoder(name)
     for t in range(20):

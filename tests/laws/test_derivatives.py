@@ -79,6 +79,7 @@ def slope(f: Callable[..., Tensor], at: Sequence[Tensor], along: Sequence[Tensor
 
 @ALL
 @WAYS
+@pytest.mark.drawn(0.4)
 def test_derivatives_are_differences(name: str, T: int, backend: Any, form: str) -> None:
     """Along a line through the input and all parameters: forward, backward, and backward of backward."""
     f, parameters = of_all(layer(name), form)

@@ -151,6 +151,7 @@ def test_stretches_under_autocast_keep_its_dtype() -> None:
 
 
 @pytest.mark.parametrize("name", FINITE)
+@pytest.mark.drawn(0.3)
 def test_only_the_output_grows_with_the_length(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming, "STRETCH", {"cpu": 1})
     layer = sf.build(name, d_model=D)
@@ -221,6 +222,7 @@ def ids(*shape: int) -> Tensor:
 
 
 @pytest.mark.parametrize("side", ["none", "left", "right"])
+@pytest.mark.drawn(0.3)
 def test_a_prompt_may_be_read_in_chunks(side: str) -> None:
     m, x = model(), ids(2, 23)
     mask = None
@@ -380,6 +382,7 @@ def long_run(name: str, length: int) -> None:
 
 
 @pytest.mark.parametrize("name", LINEAR)
+@pytest.mark.drawn(0.25)
 def test_twenty_thousand_tokens(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streaming, "STRETCH", {"cpu": 2**16})
     long_run(name, 20_000)

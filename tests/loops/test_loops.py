@@ -369,6 +369,7 @@ print("same")
 
 @needed
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.drawn(0.4)
 def test_a_forked_child_computes_the_same() -> None:
     done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=120, check=False)
     assert done.stdout.strip() == "same", done.stderr
@@ -376,6 +377,7 @@ def test_a_forked_child_computes_the_same() -> None:
 
 @needed
 @pytest.mark.parametrize("name", ["gla", "mamba", "gated_deltanet", "rg_lru", "gru"])
+@pytest.mark.drawn(0.4)
 def test_torch_compile_gives_the_same_without_a_break(name: str) -> None:
     torch.manual_seed(0)
     layer = sf.build(name, d_model=16)

@@ -100,6 +100,7 @@ def language_folder(path: Path, **settings: Any) -> Path:
 
 
 @pytest.mark.parametrize("name", sf.names())
+@pytest.mark.drawn(0.4)
 def test_every_layer_is_opened_and_saved(name: str, tmp_path: Path) -> None:
     ours = sf.LanguageModel(name, d_model=D, vocab_size=V, tie_embeddings=False).eval()
     ours.save_pretrained(tmp_path / "ours")

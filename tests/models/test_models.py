@@ -259,6 +259,7 @@ def test_the_loss_is_that_of_the_next_token() -> None:
 
 
 @pytest.mark.parametrize("name", sf.names())
+@pytest.mark.drawn(0.4)
 def test_pieces_are_the_whole_for_every_layer(name: str) -> None:
     m, x = model(f"{name} lru {name}", max_positions=30, **small(name)), ids(3, 17)
     with torch.no_grad():
@@ -642,6 +643,7 @@ def test_a_classifier_without_pooling_answers_at_every_token() -> None:
 
 
 @pytest.mark.parametrize("name", ["gated_deltanet", "lstm", "rwkv7", "softmax"])
+@pytest.mark.drawn(0.4)
 def test_a_convolution_before_the_mixer_keeps_the_contract(name: str) -> None:
     report = sf.check(Convolved(sf.build(name, d_model=16), 3))
     assert report.ok, str(report)
@@ -659,6 +661,7 @@ def test_a_convolution_before_the_mixer_is_that_of_torch() -> None:
 
 
 @pytest.mark.parametrize("name", sf.names())
+@pytest.mark.drawn(0.4)
 def test_the_cache_changes_nothing(name: str) -> None:
     m, x = model(f"{name} short_conv", max_positions=40, **small(name)), ids(2, 9)
     tokens = m.generate(x, max_new_tokens=8)

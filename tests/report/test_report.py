@@ -483,6 +483,7 @@ DRAWN_FROM = {  # a part of a layer, and the figures that read it; every figure 
 @pytest.mark.parametrize(
     "empty", ["none", pytest.param("missing", marks=pytest.mark.slow), pytest.param("empty", marks=pytest.mark.slow)]
 )
+@pytest.mark.drawn(0.3)
 def test_any_part_may_be_missing(empty: str) -> None:
     small = example(2)
     for layer in small["layers"]:
@@ -750,6 +751,7 @@ setTimeout(() => {
 
 
 @pytest.mark.parametrize("order", ["10", "01", "1"])
+@pytest.mark.drawn(0.5)
 def test_cells_draw_in_whatever_order_they_are_shown(
     order: str, browser: str, tmp_path: Path, run_cell: Callable[[str | None], str]
 ) -> None:

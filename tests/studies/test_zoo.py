@@ -69,6 +69,7 @@ def test_a_new_form_is_told_by_what_it_says_of_itself(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.drawn(0.5)
 def test_every_layer_has_a_card_whose_example_runs(name: str, cards: dict[str, sf.Card]) -> None:
     found = card(name, cards)
     layer = sf.build(name, d_model=D)

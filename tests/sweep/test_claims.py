@@ -133,6 +133,7 @@ def planned(name: str) -> Plan:
 
 
 @pytest.mark.parametrize("name", preset_names())
+@pytest.mark.drawn(0.5)
 def test_every_preset_can_be_planned_and_a_small_point_of_it_trained(name: str, tmp_path: Path) -> None:
     plan = planned(name)
     assert plan.name == name and plan.about and plan.total == len(plan.runs)

@@ -270,6 +270,7 @@ def test_a_rival_that_cannot_be_made_is_told(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("error", [ModuleNotFoundError("no module of that model"), KeyError("scale")])
+@pytest.mark.drawn(0.4)
 def test_whatever_a_rival_fails_with_costs_no_other_measurement(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,6 +55,7 @@ def test_the_coefficients_of_every_layer_make_its_reads(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LOOKED_AT)
+@pytest.mark.drawn(0.3)
 def test_a_band_is_that_of_the_whole(name: str) -> None:
     torch.manual_seed(0)
     system = LOOKED_AT[name]()
@@ -67,6 +68,7 @@ def test_a_band_is_that_of_the_whole(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LOOKED_AT)
+@pytest.mark.drawn(0.3)
 def test_an_impulse_response_is_a_column_of_the_coefficients(name: str) -> None:
     torch.manual_seed(0)
     system = LOOKED_AT[name]()

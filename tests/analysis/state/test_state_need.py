@@ -154,6 +154,7 @@ def test_no_operator_of_the_whole_length_is_made_for_a_linear_readout() -> None:
 
 
 @pytest.mark.parametrize("name", REDUCED)
+@pytest.mark.drawn(0.4)
 def test_a_reduced_system_is_off_by_what_it_says(name: str) -> None:
     """||Phi - Phi'||_F is the bound itself, within tol; the diagonal is exact; the outputs are within the bound."""
     system = drawn(name)
