@@ -119,6 +119,7 @@ VARIANTS = [
     "kda(allow_negative_eigenvalues=True, least_log_decay=-5.0)",
     "path(forget=True)",
     "fox(qk_norm=True, gate=True)",
+    "mla(absorbed=False)",
     "s4d(init='legs')",
     "mamba2(d_head=16, n_groups=2)",
     "qlstm(reversed=True)",
