@@ -403,7 +403,7 @@ def test_the_command_writes_what_an_interruption_left(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--layers", "mamba3"], "did you mean mamba"),
+        (["--layers", "mamba9"], "did you mean mamba"),
         (["--rivals", "transformer"], "did you mean transformers"),
         (["--modes", "forwards"], "did you mean forward"),
         (["--lengths", "1"], "2 or more"),

@@ -851,7 +851,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "part": (of() | {"trian": {}}, "no part 'trian': did you mean train"),
     "model that is no table": (of(model="linear"), "model is 'linear'; expected a table"),
     "no pattern": (of(model={"d_model": 8}), "the model has no pattern"),
-    "layer": (of(model=LINEAR | {"pattern": "mamba3"}), "mamba3.*did you mean mamba"),
+    "layer": (of(model=LINEAR | {"pattern": "mamba9"}), "mamba9.*did you mean mamba"),
     "pattern of another type": (of(model=LINEAR | {"pattern": 3}), "pattern.*3"),
     "setting of the model": (of(model=LINEAR | {"d_modell": 8}), "no setting 'd_modell': did you mean d_model"),
     "option of another layer": (of(model=LINEAR | {"d_conv": 4}), "no setting 'd_conv'"),
