@@ -433,7 +433,8 @@ def test_options_that_change_the_dynamics_are_listed(cards: dict[str, sf.Card]) 
         "allow_negative_eigenvalues=True": {"tracks": ("parity not seen", "parity, permutes 2")}
     }
     assert card("softmax", cards).variants["positions='none'"]["transition"][1] == "none: every token is kept"
-    assert card("gla", cards).variants == {}
+    assert card("gla", cards).variants == {"allow_negative_eigenvalues=True": {"tracks": ("no parity", "parity")}}
+    assert card("hgrn2", cards).variants == {}
 
 
 def test_a_layer_of_ones_own_has_a_row(tmp_path: Path) -> None:

@@ -235,8 +235,7 @@ DELTA = ("n_heads", "d_state", "d_conv")
 
 @relation("kda", "gated_deltanet", "equal decays for all keys of a head")
 def _gated_deltanet(layer: Any, u: Tensor) -> Case:
-    require(layer.beta_scale == 1, "kda has beta in (0,1)")
-    general = made("kda", layer, *DELTA, gate_rank=layer.n_heads)
+    general = made("kda", layer, *DELTA, "allow_negative_eigenvalues", gate_rank=layer.n_heads)
     first, last = general.a_proj
     spread = torch.eye(layer.n_heads).repeat_interleave(layer.d_state, 0)
     fill(
@@ -249,6 +248,8 @@ def _gated_deltanet(layer: Any, u: Tensor) -> Case:
 
 @relation("gated_deltanet2", "kda", "both gates equal to beta")
 def _kda(layer: Any, u: Tensor) -> Case:
+    plain = layer.beta_scale == 1 and layer.least_log_decay is None
+    require(plain, "gated_deltanet2 has gates in (0,1) and decays without a bound")
     general = made("gated_deltanet2", layer, *DELTA, "gate_rank")
     for gate in (general.e_proj, general.s_proj):
         gate.weight.copy_(layer.beta_proj.weight.repeat_interleave(len(gate.weight) // layer.n_heads, 0))
@@ -283,7 +284,7 @@ def _linear(layer: Any, u: Tensor) -> Case:
 def _mamba2(layer: Any, u: Tensor) -> Case:
     require(layer.n_groups == 1, "mamba has one B and one C")
     s, H, p = layer.system(u), layer.n_heads, layer.d_inner // layer.n_heads
-    general = made("mamba", layer, "expand", "d_conv", "d_state", dt_rank=H)
+    general = made("mamba", layer, "expand", "d_conv", "d_state", "allow_negative_eigenvalues", dt_rank=H)
     B, C = s.k.squeeze(2), s.q.squeeze(2)
     general.conv, general.x_proj = Given(s.v.flatten(2)), Given(torch.cat([layer.dt_proj(u), B, C], -1))
     spread = torch.eye(H).repeat_interleave(p, 0)
@@ -298,6 +299,7 @@ def _mamba2(layer: Any, u: Tensor) -> Case:
 
 @relation("normalized", "mamba2", "eta_t = exp(a sum of all Delta so far) and keys times eta_t Delta_t")
 def _ssd(layer: Any, u: Tensor) -> Case:
+    require(not layer.allow_negative_eigenvalues, "decays of either sign are no ratio of normalisers")
     s = layer.system(u)
     found = ssd_to_linear_attention(s).system
     parts = {name: getattr(found, name) for name in ("q", "k", "v", "b", "eta", "d")}

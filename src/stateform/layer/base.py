@@ -35,6 +35,8 @@ class Layer(nn.Module):
 
     contractive: ClassVar[bool] = False
     """Promise that no decay exceeds 1; checked where values are."""
+    later: ClassVar[Mapping[str, Any]] = {}
+    """Options that came after states of the layer were saved, with the values at which it is what it was."""
     config: dict[str, Any]
     """The arguments the layer was made with."""
 
@@ -148,7 +150,8 @@ class Layer(nn.Module):
         known = self.__dict__.get("_fingerprint")
         if known is None:
             shapes = [(name, tuple(p.shape)) for name, p in self.named_parameters()]
-            options = sorted((k, repr(v)) for k, v in getattr(self, "config", {}).items())
+            config = getattr(self, "config", {}).items()
+            options = sorted((k, repr(v)) for k, v in config if k not in self.later or v != self.later[k])
             known = f"{type(self).__name__}-{zlib.crc32(repr((shapes, options)).encode()):08x}"
             self.__dict__["_fingerprint"] = known
         return known

@@ -9,6 +9,8 @@ base class.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,6 +39,7 @@ class KDA(DeltaNet):
     """
 
     contractive = True
+    later: ClassVar = {"allow_negative_eigenvalues": False, "least_log_decay": None}
 
     def __init__(
         self,

@@ -8,6 +8,8 @@ The read is normalised per head and gated by silu(W_g u_t).
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,6 +33,7 @@ class GLA(Layer):
     """
 
     contractive = True
+    later: ClassVar = {"allow_negative_eigenvalues": False}
 
     def __init__(
         self,

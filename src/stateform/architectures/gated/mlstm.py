@@ -9,6 +9,8 @@ The layer around it is that of xLSTM 7B (arXiv 2503.13427).
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,6 +34,7 @@ class MLSTM(Layer):
     """
 
     contractive = True
+    later: ClassVar = {"allow_negative_eigenvalues": False}
 
     def __init__(
         self, d_model: int, n_heads: int = 4, *, d_state: int | None = None, gate_cap: float | None = 15.0,

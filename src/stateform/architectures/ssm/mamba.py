@@ -8,6 +8,8 @@ It stands between a short convolution and a silu gate.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,6 +34,7 @@ class Mamba(Layer):
     """
 
     contractive = True
+    later: ClassVar = {"allow_negative_eigenvalues": False}
 
     def __init__(
         self, d_model: int, *, d_state: int = 16, d_conv: int = 4, expand: int = 2, dt_rank: int | None = None,

@@ -7,6 +7,8 @@ The block around it is that of section 7.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -33,6 +35,7 @@ class Mamba2(Layer):
     """
 
     contractive = True
+    later: ClassVar = {"allow_negative_eigenvalues": False}
 
     def __init__(
         self,
