@@ -15,6 +15,12 @@ BITS = 64
 """A whole number in a file of settings has no more."""
 _MARKS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
 """Byte-order marks, and the encodings that they stand for."""
+_NO_TEXT = (
+    (b"\x93NUMPY", "an array of numbers"),
+    (b"RIFF", "a recording or another RIFF file"),
+    (b"PK\x03\x04", "a zip archive"),
+)
+"""How files begin whose bytes would be read as a text without a warning."""
 
 
 def read_text(path: str | Path | None) -> tuple[str, bytes]:
@@ -29,6 +35,8 @@ def read_text(path: str | Path | None) -> tuple[str, bytes]:
         return "Python's own documentation (pydoc_data.topics)", "\n\n".join(topics.values()).encode()
     data = read_bytes(path, "the text ")
     require(len(data) > 0, f"the text {path} is empty; give a file with at least two bytes")
+    other = next((what for mark, what in _NO_TEXT if data.startswith(mark)), None)
+    require(other is None, f"{path} is {other}, not a text; expected text, of which every byte is read as a token")
     return str(path), data
 
 

@@ -57,6 +57,18 @@ def test_bytes_are_the_tokens(text: Path) -> None:
     assert len(default) > 100_000
 
 
+@pytest.mark.parametrize(
+    ("name", "data", "what"),
+    [("a.npy", b"\x93NUMPY\x01\x00v", "an array of numbers"), ("a.npz", b"PK\x03\x04..", "a zip archive"),
+     ("a.wav", b"RIFF....WAVEfmt ", "a recording")],
+)  # fmt: skip
+def test_numbers_are_no_text(name: str, data: bytes, what: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(data)
+    for ask in (sf.compare, sf.analyze):
+        with pytest.raises(sf.StateformError, match=f"{name} is {what}.*not a text"):
+            ask(["linear"] if ask is sf.compare else "linear", text=tmp_path / name)
+
+
 def test_lengths_end_at_the_longest() -> None:
     assert lengths_up_to(4096) == [64, 256, 1024, 4096]
     assert lengths_up_to(300) == [64, 256, 300]
