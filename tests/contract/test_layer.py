@@ -93,7 +93,6 @@ def test_some_layers_call_the_loops_in_every_way(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("name", quick_unless(set(sf.names()) - {"gla", "mamba", "rg_lru", "s4d"}, sf.names()))
-@pytest.mark.drawn(0.4)
 def test_layer_keeps_the_contract_without_compiled_loops(name: str) -> None:
     with sf.backend("torch"):
         report = sf.check(name, d_model=16)
@@ -148,7 +147,6 @@ LONG_VARIANTS = ["kalmanet(solver='chebyshev', mixed=False, input_gate=False)"]
 
 
 @pytest.mark.parametrize("spec", quick_unless(LIKE_OTHERS, VARIANTS))
-@pytest.mark.drawn(0.4)
 def test_variant_keeps_the_contract(spec: str) -> None:
     report = sf.check(spec, seed=1, d_model=16)
     assert report.ok, str(report)

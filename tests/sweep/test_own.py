@@ -60,7 +60,6 @@ def test_workers_that_were_asked_for_are_not_left_out(tmp_path: Path, monkeypatc
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
 def test_a_script_that_is_a_sweep_has_a_log_that_says_so(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text(f"{NAMED}{SWEEP}\nrun(workers=1)\n")
     _, said, errors = python("bad.py", folder=tmp_path)
@@ -103,7 +102,6 @@ def command(*words: str) -> Any:
     return CliRunner().invoke(app, list(words))
 
 
-@pytest.mark.slow
 def test_files_are_named_in_commands(folder: Path) -> None:
     found = command("train", "--config", "own.toml", "--accelerator", "cpu")
     assert found.exit_code == 0, (found.output, found.exception)

@@ -479,7 +479,6 @@ def test_what_runs_in_another_sweep_is_waited_for(tmp_path: Path) -> None:
     assert [run.status for run in found.runs] == ["done"] * 2
 
 
-@pytest.mark.slow
 def test_a_sweep_killed_as_a_whole_repeats_nothing_that_is_finished(tmp_path: Path) -> None:
     code = (
         "import json, sys\nfrom tests.sweep.test_sweep import grid, sweep, waits\n"
