@@ -97,7 +97,7 @@ def test_rotary_scores_are_the_papers_rotation_matrices() -> None:
 
 @pytest.mark.parametrize("forget", [False, True])
 def test_path_is_the_papers_product_of_reflections(forget: bool) -> None:
-    """Scores q_i^T H_i ... H_{j+1} k_j with every H_t written out (arXiv 2505.16381, eq. 2), T x T softmax in numpy."""
+    """Scores q_i^T H_i ... H_{j+1} k_j with every H_t written out (arXiv 2505.16381), T x T softmax in numpy."""
     layer, T, n, H = drawn("path", d_model=24, n_heads=2, d_state=6, forget=forget), 13, 6, 2
     x, w = inputs(2, T, 24), numbers(layer)
     u = x.numpy()

@@ -1,6 +1,6 @@
 """FoX, the forgetting transformer: softmax attention whose weights fade by gates of the tokens.  arXiv 2503.02130
 
-    alpha_ij ~ exp( q_i^T k_j / sqrt(n) + log f_{j+1} + ... + log f_i ),     f_t = sigmoid(W_f u_t)     (eq. 4 and 5)
+    alpha_ij ~ exp( q_i^T k_j / sqrt(n) + log f_{j+1} + ... + log f_i ),     f_t = sigmoid(W_f u_t)
 
 With all gates open it is softmax attention: hence the base class.
 """

@@ -1,9 +1,10 @@
 """Hedgehog: linear attention with learned features that are softmaxes over the keys of a head.  arXiv 2402.04347
 
-    phi(x) = [softmax(W x), softmax(-W x)]     (eq. 6)
+    phi(x) = [softmax(W x), softmax(-W x)]
     y_t = sum_j phi(q_t) . phi(k_j) v_j / sum_j phi(q_t) . phi(k_j)
 
-W, of queries and keys apart, is a matrix per head and begins as the identity.
+W, of queries and keys apart, is a matrix per head and begins as the identity. But for the features it is linear
+attention: hence the base class.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ...layer import Layer, Past
-from ...layer.parts import heads, precise, split_size
+from ...layer import Past
+from ...layer.parts import heads, precise
 from ...system import System
 from ..registry import register
+from .linear import Linear
 
 
 @register("hedgehog")
-class Hedgehog(Layer):
+class Hedgehog(Linear):
     """Heads of linear attention with learned spiky features.
 
     Args:
@@ -28,15 +30,9 @@ class Hedgehog(Layer):
     """
 
     def __init__(self, d_model: int, n_heads: int = 4, *, d_state: int | None = None) -> None:
-        super().__init__(d_model)
-        self.n_heads, self.d_state = n_heads, d_state or split_size(d_model, n_heads)
-        split_size(d_model, n_heads)
-        self.q_proj = nn.Linear(d_model, n_heads * self.d_state, bias=False)
-        self.k_proj = nn.Linear(d_model, n_heads * self.d_state, bias=False)
-        self.v_proj = nn.Linear(d_model, d_model, bias=False)
+        super().__init__(d_model, n_heads, d_state=d_state)
         one = torch.eye(self.d_state).expand(n_heads, -1, -1)
         self.q_map, self.k_map = nn.Parameter(one.clone()), nn.Parameter(one.clone())  # [H,n,n]
-        self.out_proj = nn.Linear(d_model, d_model, bias=False)
 
     def features(self, x: Tensor, W: Tensor) -> Tensor:
         """Map x [B,T,H,n] to phi(x) [B,T,H,2n]."""

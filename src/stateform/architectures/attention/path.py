@@ -1,9 +1,9 @@
 """PaTH: softmax attention whose positions are products of reflections, which the tokens write.  arXiv 2505.16381
 
-    alpha_ij ~ exp( q_i^T H_i ... H_{j+1} k_j / sqrt(n) + g_{j+1} + ... + g_i )     (eq. 2, with the gate of 2503.02130)
-    H_t = I - beta_t w_t w_t^T,    w_t = conv(W u)_t of length 1,    beta_t = 2 sigmoid(W_b u_t)     (section 3.1)
+    alpha_ij ~ exp( q_i^T H_i ... H_{j+1} k_j / sqrt(n) + g_{j+1} + ... + g_i )
+    H_t = I - beta_t w_t w_t^T,    w_t = conv(W u)_t of length 1,    beta_t = 2 sigmoid(W_b u_t)
 
-With beta = 0 and no gate it is softmax attention without positions.
+The gate g is that of arXiv 2503.02130. With beta = 0 and without it, this is softmax attention without positions.
 """
 
 from __future__ import annotations

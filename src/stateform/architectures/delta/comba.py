@@ -1,7 +1,7 @@
 """Comba: the delta rule erases at a key of its own, and the read is corrected by it.  arXiv 2506.02475
 
-    S_t = a_t S_{t-1} - beta_t k_t (p_t^T S_{t-1}) + beta_t k_t v_t^T,     p_t = sigmoid(d) k_t     (eq. 8)
-    y_t = (q_t - D p_t)^T S_t     (section 3.2)
+    S_t = a_t S_{t-1} - beta_t k_t (p_t^T S_{t-1}) + beta_t k_t v_t^T,     p_t = sigmoid(d) k_t
+    y_t = (q_t - D p_t)^T S_t
 
 a and beta are those of the gated delta rule: hence the base class. d and D are numbers per head; what is erased is read
 before the decay.

@@ -1,6 +1,6 @@
 """Gated DeltaNet-2: the delta rule erases by a gate per key and writes by a gate per value.  arXiv 2605.22791
 
-    S_t = (I - k_t (e_t * k_t)^T) diag(a_t) S_{t-1} + k_t (s_t * v_t)^T     (eq. 5)
+    S_t = (I - k_t (e_t * k_t)^T) diag(a_t) S_{t-1} + k_t (s_t * v_t)^T
     e_t = sigmoid(W_e u_t),  s_t = sigmoid(W_s u_t),  a_t = exp(-exp(A) softplus(W u_t + dt))
 
 With both gates equal to beta it is KDA: hence the base class.

@@ -1,6 +1,6 @@
 """Rodimus: a temperature shapes how a gate forgets and what it lets in.  arXiv 2410.06577
 
-    S_t = diag(exp(-tau_t g_t)) S_{t-1} + (g_t^tau_t * k_t) v_t^T     y_t = q_t^T S_t     (eq. 8 to 11)
+    S_t = diag(exp(-tau_t g_t)) S_{t-1} + (g_t^tau_t * k_t) v_t^T     y_t = q_t^T S_t
     g_t = softplus(W_g u_t + b),  tau_t = sigmoid(W_tau u_t + b),  k_t of length 1
 
 The read is normalised per head and gated by silu(W_z u_t).

@@ -1,6 +1,6 @@
 """The almost-linear recurrent network: a few of its units are rectified, the others linear.  arXiv 2410.14240
 
-    z_t = A z_{t-1} + W phi(z_{t-1}) + C u_t + h     (eq. 3)
+    z_t = A z_{t-1} + W phi(z_{t-1}) + C u_t + h
 
 phi rectifies the last P units and leaves the others; A is diagonal.
 Between the planes at which a unit is rectified it is a linear system: 2^P of them in all.

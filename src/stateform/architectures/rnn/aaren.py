@@ -1,6 +1,6 @@
 """Aaren: attention with one learned query per head, which is a recurrent network.  arXiv 2405.13956
 
-    y_t = sum_{j<=t} exp(q^T k_j / sqrt(n)) v_j / sum_{j<=t} exp(q^T k_j / sqrt(n))     (section 3.1)
+    y_t = sum_{j<=t} exp(q^T k_j / sqrt(n)) v_j / sum_{j<=t} exp(q^T k_j / sqrt(n))
 
 Since the query is the same for every token, two sums and their common scale are all of the past.
 """

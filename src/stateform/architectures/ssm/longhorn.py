@@ -1,6 +1,6 @@
 """Longhorn: a state-space model whose step is the solution of an online regression.  arXiv 2407.14207
 
-    S_t = (1 - Delta_t * k_t^2) * S_{t-1} + Delta_t x_t k_t     y_t = q_t^T S_t + D x_t     (theorem 3.1, eq. 9)
+    S_t = (1 - Delta_t * k_t^2) * S_{t-1} + Delta_t x_t k_t     y_t = q_t^T S_t + D x_t
     Delta_t = beta_t / (1 + beta_t k_t^T k_t),     beta_t = sigmoid(W_beta u_t)
 
 A head per channel, with one value each; it stands between a short convolution and a silu gate, as Mamba does.

@@ -1,6 +1,6 @@
 """Mamba-3: a state-space model by the trapezoidal rule, with rotations that the tokens choose.  arXiv 2603.15569
 
-    S_t = a_t R_t S_{t-1} + (1 - lambda_t) Delta_t a_t R_t B_{t-1} x_{t-1}^T + lambda_t Delta_t B_t x_t^T     (eq. 6)
+    S_t = a_t R_t S_{t-1} + (1 - lambda_t) Delta_t a_t R_t B_{t-1} x_{t-1}^T + lambda_t Delta_t B_t x_t^T
     y_t = Re(C_t^T S_t) + D x_t
     a_t = exp(Delta_t A_t),  R_t = diag(exp(i pi Delta_t tanh(W_theta u_t))),  lambda_t = sigmoid(W_lambda u_t)
 

@@ -1,6 +1,6 @@
 """State-space duality with rotary positions: Mamba-2 whose B and C turn with time.  arXiv 2407.16958
 
-    S_t = exp(Delta_t A) R S_{t-1} + Delta_t B_t x_t^T     y_t = Re(C_t^T S_t) + D x_t     (section 3.2)
+    S_t = exp(Delta_t A) R S_{t-1} + Delta_t B_t x_t^T     y_t = Re(C_t^T S_t) + D x_t
 
 R turns pairs of keys, as rotary attention does. Without it, it is Mamba-2: hence the base class.
 """
