@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 import stateform as sf
 from stateform.architectures import REGISTRY, accepted
 from stateform.system.precision import relative_error, wide
+from stateform.system.state import PRECISE
 from tests.systems import CASES
 
 B, T, D = 2, 9, 16
@@ -62,7 +63,7 @@ def test_autocast(name: str) -> None:
         again, _ = m(u.bfloat16(), return_state=True)
         step, _ = m.step(u[:, 0], state)
         masked = m(u, attention_mask=torch.ones(B, T))
-        from_blank = m(u, initial_state=kept.map(torch.zeros_like) if "keys" not in kept else m.init_state(B))
+        from_blank = m(u, initial_state=kept.map(torch.zeros_like) if "values" not in kept else m.init_state(B))
     for out in (again, step, masked, from_blank):
         assert out.dtype == y.dtype or out.dtype == torch.bfloat16
     assert y.dtype in (torch.bfloat16, torch.float32)
@@ -86,11 +87,9 @@ def test_half_precision(name: str, dtype: torch.dtype) -> None:
     y, state = m(u, return_state=True)
     assert y.dtype == dtype
     assert off(y, want) < 0.2
-    exactly = {"S", "log_scale", "angle", "position", "log_weight"}
-    exactly |= {"keys"} if name == "path" else set()  # each token moves them again
     for given in (state, m.init_state(B)):
         for k in given:
-            if k in exactly:
+            if k in (*PRECISE, "angle", "position"):
                 assert given[k].dtype == precise[k].dtype  # float32, complex64 or exact
             else:
                 assert given[k].dtype == dtype
@@ -349,7 +348,7 @@ def test_calls_leave_the_given_state_alone(name: str) -> None:
     place = {k: state[k].data_ptr() for k in state}
     z, same = m.step(u[:, 0], state, inplace=True)
     assert torch.equal(y, z) and equal(same, after)
-    if "keys" in state:  # a cache that grows is another one
+    if "values" in state:  # a cache that grows is another one
         assert equal(state, kept)
     else:
         assert same is state
@@ -384,7 +383,7 @@ def test_operations_on_states(name: str, tmp_path: Path) -> None:
         cast = state.to(dtype)
         for k, t in state.tensors.items():
             assert cast[k].is_complex() == t.is_complex()
-            kept = k == "angle" or (k in ("S", "log_scale", "log_weight") and dtype != torch.float64)
+            kept = k == "angle" or (k in PRECISE and dtype != torch.float64)
             assert kept or (cast[k].dtype == dtype) == t.is_floating_point()
             assert k == "angle" or not kept or cast[k].dtype in (torch.float32, torch.complex64)
             assert not t.is_complex() or (cast[k].dtype in DOUBLE) == (dtype == torch.float64)

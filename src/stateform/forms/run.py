@@ -187,7 +187,7 @@ def as_state(system: System, given: State | Tensor | None, rows: int) -> State |
         x = given[name]
         if x.device != system.device:
             raise StateformError(f"the state is on {x.device}, the system on {system.device}; use state.to(device)")
-        if name in ("S", "keys", "values") and ((x.dtype in DOUBLE) != double or not _numbers(x)):
+        if name in ("S", "keys", "moved_keys", "values") and ((x.dtype in DOUBLE) != double or not _numbers(x)):
             raise StateformError(f"the state has dtype {x.dtype}, the system {system.k.dtype}; use state.to(dtype)")
     reads.check_state(system, given)
     return given

@@ -57,12 +57,10 @@ def absorbed(system: System, what: str) -> Absorbed:
     """Give real q and k of a bare softmax: weights exp(q^T k) whose keys are turned by phases at most.
 
     Raises:
-        StateformError: another readout, or more in the weights, of which `what` names the asker.
+        StateformError: more in the weights; `what` names the asker.
     """
-    readout = system.readout
-    require(readout.cached, f'{what} takes a system with readout "exp" (softmax); this one\'s is "{readout}"')
     given: list[str] = [name for name in ("log_decay", "sign", "f") if name in system.parts]
-    given += [name for name in ("bias", "distance", "sink", "cap") if getattr(readout, name) is not None]
+    given += system.readout.refinements()
     require(not given, f"{what} takes weights exp(q^T k), with phases on the keys and `forget` on the weights; this "
             f"system has {', '.join(given)} too")  # fmt: skip
     return Absorbed(system, None)
@@ -73,8 +71,13 @@ def turns_only(system: System) -> bool:
     return system.log_decay is None and system.sign is None and system.f is None
 
 
+def kept_as(system: System) -> str:
+    """Name the keys in a state of the system."""
+    return "keys" if turns_only(system) else "moved_keys"
+
+
 def joined(state: State | None, name: str, x: Tensor) -> Tensor:
-    """The past of a cache and its new entries [B,L+T,...], in the dtype of the new ones."""
+    """Join the past of a cache and its new entries [B,L+T,...], in the dtype of the new ones."""
     if state is None:
         return x
     old = state[name]
@@ -129,7 +132,7 @@ class Carried:
         self.heads = system.H
         self.keys = self.core.k.new_zeros(system.B, 0, shape[0] * shape[1], system.n, dtype=self.core.dtype)
         """Of the tokens first .. , [B,.,G R,n]."""
-        self.keys = joined(state, "keys", self.keys)
+        self.keys = joined(state, "moved_keys", self.keys)
         self.first, self.past = 0, self.keys.shape[1]
 
     def _moved(self) -> list[Tensor]:
@@ -152,11 +155,11 @@ class Carried:
         return found.expand(self.core.batch, *self.core.heads, -1, -1).flatten(1, 2)
 
     def kept(self) -> dict[str, Tensor]:
-        return {"keys": self.keys}
+        return {"moved_keys": self.keys}
 
 
 def carried(core: Core, old: Tensor) -> tuple[Tensor, Tensor]:
-    """The reads [B,c,G,R,L+c] of c steps with the keys old [B,G,R,n,L] and their own, and all keys after them."""
+    """Compute the reads [B,c,G,R,L+c] of c steps with the keys old [B,G,R,n,L] and their own, and all keys after."""
     c, L = core.length, old.shape[-1]
     if any_length(c):  # in a graph the form is one operator: the old keys and room for new ones are its state
         unit = torch.eye(c, dtype=core.k.real.dtype, device=old.device)
@@ -178,24 +181,27 @@ def carried(core: Core, old: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def strength(system: System) -> Tensor | None:
-    """b, where there is one."""
+    """Give b, where there is one."""
     return upcast(system.log_b).exp() if system.log_b is not None else system.b
 
 
 def _strong_core(system: System) -> Core:
-    """The core of a system whose keys are b_j k_j; its values are not used."""
-    core, b = fold(replace(system, b=None, log_b=None)), strength(system)
-    return core if b is None else replace(core, k=core.k * split_heads("b", b.to(core.k.real.dtype), *core.heads))
+    """Fold a system into a core whose keys are b_j k_j; its values are not used."""
+    b = strength(system)
+    if b is None:
+        return fold(system)
+    core = fold(replace(system, b=None, log_b=None))
+    return replace(core, k=core.k * split_heads("b", b.to(core.k.real.dtype), *core.heads))
 
 
 def product_logits(q: Tensor, keys: Tensor, H: int) -> Tensor:
-    """q_i^T k_j [B,H,c,L] of queries [B,c,Hq,n] and keys [B,L,Hk,n]."""
+    """Compute q_i^T k_j [B,H,c,L] of queries [B,c,Hq,n] and keys [B,L,Hk,n]."""
     q, keys = upcast(spread_heads(q, H)), upcast(spread_heads(keys, H))
     return torch.einsum("bihn,bjhn->bhij", q.expand(-1, -1, H, -1), keys.expand(-1, -1, H, -1))
 
 
 def _turned(system: System, state: State | None) -> tuple[Tensor, Tensor]:
-    """The units of all absolute angles [B,T,H|.,n|1], and the angle after the last token modulo 2 pi, float64."""
+    """Compute the units of all absolute angles [B,T,H|.,n|1], and the angle after the last token, float64."""
     phase = system.phase
     assert phase is not None
     if phase.ndim < 3:
@@ -208,7 +214,7 @@ def _turned(system: System, state: State | None) -> tuple[Tensor, Tensor]:
 
 
 def _per_head(x: Tensor, factor: Tensor) -> Tensor:
-    """x * factor, both [B|1,T|1,heads,n|1], the fewer heads repeated to the more."""
+    """Multiply x with a factor, both [B|1,T|1,heads,n|1], the fewer heads repeated to the more."""
     heads = lcm(x.shape[2], factor.shape[2])
     return spread_heads(x, heads) * spread_heads(factor, heads)
 

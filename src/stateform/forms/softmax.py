@@ -31,7 +31,7 @@ from ..system.shapes import spread_heads
 from ..system.state import State, grows
 from .cost.work import number_size
 from .form import Form, register_reads
-from .scores import Scores, joined, product_logits, scores_of, turns_only
+from .scores import Scores, joined, kept_as, product_logits, scores_of, turns_only
 
 
 @dataclass(frozen=True)
@@ -352,11 +352,11 @@ class SoftmaxForms:
     def state_names(self, system: System) -> list[str]:
         angle = turns_only(system) and system.phase is not None
         weights = not {"forget", "bias"}.isdisjoint(system.parts)
-        return ["keys", "values", "position", *["angle"] * angle, *["log_weight"] * weights]
+        return [kept_as(system), "values", "position", *["angle"] * angle, *["log_weight"] * weights]
 
     def check_state(self, system: System, given: State) -> None:
         """Raise unless keys and values are of the same tokens; `joined` compares them with the system's."""
-        keys, values = given["keys"], given["values"]
+        keys, values = given[kept_as(system)], given["values"]
         require(keys.shape[:2] == values.shape[:2],
                 f"the state holds keys {list(keys.shape)} and values {list(values.shape)}; expected one of each for "
                 "every token, as in the State that return_state=True gave")  # fmt: skip

@@ -9,9 +9,10 @@ from ..errors import require
 from ..loops.backend import compiled_for
 from ..loops.conv import MOST_TAPS, conv_token, short_conv, short_conv_reference
 from ..loops.ops import alone, call
+from ..system.state import CACHES, PRECISE
 from .past import Past
 
-TAKEN = ("S", "log_scale", "keys", "values", "log_weight", "angle", "position")
+TAKEN = (*PRECISE, *CACHES, "angle", "position")
 """Names in a State that a short convolution cannot have."""
 
 

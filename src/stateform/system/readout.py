@@ -91,6 +91,10 @@ class Readout:
         """List the tensors it holds, by name."""
         return {name: x for name in self.parts if isinstance(x := getattr(self, name), Tensor)}
 
+    def refinements(self) -> list[str]:
+        """Name what is in its weights beside those of q and k, a window and a forgetting."""
+        return []
+
     def map(self, fn: Callable[[str, Tensor], Tensor]) -> Self:
         """Put `fn(name, tensor)` in place of each tensor."""
         new: dict[str, Any] = {name: fn(name, x) for name, x in self.tensors().items()}
@@ -183,6 +187,10 @@ class SoftmaxRead(Readout):
     @property
     def bounded(self) -> bool:
         return self.window is not None
+
+    def refinements(self) -> list[str]:
+        plain = ("window", "causal", "forget")
+        return [f.name for f in fields(self) if f.name not in plain and getattr(self, f.name) is not None]
 
     def columns(self, system: Any) -> int:
         return 0

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import StateformError, require
 from .precision import DOUBLE, HALF, autocast_on, real_dtype, upcast
-from .readout import Readout
+from .readout import KINDS, Readout, SoftmaxRead
 
 SHAPES: dict[str, tuple[str, ...]] = {
     "q": ("BtHn", "BtHon", "Hn", "Hon"),
@@ -46,11 +46,12 @@ GATES = frozenset(
 )
 VECTORS = ("q", "k", "v", "f", "w", "transition", "w_in", "w_out")
 DECAYS = ("log_decay", "rate", "phase", "sign")
-HIDING = ("log_b", "forget", "bias", "distance", "sink")
+HIDING = ("log_b", *SoftmaxRead.parts)
 """Exponents that may be -inf, as a log decay may that is no product."""
 EXPONENTS = (*DECAYS, *HIDING)
 """Exponents and angles, which stay at float32 at least."""
-READ = ("forget", "bias", "distance", "sink", "ridge", "mix")
+READ = tuple(name for kind in KINDS.values() for name in kind.parts)
+"""The parts that belong to readouts."""
 TENSORS = tuple(name for name in SHAPES if name not in ("rate", *READ))
 """The fields of a System that may be tensors; a product decay is a pair, log_decay and rate;
 readouts have their own."""

@@ -17,8 +17,10 @@ from ..errors import StateformError, nearest, readable, require, values_checked
 from ..files import write_atomically
 from .precision import complex_dtype, real_dtype
 
-CACHES = ("keys", "values", "log_weight")
+CACHES = ("keys", "moved_keys", "values", "log_weight")
 """The tensors of a State that grow, [N,L,...]: aligned at their end, of which the last `position` are tokens seen."""
+PRECISE = ("S", "log_scale", "log_weight", "moved_keys")
+"""The tensors that stay at float32 at least: every token computes them from what they were."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +28,9 @@ class State:
     """A frozen mapping from names to tensors, one row per sequence on the first axis.
 
     A system's own names are `S` [N,H,n,p] (with eta = "sum" the last column is the normaliser), `log_scale` [N,H] (the
-    coordinates of a stabilised system: the true state is exp(log_scale) S), `keys`, `values`, `log_weight`, `angle`
-    (the cache of an exp readout) and `position` [N] (tokens seen). Layers add the windows of their short convolutions.
+    coordinates of a stabilised system: the true state is exp(log_scale) S), `keys` (or `moved_keys`, where more than a
+    phase moves them), `values`, `log_weight`, `angle` (the cache of an exp readout) and `position` [N] (tokens seen).
+    Layers add the windows of their short convolutions.
 
     Calls never change a state; `step(..., inplace=True)` may.
     """
@@ -107,7 +110,7 @@ class State:
             if dtype is None or name == "angle" or not (x.is_floating_point() or x.is_complex()):
                 return x.to(device) if device else x
             real = real_dtype(dtype)
-            if name in ("S", "log_scale", "log_weight"):
+            if name in PRECISE:
                 real = torch.promote_types(real, torch.float32)
             return x.to(device=device, dtype=complex_dtype(real) if x.is_complex() else real)
 

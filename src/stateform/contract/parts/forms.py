@@ -8,7 +8,7 @@ from torch import Tensor
 from ...forms import backend, exists, run
 from ...system import System
 from ...system.precision import HALF, UNIT, relative_error, tolerance
-from ...system.state import State
+from ...system.state import PRECISE, State
 from ..definition import defined, defined_coefficients
 from ..draws import REGIMES, in_regime, sensitivity, short, some_state
 from ..layer import LayerRunner
@@ -111,13 +111,12 @@ def _cast(system: System, dtype: torch.dtype) -> System:
 
 
 def _cast_state(state: State, dtype: torch.dtype) -> State:
-    wide = ("S", "log_scale", "log_weight")
     real = torch.float32 if dtype in HALF else dtype
 
     def one(name: str, x: Tensor) -> Tensor:
         if name in ("position", "angle"):
             return x
-        target = real if name in wide else dtype
+        target = real if name in PRECISE else dtype
         return x.to(target.to_complex()) if x.is_complex() else x.to(target)
 
     return State({k: one(k, x) for k, x in state.tensors.items()}, state.fingerprint)

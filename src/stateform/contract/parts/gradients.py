@@ -60,7 +60,7 @@ class _Loss:
     def __call__(self, system: System, state: State | None, form: str) -> Tensor:
         y, end = run(system, form, initial_state=state, return_state=True)
         total = torch.zeros((), dtype=torch.float64, device=y.device)
-        last = {k: x for k, x in end.tensors.items() if k in ("S", "keys", "values")}
+        last = {k: x for k, x in end.tensors.items() if k in ("S", "keys", "moved_keys", "values")}
         if "log_scale" in end:  # the coordinates of the state may change, the state itself may not
             last["S"] = end["S"] * end["log_scale"].exp()[..., None, None]
         for key, x in (("y", y), *last.items()):
@@ -95,7 +95,7 @@ def _along_a_direction(b: LayerRunner, loss: _Loss, name: str, gradient: Tensor,
     allowed = 1e-5 * max(float(gradient.abs().max() * direction.abs().sum().sqrt()), abs(expected), floor)
     for h in (1e-5, 1e-6, 1e-7):
         with torch.no_grad():
-            up, down = (loss(_shifted(loss.system, name, direction * x), loss.start, "recurrent") for x in (h, -h))
+            up, down = (loss(_shifted(loss.system, name, direction * by), loss.start, "recurrent") for by in (h, -h))
         slope = float(up - down) / (2 * h)
         if abs(slope - expected) <= allowed:
             break
