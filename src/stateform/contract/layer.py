@@ -73,10 +73,6 @@ class LayerRunner:
         """The same, where outputs change `digits` times as much as inputs, relatively, however they are computed."""
         return replace(self, allowed=self.allowed + digits * UNIT[torch.float32 if self.dtype in HALF else self.dtype])
 
-    def allowing(self, error: float) -> LayerRunner:
-        """The same, where outputs may differ by so much at least."""
-        return replace(self, allowed=max(self.allowed, error))
-
     def input(self, B: int, T: int) -> Tensor:
         return normal((B, T, self.d_model), self.generator).to(self.device, self.dtype)
 

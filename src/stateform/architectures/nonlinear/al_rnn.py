@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import require
+from ...forms.newton import Newton
 from ...layer import Cell, Past
 from ..registry import register
 from .maps import uniform
@@ -26,6 +27,8 @@ class ALRNN(Cell):
         d_state: M, the units (default d_model).
         rectified: P, how many of them are rectified (default a quarter, one at least).
     """
+
+    newton = Newton(damped=True)  # its planes make plain steps go back and forth
 
     def __init__(self, d_model: int, *, d_state: int | None = None, rectified: int | None = None) -> None:
         d = d_state or d_model

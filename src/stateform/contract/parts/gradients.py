@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...forms import backend, exists, run
 from ...system import System
-from ...system.precision import GRADIENT, tolerance
+from ...system.precision import GRADIENT, UNIT, tolerance
 from ...system.state import State
 from ..draws import normal, some_state
 from ..layer import LayerRunner
@@ -40,7 +40,7 @@ def gradients(b: LayerRunner) -> None:
             b.report.compare(b.part, where, got[name], g, allowed, floor=floor_of(want.values()))
     for name, x in system.tensors().items():
         if name not in _UNASKED and not (name in ("log_decay", "forget") and bool(torch.isinf(x).any())):
-            _along_a_direction(b, loss, name, want[name], floor_of(want.values()))
+            _along_a_direction(b, loss, name, want[name])
 
 
 def floor_of(found: Iterable[Tensor]) -> float:
@@ -84,7 +84,7 @@ class _Loss:
         return {k: g for k, g in found.items() if k not in _UNASKED}
 
 
-def _along_a_direction(b: LayerRunner, loss: _Loss, name: str, gradient: Tensor, floor: float) -> None:
+def _along_a_direction(b: LayerRunner, loss: _Loss, name: str, gradient: Tensor) -> None:
     """A directional derivative of the recurrence by central differences: error about h^2 plus rounding over h. Where a
     kink (of a floored normaliser, say) is nearer than h, a smaller h tells.
     """
@@ -92,11 +92,14 @@ def _along_a_direction(b: LayerRunner, loss: _Loss, name: str, gradient: Tensor,
     direction = normal(x.shape, b.generator).to(x)
     g, along = (torch.view_as_real(z) if x.is_complex() else z for z in (gradient, direction))
     expected = float((g * along).sum())
-    allowed = 1e-5 * max(float(gradient.abs().max() * direction.abs().sum().sqrt()), abs(expected), floor)
+    size = max(float(gradient.abs().max() * direction.abs().sum().sqrt()), abs(expected))
     for h in (1e-5, 1e-6, 1e-7):
         with torch.no_grad():
             up, down = (loss(_shifted(loss.system, name, direction * by), loss.start, "recurrent") for by in (h, -h))
         slope = float(up - down) / (2 * h)
+        allowed = max(
+            1e-5 * size, UNIT[torch.float64] * abs(float(up)) / h
+        )  # where nothing depends on it: 0 to rounding
         if abs(slope - expected) <= allowed:
             break
     text = f"along a direction the gradient of {name} says {expected:.8g}, differences {slope:.8g}"
