@@ -353,3 +353,10 @@ def test_limits_and_paths_that_make_no_sense_are_refused(
     assert ended.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("spec", ["path", "fox", "sliding_window"])
+def test_what_keeps_a_cache_is_not_all_softmax(spec: str) -> None:
+    rows = sf.compare([spec, "softmax"], d_model=8, n_heads=2, max_length=32, repeats=1).to_dict()["layers"]
+    said = [row["cost"]["crossover"]["text"] for row in rows]
+    assert said[0] != "this is softmax" and said[1] == "this is softmax"

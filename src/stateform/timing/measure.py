@@ -14,6 +14,7 @@ from ..analysis import cost, peak_bytes
 from ..architectures import build
 from ..clock import Pace, spread, take_turns
 from ..forms import choose, exists
+from ..forms.scores import turns_only
 from ..layer import system_of
 from ..system import System
 
@@ -31,13 +32,19 @@ def blank_cost() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _is_softmax(system: System) -> bool:
+    """True if every token is weighed by its key alone: no window, no forgetting, keys turned by phases at most."""
+    read = system.readout
+    return read.cached and turns_only(system) and read.window is None and not (read.tensors() or read.refinements())
+
+
 def measure(
     built: Mapping[str, nn.Module], rows: Mapping[str, dict[str, Any]], x: Tensor,
     lengths: Sequence[int], limit_gb: float, repeats: int, step: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Fill the cost of every row. All layers take turns, so that a slow moment of the machine hits all alike."""
     layers = {name: copy.deepcopy(layer).to(x.dtype) for name, layer in built.items()}
-    reference = next((name for name, layer in layers.items() if system_of(layer, x[:, :1]).readout.cached), None)
+    reference = next((name for name, layer in layers.items() if _is_softmax(system_of(layer, x[:, :1]))), None)
     if reference is None:
         layers["softmax"] = build("softmax", d_model=x.shape[2]).to(x.dtype).eval()
     softmax: dict[int, float] = {}
