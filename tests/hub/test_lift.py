@@ -22,7 +22,7 @@ from stateform.hub.lifted import ADAPTERS, Lifted
 from stateform.hub.supported import mixers
 from tests.fixtures.foreign import families, shared, small
 
-OPEN = [name for name in families() if name in FAMILIES and name != "gemma2"]  # its soft caps are refused
+OPEN = [name for name in families() if name in FAMILIES]
 UNADAPTED: set[str] = set()
 """Families with a mixer that has no adapter yet: to stay empty."""
 BESIDES = {
@@ -262,11 +262,19 @@ def test_one_layer_without_a_system_leaves_the_others(tmp_path: Path) -> None:
     assert why in sf.hub.reduce(net, 0.05, TEXT[:8]).layers[1].why
 
 
-def test_softmax_with_a_cap_has_no_system_and_says_so() -> None:
-    import stateform as sf
+def test_caps_and_sinks_are_those_of_the_model() -> None:
+    capped, sunk = (next(iter(lifted(kind).values())) for kind in ("gemma2", "gpt_oss"))
+    assert capped.readout.cap == shared("gemma2").config.attn_logit_softcapping
+    sinks = shared("gpt_oss").model.layers[0].self_attn.sinks.detach()
+    assert torch.equal(sunk.readout.sink, sinks.double())
 
-    rows = sf.analyze(shared("gemma2"), TEXT).to_dict()["layers"]
-    assert all("softcap" in row["certificate"]["refused"] for row in rows)
+
+@pytest.mark.parametrize("kind", ["llama", "smollm3", "gpt_oss", "deepseek_v3"])
+def test_a_phase_is_where_the_model_turns(kind: str) -> None:
+    """The queries of one token again and again differ by their positions alone: without the phase they are the same."""
+    system = next(iter(lift(shared(kind), torch.full((20,), 7), dtype="float64").values()))
+    assert system.phase is not None
+    assert float((system.q - system.q[:, :1]).abs().max()) < 1e-5 * float(system.q.abs().max())
 
 
 def test_unknown_names_and_single_names() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -42,13 +43,14 @@ class _SeenError(Exception):
     bert="BertSelfAttention", distilbert="DistilBertSelfAttention", electra="ElectraSelfAttention",
     falcon_h1="FalconH1Attention", gemma="GemmaAttention", gemma2="Gemma2Attention", gemma3_text="Gemma3Attention",
     gpt2="GPT2Attention", granite="GraniteAttention", granitemoehybrid="GraniteMoeHybridAttention",
-    jamba="JambaAttention", kimi_linear="KimiLinearAttention", lfm2="Lfm2Attention", lfm2_moe="Lfm2MoeAttention",
+    deepseek_v3="DeepseekV3Attention", gpt_oss="GptOssAttention", jamba="JambaAttention",
+    kimi_linear="KimiLinearAttention", lfm2="Lfm2Attention", lfm2_moe="Lfm2MoeAttention",
     lfm3="Lfm3Attention", llama="LlamaAttention", minimax="MiniMaxAttention", mistral="MistralAttention",
     mixtral="MixtralAttention", nemotron_h="NemotronHAttention", olmo="OlmoAttention", olmo2="Olmo2Attention",
     olmo3="Olmo3Attention", olmo_hybrid="OlmoHybridAttention", phi3="Phi3Attention", qwen2="Qwen2Attention",
-    qwen3="Qwen3Attention", qwen3_5_moe_text="Qwen3_5MoeAttention", qwen3_5_text="Qwen3_5Attention",
-    qwen3_next="Qwen3NextAttention", recurrent_gemma="RecurrentGemmaSdpaAttention", roberta="RobertaSelfAttention",
-    smollm3="SmolLM3Attention", zamba="ZambaAttention", zamba2="Zamba2Attention",
+    qwen3="Qwen3Attention", qwen3_moe="Qwen3MoeAttention", qwen3_5_moe_text="Qwen3_5MoeAttention",
+    qwen3_5_text="Qwen3_5Attention", qwen3_next="Qwen3NextAttention", recurrent_gemma="RecurrentGemmaSdpaAttention",
+    roberta="RobertaSelfAttention", smollm3="SmolLM3Attention", zamba="ZambaAttention", zamba2="Zamba2Attention",
 )  # fmt: skip
 class LiftedAttention(Lifted):
     """An attention module, called with `given` besides its input."""
@@ -76,7 +78,7 @@ class LiftedAttention(Lifted):
         require(seen, f"{type(self.module).__name__} did not call an attention function of transformers")
         turned = self.given.get("position_embeddings")
         if isinstance(turned, tuple) and getattr(self.module, "use_rope", True):
-            return _with_phase(seen[0], *turned)
+            return _with_phase(seen[0], *turned, last=hasattr(self.module, "qk_rope_head_dim"))
         return seen[0]
 
     def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
@@ -90,12 +92,15 @@ class LiftedAttention(Lifted):
         return out[0] if isinstance(out, tuple) else out
 
 
-def _with_phase(system: System, cos: Tensor, sin: Tensor) -> System:
+def _with_phase(system: System, cos: Tensor, sin: Tensor, *, last: bool = False) -> System:
     """Move rotary positions (arXiv 2104.09864) out of q and k into the System's phase; it stays the same function.
 
-    Of the first r entries, i and i + r/2 turn by the angle whose cos and sin [1,T,r] are given; the others do not turn.
+    Of the first r entries (the last r, as multi-head latent attention has them, if `last`), i and i + r/2 turn by the
+    angle whose cos and sin are given, [1,T,r] (twice the same) or [1,T,r/2]; the others do not turn.
     If the angles do not grow by the same amount each token, the System is given back unchanged.
     """
+    if not torch.equal(*cos.chunk(2, -1)):
+        cos, sin = (torch.cat([x, x], -1) for x in (cos, sin))
     q, k, r, n, T = system.q, system.k, cos.shape[-1], system.n, system.T
     if q is None or T < 2 or r > n or n % 2 or r % 2:
         return system
@@ -107,11 +112,10 @@ def _with_phase(system: System, cos: Tensor, sin: Tensor) -> System:
         return system
     step = torch.cat([step, step.new_zeros((n - r) // 2)])  # [n/2]
     back = torch.polar(torch.ones(T, n // 2, dtype=torch.float64, device=cos.device), -(at + 1) * step)
+    if last:
+        q, k = (x.roll(r, -1) for x in (q, k))
     q, k = ((_paired(x, r).to(torch.complex128) * back[:, None]).to(x.dtype.to_complex()) for x in (q, k))
-    return System(
-        q, k.conj().resolve_conj(), system.v, phase=step[None], readout="exp", eta="sum", window=system.window,
-        causal=system.causal,
-    )  # fmt: skip
+    return replace(system, q=q, k=k.conj().resolve_conj(), phase=step[None])
 
 
 def _paired(x: Tensor, r: int) -> Tensor:
@@ -150,19 +154,14 @@ def attend(
     """Attend by running the System: an attention function of transformers, of query [B,H,T,n], key, value [B,H',L+T,.].
 
     Raises:
-        StateformError: what no System expresses: a soft cap, sinks, a bias of positions, a mask of another shape than
-            the past (or a window of it), dropout in training.
+        StateformError: what no System expresses: a bias of positions, a mask of another shape than the past (or
+            a window of it), dropout in training.
     """
     if (y := _given.get()) is not None:
         return y, None
-    known = {name for name in ("softcap", "s_aux", "position_bias", "cache") if options.get(name) is not None}
-    cap = options.get("softcap")
-    require(
-        not known,
-        f"{type(module).__name__} uses {', '.join(sorted(known))}"
-        + (f" ({cap:g})" if isinstance(cap, float) else "")
-        + ": its weights are not exp(q k) over a sum, so there is no System of it",
-    )
+    known = {name for name in ("position_bias", "cache") if options.get(name) is not None}
+    require(not known, f"{type(module).__name__} uses {', '.join(sorted(known))}: its weights are not exp(q k) over a "
+            "sum, so there is no System of it")  # fmt: skip
     require(not dropout, f"{type(module).__name__} drops weights in training; call model.eval() first")
     causal = is_causal if is_causal is not None else bool(getattr(module, "is_causal", True))
     T, past = query.shape[2], key.shape[2] - query.shape[2]
@@ -172,6 +171,7 @@ def attend(
     system = System(
         q * (q.shape[-1] ** -0.5 if scaling is None else scaling), k[:, past:], v[:, past:], readout="exp", eta="sum",
         window=sliding_window if causal and sliding_window is not None else None, causal=causal,
+        cap=options.get("softcap"), sink=options.get("s_aux"),
     )  # fmt: skip
     seen = _seen.get()
     if seen is not None:
