@@ -229,9 +229,11 @@ def test_names_of_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_type_with_an_adapter_of_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from stateform.hub.families.softmax import LiftedAttention
-    from stateform.hub.lifted import ADAPTERS
+    from stateform.hub.lifted import ADAPTERS, FAMILIES
 
     small("qwen3_moe").save_pretrained(tmp_path)
+    monkeypatch.delitem(ADAPTERS, "Qwen3MoeAttention")
+    monkeypatch.delitem(FAMILIES, "qwen3_moe")
     with pytest.raises(sf.StateformError, match="'qwen3_moe' have no adapter"):
         open_model(tmp_path)
     monkeypatch.setitem(ADAPTERS, "Qwen3MoeAttention", LiftedAttention)
