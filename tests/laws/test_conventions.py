@@ -395,12 +395,13 @@ def test_operations_on_states(name: str, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["state"]
 
 
-def test_views_are_saved_as_what_they_show(tmp_path: Path) -> None:
-    z = torch.randn(3, 4, dtype=torch.complex64)
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
+def test_views_are_saved_as_what_they_show(dtype: torch.dtype, tmp_path: Path) -> None:
+    z = torch.randn(3, 4, dtype=dtype)
     views = sf.State({"conj": z.conj(), "imag": z.conj().imag, "same": z, "wide": z[:, :1].expand(3, 5), "t": z.T[:3]})
     views.save(tmp_path / "views")
     back = sf.State.load(tmp_path / "views")
-    assert all(torch.equal(back[k], views[k]) for k in views)
+    assert all(torch.equal(back[k], views[k]) and back[k].dtype == views[k].dtype for k in views)
 
 
 # -- System -------------------------------------------------------------------------------------------------------

@@ -901,6 +901,16 @@ def test_a_classifier_and_its_dtype_are_loaded(tmp_path: Path) -> None:
         sf.LanguageModel.from_pretrained(tmp_path)
 
 
+def test_weights_that_no_file_holds_are_named(tmp_path: Path) -> None:
+    model = sf.LanguageModel("linear", d_model=8, n_heads=2, vocab_size=9)
+    model.blocks[0].mixer.modes = nn.Parameter(torch.zeros(2, dtype=torch.complex128))
+    with pytest.raises(
+        sf.StateformError, match=r"blocks\.0\.mixer\.modes is torch\.complex128.*real and imaginary parts"
+    ):
+        model.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
 def test_tied_weights_are_saved_once(tmp_path: Path) -> None:
     from safetensors import safe_open
 

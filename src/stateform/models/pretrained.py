@@ -30,9 +30,15 @@ def save(folder: Path, config: dict[str, Any], weights: dict[str, Tensor], besid
     from safetensors.torch import save as as_bytes
 
     require(not any(x.is_meta for x in weights.values()), "a model on the device meta has no weights to save")
-    make_folder(folder)
     whole = {k: x.detach().clone(memory_format=torch.contiguous_format) for k, x in weights.items()}
-    write_atomically(folder / WEIGHTS, as_bytes(whole, metadata={"format": "pt"}))
+    try:
+        data = as_bytes(whole, metadata={"format": "pt"})
+    except KeyError as error:
+        name = next(k for k, x in whole.items() if x.dtype in error.args)
+        raise StateformError(f"the weight {name} is {error.args[0]}, which a safetensors file cannot hold; keep its "
+                             "real and imaginary parts as two weights") from None  # fmt: skip
+    make_folder(folder)
+    write_atomically(folder / WEIGHTS, data)
     for name, data in beside.items():
         write_atomically(folder / name, data)
     write_atomically(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())

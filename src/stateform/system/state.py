@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from .precision import complex_dtype, real_dtype
 
 CACHES = ("keys", "moved_keys", "values", "log_weight")
 """The tensors of a State that grow, [N,L,...]: aligned at their end, of which the last `position` are tokens seen."""
+PAIRS = "complex"
+"""The key, in the header of a file, of the names of the tensors that are complex: [...,2] there."""
 PRECISE = ("S", "log_scale", "log_weight", "moved_keys")
 """The tensors that stay at float32 at least: every token computes them from what they were."""
 
@@ -182,13 +185,16 @@ class State:
         return self.map(lambda x: x.repeat_interleave(n, 0))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write to a safetensors file, atomically, with the fingerprint."""
+        """Write to a safetensors file, atomically, with the fingerprint. Complex tensors are pairs of reals there."""
         from safetensors.torch import save
 
         require(not any(x.is_meta for x in self.tensors.values()), "a state on the device meta has no values to save")
         # A copy each: what is written are bytes, and a view may show them conjugated, strided or shared.
         whole = {k: x.detach().clone(memory_format=torch.contiguous_format) for k, x in self.tensors.items()}
-        write_atomically(Path(path), save(whole, metadata={"stateform": self.fingerprint}))
+        pairs = [k for k, x in whole.items() if x.is_complex()]  # the format has no complex128
+        whole |= {k: torch.view_as_real(whole[k].resolve_conj()) for k in pairs}  # [...,2]
+        header = {"stateform": self.fingerprint, PAIRS: json.dumps(pairs)}
+        write_atomically(Path(path), save(whole, metadata=header))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> State:
@@ -200,10 +206,14 @@ class State:
         require(not path.is_dir(), f"cannot read a state from {path}: it is a folder; name a file in it")
         try:
             with safe_open(path, framework="pt") as file:
-                fingerprint = (file.metadata() or {}).get("stateform")
+                header = file.metadata() or {}
+                fingerprint = header.get("stateform")
                 require(fingerprint is not None, f"{path} is a safetensors file, but not a state; name a file that "
                         "State.save wrote")  # fmt: skip
-                return cls({name: file.get_tensor(name) for name in file.keys()}, str(fingerprint))  # noqa: SIM118
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                pairs = json.loads(header.get(PAIRS, "[]"))
+                tensors |= {name: torch.view_as_complex(tensors[name]) for name in pairs}
+                return cls(tensors, str(fingerprint))
         except OSError as error:
             raise StateformError(f"cannot read a state from {path}: {error.strerror or error}") from None
         except SafetensorError as error:
