@@ -18,7 +18,7 @@ from torch import nn
 from stateform import StateformError
 from stateform.hub import FAMILIES, accelerate, lift
 from stateform.hub.lift import Lift
-from stateform.hub.lifted import ADAPTERS, Lifted
+from stateform.hub.lifted import ADAPTERS, Lifted, named
 from stateform.hub.supported import mixers
 from tests.fixtures.foreign import families, shared, small
 
@@ -62,15 +62,16 @@ def test_nothing_else_mixes_over_time(kind: str) -> None:
     net, ran = shared(kind), set()
 
     def silence(name: str) -> Any:
-        def hook(_: nn.Module, __: Any, output: Any) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
             ran.add(name)
+            nothing = named(module, args, kwargs).get("residual")  # Bloom's attention adds it itself
             if isinstance(output, tuple):
-                return (torch.zeros_like(output[0]), *output[1:])
+                return (torch.zeros_like(output[0]) if nothing is None else nothing, *output[1:])
             return torch.zeros_like(output)
 
         return hook
 
-    hooks = [module.register_forward_hook(silence(name)) for name, module in mixers(net).items()]
+    hooks = [m.register_forward_hook(silence(name), with_kwargs=True) for name, m in mixers(net).items()]
     other = TEXT.clone()
     other[5] = 3 if int(TEXT[5]) != 3 else 4
     try:
@@ -189,12 +190,20 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("mamba", {"use_bias": True, "use_conv_bias": False}),
     ("falcon_mamba", {"use_bias": True}),
     ("jamba", {"mamba_proj_bias": True, "mamba_conv_bias": False}),
+    ("bloom", {"num_attention_heads": 12, "hidden_size": 48}),
+    ("bloom", {"apply_residual_connection_post_layernorm": True}),
+    ("falcon", {"num_attention_heads": 6, "hidden_size": 48, "multi_query": False, "bias": True}),
+    ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "attn_implementation": "eager"}),
+    ("falcon", {"alibi": False}),
+    ("falcon", {"alibi": False, "new_decoder_architecture": True, "num_kv_heads": 2}),
+    ("deepseek_v2", {"q_lora_rank": None, "v_head_dim": 12}),
+    ("diffllama", {"num_key_value_heads": 4, "head_dim": 6}),
     *((kind, {"hidden_mamba_act" if kind == "zamba" else "hidden_act": "gelu"}) for kind in ANY_ACTIVATION),
 ]
 
 
 @pytest.mark.parametrize(("kind", "options"), VARIANTS)
-def test_options_of_the_state_space_mixers(kind: str, options: dict[str, Any]) -> None:
+def test_options_of_the_mixers(kind: str, options: dict[str, Any]) -> None:
     for certificate in lift(small(kind, **options), TEXT, dtype="float64").certificates():
         assert certificate and certificate.error <= 1e-10, str(certificate)
 
@@ -269,10 +278,25 @@ def test_caps_and_sinks_are_those_of_the_model() -> None:
     assert torch.equal(sunk.readout.sink, sinks.double())
 
 
-@pytest.mark.parametrize("kind", ["llama", "smollm3", "gpt_oss", "deepseek_v3"])
+@pytest.mark.parametrize("heads", [4, 6])
+def test_the_slopes_of_alibi_are_a_forgetting(heads: int) -> None:
+    """What the model has rounded of them is kept beside, as a bias, so that certificates hold."""
+    right = [0.25**h for h in (1, 2, 3, 4)] if heads == 4 else [0.25**h for h in (1, 2, 3, 4)] + [0.5, 0.125]
+    for kind in ("bloom", "falcon"):
+        net = shared(kind, num_attention_heads=heads, hidden_size=8 * heads)
+        system = next(iter(lift(net, TEXT, dtype="float64").values()))
+        scale = 8**-0.5 if kind == "falcon" else 1.0
+        torch.testing.assert_close(-system.readout.forget, torch.tensor(right).double() * scale, rtol=1e-6, atol=0)
+        assert (system.readout.bias is None) == (kind == "bloom")
+
+
+@pytest.mark.parametrize(
+    "kind", ["llama", "smollm3", "gpt_oss", "gpt_neox", "falcon", "deepseek_v2", "deepseek_v3", "diffllama"]
+)
 def test_a_phase_is_where_the_model_turns(kind: str) -> None:
     """The queries of one token again and again differ by their positions alone: without the phase they are the same."""
-    system = next(iter(lift(shared(kind), torch.full((20,), 7), dtype="float64").values()))
+    net = shared(kind, **({"alibi": False} if kind == "falcon" else {}))
+    system = next(iter(lift(net, torch.full((20,), 7), dtype="float64").values()))
     assert system.phase is not None
     assert float((system.q - system.q[:, :1]).abs().max()) < 1e-5 * float(system.q.abs().max())
 

@@ -63,7 +63,7 @@ class Call:
     """The other arguments, by name."""
 
 
-CACHES = ("past_key_values", "cache_params", "past_key_value")
+CACHES = ("past_key_values", "cache_params", "past_key_value", "layer_past")
 
 
 class Lifted(Layer):

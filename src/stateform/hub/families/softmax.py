@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,26 +31,23 @@ STEADY = 1e-3
 LONGEST = 1 << 17
 """Positions for which rotary angles are made beforehand."""
 _seen: ContextVar[list[System] | None] = ContextVar("stateform_seen", default=None)
-_given: ContextVar[Tensor | None] = ContextVar("stateform_given", default=None)
-
-
-class _SeenError(Exception):
-    """Raised to leave a module once its System is known."""
+_given: ContextVar[list[Tensor] | None] = ContextVar("stateform_given", default=None)
 
 
 @adapts(
     "RecurrentGemmaAttention", bailing_hybrid="BailingHybridAttention", bamba="BambaAttention",
-    bert="BertSelfAttention", distilbert="DistilBertSelfAttention", electra="ElectraSelfAttention",
-    falcon_h1="FalconH1Attention", gemma="GemmaAttention", gemma2="Gemma2Attention", gemma3_text="Gemma3Attention",
-    gpt2="GPT2Attention", granite="GraniteAttention", granitemoehybrid="GraniteMoeHybridAttention",
-    deepseek_v3="DeepseekV3Attention", gpt_oss="GptOssAttention", jamba="JambaAttention",
-    kimi_linear="KimiLinearAttention", lfm2="Lfm2Attention", lfm2_moe="Lfm2MoeAttention",
-    lfm3="Lfm3Attention", llama="LlamaAttention", minimax="MiniMaxAttention", mistral="MistralAttention",
-    mixtral="MixtralAttention", nemotron_h="NemotronHAttention", olmo="OlmoAttention", olmo2="Olmo2Attention",
-    olmo3="Olmo3Attention", olmo_hybrid="OlmoHybridAttention", phi3="Phi3Attention", qwen2="Qwen2Attention",
-    qwen3="Qwen3Attention", qwen3_moe="Qwen3MoeAttention", qwen3_5_moe_text="Qwen3_5MoeAttention",
-    qwen3_5_text="Qwen3_5Attention", qwen3_next="Qwen3NextAttention", recurrent_gemma="RecurrentGemmaSdpaAttention",
-    roberta="RobertaSelfAttention", smollm3="SmolLM3Attention", zamba="ZambaAttention", zamba2="Zamba2Attention",
+    bert="BertSelfAttention", deepseek_v2="DeepseekV2Attention", deepseek_v3="DeepseekV3Attention",
+    distilbert="DistilBertSelfAttention", electra="ElectraSelfAttention", falcon_h1="FalconH1Attention",
+    gemma2="Gemma2Attention", gemma3_text="Gemma3Attention", gemma="GemmaAttention", gpt2="GPT2Attention",
+    gpt_neox="GPTNeoXAttention", gpt_oss="GptOssAttention", granite="GraniteAttention",
+    granitemoehybrid="GraniteMoeHybridAttention", jamba="JambaAttention", kimi_linear="KimiLinearAttention",
+    lfm2="Lfm2Attention", lfm2_moe="Lfm2MoeAttention", lfm3="Lfm3Attention", llama="LlamaAttention",
+    minimax="MiniMaxAttention", mistral="MistralAttention", mixtral="MixtralAttention",
+    nemotron_h="NemotronHAttention", olmo2="Olmo2Attention", olmo3="Olmo3Attention", olmo="OlmoAttention",
+    olmo_hybrid="OlmoHybridAttention", phi3="Phi3Attention", qwen2="Qwen2Attention", qwen3="Qwen3Attention",
+    qwen3_5_moe_text="Qwen3_5MoeAttention", qwen3_5_text="Qwen3_5Attention", qwen3_moe="Qwen3MoeAttention",
+    qwen3_next="Qwen3NextAttention", recurrent_gemma="RecurrentGemmaSdpaAttention", roberta="RobertaSelfAttention",
+    smollm3="SmolLM3Attention", zamba2="Zamba2Attention", zamba="ZambaAttention",
 )  # fmt: skip
 class LiftedAttention(Lifted):
     """An attention module, called with `given` besides its input."""
@@ -58,6 +55,8 @@ class LiftedAttention(Lifted):
     finite = False
     windows = ()
     positions = ("wpe", "position_embeddings")
+    calls: ClassVar[int] = 1
+    """Calls of the attention function, with the same queries and keys; their values lie side by side in the System."""
 
     @staticmethod
     def width(module: Any) -> int:
@@ -71,19 +70,24 @@ class LiftedAttention(Lifted):
         try:
             with attending(self.module):
                 self.module(u, **self.given)
-        except _SeenError:
-            pass
         finally:
             _seen.reset(token)
-        require(seen, f"{type(self.module).__name__} did not call an attention function of transformers")
+        require(len(seen) == self.calls, f"{type(self.module).__name__} called an attention function of transformers "
+                f"{len(seen)} times; expected {self.calls}")  # fmt: skip
+        values = [one.v for one in seen if one.v is not None]
+        system = replace(seen[0], v=torch.cat(values, -1)) if self.calls > 1 else seen[0]
         turned = self.given.get("position_embeddings")
-        if isinstance(turned, tuple) and getattr(self.module, "use_rope", True):
-            return _with_phase(seen[0], *turned, last=hasattr(self.module, "qk_rope_head_dim"))
-        return seen[0]
+        if not isinstance(turned, tuple | Tensor) or not getattr(self.module, "use_rope", True):
+            return system
+        if isinstance(turned, Tensor):  # e^{i angle}, of pairs of neighbours
+            r = 2 * turned.shape[-1]
+            system = system.map(lambda name, x: _halved(x, r) if name in ("q", "k") else x)
+            turned = turned.real, turned.imag
+        return with_phase(system, *turned, last=hasattr(self.module, "qk_rope_head_dim"))
 
     def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
         """Compute the module's output, with y in the place of its attention function's."""
-        token = _given.set(y)
+        token = _given.set(list(y.chunk(self.calls, -1)))
         try:
             with attending(self.module):
                 out = self.module(u, **self.given)
@@ -92,7 +96,14 @@ class LiftedAttention(Lifted):
         return out[0] if isinstance(out, tuple) else out
 
 
-def _with_phase(system: System, cos: Tensor, sin: Tensor, *, last: bool = False) -> System:
+@adapts(diffllama="DiffLlamaAttention")
+class LiftedDifference(LiftedAttention):
+    """Differential attention: both halves of the heads read the same pairs of values; the module subtracts them."""
+
+    calls = 2
+
+
+def with_phase(system: System, cos: Tensor, sin: Tensor, *, last: bool = False) -> System:
     """Move rotary positions (arXiv 2104.09864) out of q and k into the System's phase; it stays the same function.
 
     Of the first r entries (the last r, as multi-head latent attention has them, if `last`), i and i + r/2 turn by the
@@ -116,6 +127,11 @@ def _with_phase(system: System, cos: Tensor, sin: Tensor, *, last: bool = False)
         q, k = (x.roll(r, -1) for x in (q, k))
     q, k = ((_paired(x, r).to(torch.complex128) * back[:, None]).to(x.dtype.to_complex()) for x in (q, k))
     return replace(system, q=q, k=k.conj().resolve_conj(), phase=step[None])
+
+
+def _halved(x: Tensor, r: int) -> Tensor:
+    """Put the last r entries, pairs of neighbours, into two halves: all first ones, then all second ones."""
+    return torch.cat([x[..., :-r], x[..., -r::2], x[..., x.shape[-1] - r + 1 :: 2]], -1)
 
 
 def _paired(x: Tensor, r: int) -> Tensor:
@@ -157,8 +173,8 @@ def attend(
         StateformError: what no System expresses: a bias of positions, a mask of another shape than the past (or
             a window of it), dropout in training.
     """
-    if (y := _given.get()) is not None:
-        return y, None
+    if (parts := _given.get()) is not None:
+        return parts.pop(0), None
     known = {name for name in ("position_bias", "cache") if options.get(name) is not None}
     require(not known, f"{type(module).__name__} uses {', '.join(sorted(known))}: its weights are not exp(q k) over a "
             "sum, so there is no System of it")  # fmt: skip
@@ -166,7 +182,7 @@ def attend(
     causal = is_causal if is_causal is not None else bool(getattr(module, "is_causal", True))
     T, past = query.shape[2], key.shape[2] - query.shape[2]
     if attention_mask is not None:
-        sliding_window = _window(attention_mask, T, past, causal, sliding_window)
+        sliding_window = visible_window(attention_mask, T, past, causal, sliding_window)
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))  # [B,T,H,n], then [B,L+T,H',.]
     system = System(
         q * (q.shape[-1] ** -0.5 if scaling is None else scaling), k[:, past:], v[:, past:], readout="exp", eta="sum",
@@ -176,7 +192,7 @@ def attend(
     seen = _seen.get()
     if seen is not None:
         seen.append(system)
-        raise _SeenError
+        return v.new_zeros(*q.shape[:3], v.shape[-1]), None
     state = None
     if past:
         position = torch.full((q.shape[0],), past, device=q.device)
@@ -185,7 +201,7 @@ def attend(
     return y.contiguous(), None
 
 
-def _window(mask: Tensor, T: int, past: int, causal: bool, window: int | None) -> int | None:
+def visible_window(mask: Tensor, T: int, past: int, causal: bool, window: int | None) -> int | None:
     """Find the window that a mask [B,1,T,L+T] shows. Raises StateformError unless all rows have that one."""
     seen = (mask if mask.dtype == torch.bool else mask >= 0)[..., : past + T]
     behind = torch.arange(past, past + T, device=mask.device)[:, None] - torch.arange(past + T, device=mask.device)
