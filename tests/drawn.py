@@ -286,6 +286,8 @@ def _exp(out: dict[str, Any], one: Callable[..., Any], yes: Callable[..., bool])
                 "decay": one("identity", "scalar", "diagonal", "product", "product diagonal"),
                 "sign": one("", "", "scalar", "diagonal"), "feedback": one("", "delta", "delta", "keys", "any"),
             }  # fmt: skip
+    else:
+        more["window"] = one(None, 1, 3, 50)
     return more | {"outside": tuple(filter(None, chosen))}
 
 

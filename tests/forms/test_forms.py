@@ -207,10 +207,14 @@ def test_each_form_is_forced_and_calls_no_other(monkeypatch: pytest.MonkeyPatch)
 def test_a_non_causal_softmax_sees_the_future() -> None:
     torch.manual_seed(0)
     q, k, v = r(B, 9, 2, N), r(B, 9, 2, N), r(B, 9, 2, 3)
-    system = sf.System(q, k, v, readout="exp", eta="sum", causal=False)
-    alpha = torch.einsum("bihn,bjhn->bhij", q, k).softmax(-1)
-    assert error(system.coefficients(), alpha) < ALLOWED
-    assert error(sf.run(system), torch.einsum("bhij,bjhp->bihp", alpha, v)) < ALLOWED
+    for window in (None, 1, 3, 9):
+        system = sf.System(q, k, v, readout="exp", eta="sum", causal=False, window=window)
+        logits = torch.einsum("bihn,bjhn->bhij", q, k)
+        away = (torch.arange(9)[:, None] - torch.arange(9)).abs()
+        alpha = logits.masked_fill(away >= (window or 9), -torch.inf).softmax(-1)
+        assert error(system.coefficients(), alpha) < ALLOWED
+        assert error(system.coefficients(queries=[7, 2]), alpha[:, :, [7, 2]]) < ALLOWED
+        assert error(sf.run(system), torch.einsum("bhij,bjhp->bihp", alpha, v)) < ALLOWED
     for form in ("recurrent", "chunkwise"):
         with pytest.raises(sf.StateformError, match="non-causal"):
             sf.run(system, form)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import stateform as sf
 from stateform.analysis import equations, expressivity, reach, realisation
+from stateform.analysis.structure import describe
 from stateform.architectures import REGISTRY, accepted
 from stateform.cli import main
 from stateform.forms import FORMS, in_order
@@ -266,6 +267,15 @@ def test_the_equations_of_attention(window: int | None) -> None:
         weights = {j: w for j, w in weights.items() if window is None or t - window < j}
         for j, w in weights.items():
             assert alpha[t, j] == pytest.approx(w / sum(weights.values()))
+
+
+@pytest.mark.parametrize(("window", "seen"), [(None, "j"), (3, "|t - j| < 3")])
+def test_the_words_of_attention_to_both_sides(window: int | None, seen: str) -> None:
+    q = torch.randn(1, 6, 2, 3)
+    system = sf.System(q, q, q, readout="exp", eta="sum", causal=False, window=window)
+    assert equations(system)[0] == f"y_t = sum_{{{seen}}} alpha_tj v_j"
+    assert realisation(system) == ["no recurrent h_t: a token sees later ones too"]
+    assert ("those less than 3 away are seen" in describe(system)) == (window == 3)
 
 
 def test_feedback_is_named_only_where_it_is_so() -> None:

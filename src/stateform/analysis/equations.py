@@ -176,10 +176,17 @@ def _floored(system: System, s: _Letters, eta: str) -> str:
     return f"max(|{eta}|, {floor})"
 
 
+def _seen(read: SoftmaxRead) -> str:
+    """Say which j are seen at t."""
+    if read.window is None:
+        return "j <= t" if read.causal else "j"
+    return f"t - {read.window} < j <= t" if read.causal else f"|t - j| < {read.window}"
+
+
 def _attention(system: System, s: _Letters) -> list[str]:
     read = system.readout
     assert isinstance(read, SoftmaxRead)
-    seen = "j <= t" if read.window is None else f"t - {read.window} < j <= t"
+    seen = _seen(read)
     score, moved = _score(system, s)
     inside = score if read.cap is None else f"{read.cap:g} tanh({score} / {read.cap:g})"
     for name, term in (("bias", "bias_j"), ("distance", "r_{t-j}")):
@@ -222,6 +229,8 @@ def realisation(system: System) -> list[str]:
     out in numbers by `System.matrices`.
     """
     if system.readout.cached:
+        if not system.causal:
+            return ["no recurrent h_t: a token sees later ones too"]
         if system.window is not None:
             return [f"no recurrent h_t: the state is a ring of the last {system.window} keys and values"]
         rotated = " of the rotated keys and queries" if system.phase is not None else ""

@@ -33,9 +33,12 @@ OUTSIDE = {
 
 def _describe_cache(system: System) -> str:
     readout, parts = system.readout, system.parts
-    words = (
-        "none: every token is kept" if readout.window is None else f"none: the last {readout.window} tokens are kept"
+    near = (
+        f"the last {readout.window} tokens are kept"
+        if readout.causal
+        else f"those less than {readout.window} away are seen"
     )
+    words = f"none: {'every token is kept' if readout.window is None else near}"
     moved = [name for name in TRANSITION if name in parts]
     if moved == ["phase"]:
         words += " (keys rotated by position)"

@@ -268,7 +268,8 @@ class _Loop:
         for i, keys in enumerate(carried):
             forgotten[:, :i] += g[:, i : i + 1]
             first = 0 if self.system.window is None else max(0, i + 1 - self.system.window)
-            seen = np.arange(first, i + 1 if self.system.causal else T)
+            last = T if self.system.window is None else min(T, i + self.system.window)
+            seen = np.arange(first, i + 1 if self.system.causal else last)
             x = self.noise(q[:, i : i + 1] * keys[:, seen]).real.sum(-1)
             cap = self.system.readout.cap  # type: ignore[attr-defined]
             x = x if cap is None else cap * np.tanh(x / cap)

@@ -115,10 +115,7 @@ def _bias(
     low = 0 if system.window is None or any_length(L + start) else max(0, L + start - system.window + 1)
     i = torch.arange(L + start, L + stop, device=device)[:, None]
     j = torch.arange(low, L + stop, device=device)
-    visible = (j <= i) if system.causal else torch.ones_like(j <= i)
-    if system.window is not None:
-        visible = visible & (i - j < system.window)
-    visible = visible[None, None]
+    visible = _visible(system, i - j)[None, None]
     valid = added.seen.clamp(max=L)
     uneven = L > 0 and (not readable(valid) or bool((valid < L).any()))
     if uneven:
@@ -133,6 +130,12 @@ def _bias(
         far = (i - j).clamp(0, added.distance.shape[1] - 1)
         bias = spread_heads(bias, H, 1) + spread_heads(added.distance[None, :, far], H, 1)
     return low, torch.where(visible, bias, -torch.inf), log_weight
+
+
+def _visible(system: System, behind: Tensor) -> Tensor:
+    """True where a key so many tokens behind a query is seen."""
+    away = behind if system.causal else behind.abs()
+    return away >= 0 if system.window is None else (away >= 0) & (away < system.window)
 
 
 def _weighted_keys(g: Tensor, bias: Tensor, log_weight: Tensor, low: int) -> tuple[Tensor, Tensor]:
@@ -291,9 +294,7 @@ def _all_exponents(system: System, rows: Tensor | None) -> Tensor:
 def _row_bias(added: Outside, rows: Tensor, system: System) -> Tensor:
     """What is added to the logits of chosen queries from an empty cache, [B|1,H|1,rows,T]; memory rows x T."""
     i, j = rows[:, None], torch.arange(system.T, device=rows.device)
-    visible = (j <= i) if system.causal else torch.ones_like(j <= i)
-    if system.window is not None:
-        visible = visible & (i - j < system.window)
+    visible = _visible(system, i - j)
     H, bias = system.H, torch.zeros(1, 1, 1, 1, device=rows.device, dtype=real_dtype(upcast(system.k).dtype))
     if added.g is not None and added.bias is not None:
         g = added.g.transpose(1, 2)

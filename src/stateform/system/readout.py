@@ -144,7 +144,7 @@ class SoftmaxRead(Readout):
     x_ij = Re(q_i^T A_i ... A_{j+1} b_j k_j): the System's transition acts on the keys, inside the exponential.
 
     Args:
-        window: only the last `window` tokens are seen.
+        window: only the last `window` tokens are seen; with causal=False, those less than `window` away on both sides.
         causal: False (form "matrix") lets every token see every other.
         forget: g, log decays outside, on the weights (ALiBi, forgetting attention): [B,T,H] or [H], 0 or less.
         bias: beta, of each key's own weight [B,T,H] or [H]; -inf hides the token. A read that sees nothing is 0.
@@ -178,9 +178,9 @@ class SoftmaxRead(Readout):
         require(isinstance(self.causal, bool), f"causal is {self.causal!r}; expected True or False")
         for name in self.parts:
             _check_tensor(name, getattr(self, name))
-        limited = any(x is not None for x in (self.window, self.forget, self.distance))
+        limited = self.forget is not None or self.distance is not None
         require(self.causal or not limited,
-                "causal=False has no past to look back on: leave out window, forget and distance")  # fmt: skip
+                "causal=False has no past to look back on: leave out forget and distance")  # fmt: skip
         number = isinstance(self.cap, int | float) and not isinstance(self.cap, bool) and 0 < self.cap < math.inf
         require(self.cap is None or number, f"cap is {self.cap!r}; expected the largest logit, above 0, or None")
 

@@ -246,7 +246,8 @@ def expressivity(systems: Sequence[System], *, nonlinear: bool = False) -> Expre
 
 def _recall(system: System) -> str:
     if system.readout.cached:
-        return "every token" if system.window is None else f"the last {system.window} tokens"
+        near = f"the last {system.window} tokens" if system.causal else f"tokens less than {system.window} away"
+        return "every token" if system.window is None else near
     return f"a finite state of {system.state_size} numbers"
 
 
@@ -303,7 +304,7 @@ def _memory(system: System) -> Verdict:
         more = ", with the Gram matrix of the keys" if system.readout.gram else ""
         return Verdict(True, f"phi is linear: a state of {system.state_size} numbers holds all that is read{more}",
                        COEFFICIENTS)  # fmt: skip
-    if system.window is not None:
+    if system.window is not None and system.causal:
         why = f"the last {system.window} tokens are kept, {system.window * system.state_size} numbers, and no others"
         return Verdict(True, why, COEFFICIENTS)
     return Verdict(False, "phi = exp: no finite state gives all of its coefficients; the cache grows with the tokens",

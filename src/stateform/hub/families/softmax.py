@@ -38,16 +38,16 @@ _given: ContextVar[list[Tensor] | None] = ContextVar("stateform_given", default=
     "RecurrentGemmaAttention", bailing_hybrid="BailingHybridAttention", bamba="BambaAttention",
     bert="BertSelfAttention", deepseek_v2="DeepseekV2Attention", deepseek_v3="DeepseekV3Attention",
     distilbert="DistilBertSelfAttention", electra="ElectraSelfAttention", falcon_h1="FalconH1Attention",
-    gemma2="Gemma2Attention", gemma3_text="Gemma3Attention", gemma="GemmaAttention", gpt2="GPT2Attention",
+    gemma="GemmaAttention", gemma2="Gemma2Attention", gemma3_text="Gemma3Attention", gpt2="GPT2Attention",
     gpt_neox="GPTNeoXAttention", gpt_oss="GptOssAttention", granite="GraniteAttention",
     granitemoehybrid="GraniteMoeHybridAttention", jamba="JambaAttention", kimi_linear="KimiLinearAttention",
     lfm2="Lfm2Attention", lfm2_moe="Lfm2MoeAttention", lfm3="Lfm3Attention", llama="LlamaAttention",
     minimax="MiniMaxAttention", mistral="MistralAttention", mixtral="MixtralAttention",
-    nemotron_h="NemotronHAttention", olmo2="Olmo2Attention", olmo3="Olmo3Attention", olmo="OlmoAttention",
-    olmo_hybrid="OlmoHybridAttention", phi3="Phi3Attention", qwen2="Qwen2Attention", qwen3="Qwen3Attention",
-    qwen3_5_moe_text="Qwen3_5MoeAttention", qwen3_5_text="Qwen3_5Attention", qwen3_moe="Qwen3MoeAttention",
-    qwen3_next="Qwen3NextAttention", recurrent_gemma="RecurrentGemmaSdpaAttention", roberta="RobertaSelfAttention",
-    smollm3="SmolLM3Attention", zamba2="Zamba2Attention", zamba="ZambaAttention",
+    modernbert="ModernBertAttention", nemotron_h="NemotronHAttention", olmo="OlmoAttention", olmo2="Olmo2Attention",
+    olmo3="Olmo3Attention", olmo_hybrid="OlmoHybridAttention", phi3="Phi3Attention", qwen2="Qwen2Attention",
+    qwen3="Qwen3Attention", qwen3_5_moe_text="Qwen3_5MoeAttention", qwen3_5_text="Qwen3_5Attention",
+    qwen3_moe="Qwen3MoeAttention", qwen3_next="Qwen3NextAttention", recurrent_gemma="RecurrentGemmaSdpaAttention",
+    roberta="RobertaSelfAttention", smollm3="SmolLM3Attention", zamba="ZambaAttention", zamba2="Zamba2Attention",
 )  # fmt: skip
 class LiftedAttention(Lifted):
     """An attention module, called with `given` besides its input."""
@@ -170,8 +170,8 @@ def attend(
     """Attend by running the System: an attention function of transformers, of query [B,H,T,n], key, value [B,H',L+T,.].
 
     Raises:
-        StateformError: what no System expresses: a bias of positions, a mask of another shape than the past (or
-            a window of it), dropout in training.
+        StateformError: what no System expresses: a bias of positions, a mask of another shape than the past, all
+            or a window of it, dropout in training.
     """
     if (parts := _given.get()) is not None:
         return parts.pop(0), None
@@ -181,13 +181,13 @@ def attend(
     require(not dropout, f"{type(module).__name__} drops weights in training; call model.eval() first")
     causal = is_causal if is_causal is not None else bool(getattr(module, "is_causal", True))
     T, past = query.shape[2], key.shape[2] - query.shape[2]
+    window = sliding_window if causal else None
     if attention_mask is not None:
-        sliding_window = visible_window(attention_mask, T, past, causal, sliding_window)
+        window = visible_window(attention_mask, T, past, causal, window)
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))  # [B,T,H,n], then [B,L+T,H',.]
     system = System(
         q * (q.shape[-1] ** -0.5 if scaling is None else scaling), k[:, past:], v[:, past:], readout="exp", eta="sum",
-        window=sliding_window if causal and sliding_window is not None else None, causal=causal,
-        cap=options.get("softcap"), sink=options.get("s_aux"),
+        window=window, causal=causal, cap=options.get("softcap"), sink=options.get("s_aux"),
     )  # fmt: skip
     seen = _seen.get()
     if seen is not None:
@@ -202,17 +202,22 @@ def attend(
 
 
 def visible_window(mask: Tensor, T: int, past: int, causal: bool, window: int | None) -> int | None:
-    """Find the window that a mask [B,1,T,L+T] shows. Raises StateformError unless all rows have that one."""
+    """Find the window that a mask [B,1,T,L+T] shows, unless it is given.
+
+    Raises StateformError if it is not the mask of that window in all rows.
+    """
     seen = (mask if mask.dtype == torch.bool else mask >= 0)[..., : past + T]
     behind = torch.arange(past, past + T, device=mask.device)[:, None] - torch.arange(past + T, device=mask.device)
-    if causal and window is None:
-        far = torch.where(seen[:1, :1], behind, 0).amax() + 1
+    away = behind if causal else behind.abs()
+    if window is None:
+        far = torch.where(seen[:1, :1], away, 0).amax() + 1
         window = int(far) if int(far) < past + T else None
-    fits = (behind >= 0) & (behind < (window or past + T)) if causal else torch.ones_like(behind, dtype=torch.bool)
+    fits = (away >= 0) & (away < (window or past + T))
     if not bool((seen == fits).all()):
         raise StateformError(
-            "the attention mask is not that of unpadded causal rows; a System has no padding: give rows of one length, "
-            "or run padded batches with another attention function"
+            f"the attention mask hides more than {'later tokens and ' if causal else ''}those beyond a window: "
+            "padding, or what an index did not choose. A System has neither: give rows of one length, or run padded "
+            "batches with another attention function"
         )
     return window
 
