@@ -16,11 +16,11 @@ import torch
 from torch import nn
 
 from stateform import StateformError
-from stateform.hub import FAMILIES, accelerate, lift
+from stateform.hub import FAMILIES, accelerate, lift, reduce
 from stateform.hub.lift import Lift
 from stateform.hub.lifted import ADAPTERS, Lifted, named
 from stateform.hub.supported import mixers
-from tests.fixtures.foreign import families, shared, small
+from tests.fixtures.foreign import WITH_IMAGES, families, shared, small, with_images
 
 OPEN = [name for name in families() if name in FAMILIES]
 UNADAPTED: set[str] = set()
@@ -59,7 +59,11 @@ def test_nothing_else_mixes_over_time(kind: str) -> None:
     """Without its mixers, a model looks at each token by itself; and each mixer that ran was lifted."""
     if kind in UNADAPTED | set(BESIDES):
         pytest.skip(BESIDES.get(kind, "a mixer has no adapter yet"))
-    net, ran = shared(kind), set()
+    alone_without_mixers(shared(kind), lifted(kind))
+
+
+def alone_without_mixers(net: nn.Module, found: Lift) -> None:
+    ran = set()
 
     def silence(name: str) -> Any:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
@@ -82,8 +86,28 @@ def test_nothing_else_mixes_over_time(kind: str) -> None:
             hook.remove()
     differ = (one != two).any(-1)[0]
     assert bool(differ[5]) and int(differ.sum()) == 1
-    assert ran == {name.split(" (use")[0] for name in lifted(kind)}
+    assert ran == {name.split(" (use")[0] for name in found}
     assert {type(m).__name__ for m in mixers(net).values()} <= set(ADAPTERS)
+
+
+@pytest.mark.parametrize("kind", WITH_IMAGES)
+def test_the_language_model_of_a_model_of_several_parts(kind: str) -> None:
+    net = with_images(kind)
+    found = lift(net, TEXT, dtype="float64")
+    for certificate in found.certificates():
+        assert certificate and certificate.error <= 1e-10, str(certificate)
+    assert all(name.startswith("model.language_model.layers.") for name in found)
+    assert len(found) == net.config.text_config.num_hidden_layers
+    assert len(reduce(net, 0.05, TEXT[:8]).layers) == len(found)
+    alone_without_mixers(net, found)
+
+
+def test_attention_to_tokens_that_an_index_chose_is_refused() -> None:
+    """With fewer tokens than it chooses it is attention to them all."""
+    first, *indexed = lift(with_images("glm5_next", index_topk=8), TEXT, dtype="float64").certificates()
+    assert first
+    assert all("what an index did not choose" in certificate.refused for certificate in indexed)
+    assert all(lift(with_images("glm5_next", index_topk=8), TEXT[:8], dtype="float64").certificates())
 
 
 def _first_of_each_class(kind: str) -> list[str]:
@@ -234,7 +258,6 @@ def test_a_layer_is_the_same_on_every_text(kind: str) -> None:
 
 
 def test_a_model_keeps_its_modes_and_its_forwards() -> None:
-    from stateform.hub import reduce
     from stateform.hub.runs import perplexity
 
     net = small("mamba").train()

@@ -12,7 +12,7 @@ import torch
 
 import stateform as sf
 from stateform.hub import open_model
-from tests.fixtures.foreign import small
+from tests.fixtures.foreign import WITH_IMAGES, small, with_images
 
 pytest.importorskip("transformers")
 
@@ -45,6 +45,25 @@ def test_a_model_opens_as_it_was_saved(kind: str, tmp_path: Path) -> None:
     kept = dict(opened.model.state_dict())
     assert all(torch.equal(kept[name], x) for name, x in model.state_dict().items())
     assert open_model(tmp_path, dtype="float64").model.dtype == torch.float64
+
+
+@pytest.mark.parametrize("kind", WITH_IMAGES)
+def test_a_model_of_several_parts_opens_whole(kind: str, tmp_path: Path) -> None:
+    model = with_images(kind)
+    model.save_pretrained(tmp_path)
+    opened = open_model(tmp_path).model
+    assert type(opened) is type(model)
+    text = torch.arange(1, 20)
+    with torch.no_grad():
+        assert torch.equal(opened(text[None]).logits, model(text[None]).logits)
+    assert all(sf.lift(opened, text, dtype="float64").certificates())
+
+
+def test_a_language_model_without_an_adapter_is_named(tmp_path: Path) -> None:
+    with_images("llava").save_pretrained(tmp_path / "llava")
+    folder = changed(tmp_path / "llava", tmp_path / "other", text_config={"model_type": "reformer"})
+    with pytest.raises(sf.StateformError, match="'llava' have no adapter for their language model, of type 'reformer'"):
+        open_model(folder)
 
 
 def test_what_is_no_model(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from ..models.pretrained import CONFIG, read_kind
 from ..text import parse_json, read_bytes
 from .formats import Words, open_file, read_words
 from .lifted import FAMILIES
-from .supported import no_adapter, require_supported
+from .supported import language_kind, no_adapter, require_supported
 
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -195,6 +195,8 @@ def _class(hf: Any, config: Any) -> Any:
     made = (getattr(config, "architectures", None) or [""])[0]
     if made.endswith("ForMaskedLM"):
         return hf.AutoModelForMaskedLM
+    if made.endswith("ForConditionalGeneration") and type(config) in hf.AutoModelForImageTextToText._model_mapping:
+        return hf.AutoModelForImageTextToText
     try:
         known = type(config) in hf.AutoModelForCausalLM._model_mapping
     except (AttributeError, KeyError):
@@ -210,7 +212,7 @@ def _check_model(maker: Any, config: Any, dtype: str, limit: float | None, trust
         with torch.device("meta"):
             model = maker.from_config(config, trust_remote_code=trusted)
     except Exception:  # a model that cannot be made on "meta" is loaded unchecked
-        require(kind in FAMILIES or trusted, no_adapter(kind))
+        require(trusted or not {kind, language_kind(config)}.isdisjoint(FAMILIES), no_adapter(kind))
         return
     if not trusted:
         require_supported(model)

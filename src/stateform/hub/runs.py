@@ -71,7 +71,7 @@ class Runs:
         self.inputs = None if inputs is None else readable_inputs(model, inputs)
         self.refused: dict[str, str] = {}
         """By mixer: why there is no System of it. Filled by `same`."""
-        self._wrapped: dict[str, int] = {}  # by mixer: the length of the tuple that it returns, 0 for a tensor
+        self._wrapped: dict[str, list[Any] | None] = {}  # by mixer: what it returns beside its output, in a tuple
 
     def __call__(self, changes: Changes | None = None) -> TextScore:
         if self.inputs is None:
@@ -93,7 +93,7 @@ class Runs:
 
     def _record(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(_: nn.Module, __: Any, out: Any) -> None:
-            self._wrapped[name] = len(out) if isinstance(out, tuple) else 0
+            self._wrapped[name] = [_index(x) for x in out[1:]] if isinstance(out, tuple) else None
 
         return hook
 
@@ -160,8 +160,8 @@ class Runs:
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             y = self._compute(change, shared, twin, args, kwargs)
-            rest = self._wrapped.get(name, 0)
-            return (y, *[None] * (rest - 1)) if rest else y
+            rest = self._wrapped.get(name)
+            return y if rest is None else (y, *rest)
 
         return forward
 
@@ -180,6 +180,11 @@ class Runs:
         past = Past(None, handed)
         system = layer.system(u, past)
         return layer.output(change(system), u, system, past)
+
+
+def _index(x: Any) -> Tensor | None:
+    """Keep which tokens an attention chose, for the layers that attend to the same; nothing else is read later."""
+    return x if isinstance(x, Tensor) and not x.is_floating_point() else None
 
 
 def modules(model: nn.Module) -> dict[str, nn.Module]:

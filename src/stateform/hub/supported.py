@@ -20,6 +20,15 @@ def kind_of(model: Any) -> str | None:
     return kind if isinstance(kind, str) else None
 
 
+def language_kind(config: Any) -> str | None:
+    """Give the type of the language model in a model of several parts (of text and images, say); else its own type."""
+    try:
+        kind = config.get_text_config().model_type
+    except (AttributeError, ValueError):  # no such part, or several
+        kind = getattr(config, "model_type", None)
+    return kind if isinstance(kind, str) else None
+
+
 def require_supported(model: Any) -> None:
     """Raise unless the model is of a type with adapters."""
     kind = kind_of(model)
@@ -29,13 +38,16 @@ def require_supported(model: Any) -> None:
     require(kind is not None, f"{type(model).__name__} is no model of transformers; its config has no model_type{hint}")
     known = {name for names in FAMILIES.values() for name in names}
     own = any(type(m).__name__ in ADAPTERS and type(m).__name__ not in known for m in model.modules())
-    require(kind in FAMILIES or own, no_adapter(kind))
+    inside = language_kind(model.config)
+    require(own or not {kind, inside}.isdisjoint(FAMILIES), no_adapter(kind, inside))
 
 
-def no_adapter(kind: str | None) -> str:
-    """Say that a type has no adapter, and which types have."""
+def no_adapter(kind: str | None, inside: str | None = None) -> str:
+    """Say that a type has no adapter (nor has the language model inside), and which types have."""
+    part = kind if inside is None else inside
+    among = "" if part == kind else f" for their language model, of type {part!r}"
     return (
-        f"models of type {kind!r} have no adapter: {nearest(str(kind), FAMILIES)} "
+        f"models of type {kind!r} have no adapter{among}: {nearest(str(part), FAMILIES)} "
         f"All types: {', '.join(FAMILIES)}; {HOW}"
     )
 

@@ -130,7 +130,8 @@ class LiftedOlmoHybrid(LiftedGatedDelta):
 
 
 @adapts(
-    "Glm5NextTextLinearAttention", kimi_linear="KimiLinearDeltaAttention", bailing_hybrid="BailingHybridDeltaAttention",
+    bailing_hybrid="BailingHybridDeltaAttention", glm5_next_text="Glm5NextTextLinearAttention",
+    kimi_linear="KimiLinearDeltaAttention",
 )  # fmt: skip
 class LiftedKimiDelta(LiftedOlmoHybrid):
     """S_t = (I - beta_t k_t k_t^T) diag(a_t) S_{t-1} + beta_t k_t v_t^T, as `stateform.architectures.KDA`.
