@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "Analysis", "Bench", "Card", "Cell", "Classifier", "Comparison", "Equivalence", "LanguageModel", "Layer", "Lift",
-    "LinearRead", "ModelConfig", "ModelReduction", "Newton", "Past", "Report", "RidgeRead", "ShortConv", "SoftmaxRead",
-    "Solver", "State", "StateformError", "System", "Trajectory", "Zoo", "accelerate", "analyze", "backend", "bench",
-    "build", "check", "compare", "convert", "equivalent", "lift", "names", "open_model", "reduce", "register", "run",
-    "show", "stabilise", "undo", "validate", "zoo",
+    "Analysis", "Bench", "Card", "Cell", "Chain", "Classifier", "Comparison", "Equivalence", "LanguageModel", "Layer",
+    "Lift", "LinearRead", "ModelConfig", "ModelReduction", "Newton", "Past", "Report", "RidgeRead", "ShortConv",
+    "SoftmaxRead", "Solver", "State", "StateformError", "System", "Trajectory", "Zoo", "accelerate", "analyze",
+    "backend", "bench", "build", "check", "compare", "convert", "equivalent", "lift", "names", "open_model", "reduce",
+    "register", "run", "show", "stabilise", "undo", "validate", "zoo",
 ]  # fmt: skip
 
 

@@ -37,6 +37,7 @@ from .studies.compare import compare as compare
 from .studies.comparison import Comparison as Comparison
 from .studies.zoo import Zoo as Zoo
 from .studies.zoo import zoo as zoo
+from .system import Chain as Chain
 from .system import System as System
 from .system.readout import LinearRead as LinearRead
 from .system.readout import RidgeRead as RidgeRead

@@ -45,7 +45,8 @@ ROOMS = {
         "lazy precision readout transition words",
         "discretise shapes state",
         "system",
-        "core tree",
+        "chain core",
+        "tree",
     ],
     "forms": [
         "compiled cost cost.constants form packing pairs stabilise step",

@@ -113,8 +113,13 @@ class _Letters:
 def equations(system: System) -> list[str]:
     """State update, readout and what the letters stand for, a line each.
 
-    How f and w follow from k, b and the decay is found by comparing their values.
+    How f and w follow from k, b and the decay is found by comparing their values. Of a chain, those of each System.
     """
+    before = [line for x in system.systems[:-1] for line in [*_equations(x), "then, made of these y_t:"]]
+    return [*before, *_equations(system)]
+
+
+def _equations(system: System) -> list[str]:
     s = _Letters(system)
     if system.readout.cached:
         return _attention(system, s)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -20,8 +22,12 @@ def constant_transition(system: System) -> bool:
 
 
 def describe(system: System) -> str:
-    """Say the transition in words."""
-    return _describe_cache(system) if system.readout.cached else _describe_transition(system)
+    """Say the transition in words; of a chain, that of each System."""
+    return _then(_describe_cache(x) if x.readout.cached else _describe_transition(x) for x in system.systems)
+
+
+def _then(words: Iterable[str]) -> str:
+    return ", then ".join(words)
 
 
 OUTSIDE = {
@@ -66,7 +72,11 @@ def _describe_transition(system: System) -> str:
 
 
 def describe_read(system: System) -> str:
-    """The readout in words."""
+    """Say the readout in words; of a chain, that of each System."""
+    return _then(map(_describe_read, system.systems))
+
+
+def _describe_read(system: System) -> str:
     if system.readout.cached:
         return "softmax" if system.eta == "sum" else "exponential"
     if not system.readout.linear:

@@ -20,7 +20,7 @@ from ..layer import Layer, has_system, system_of
 from ..models import SequenceModel
 from ..system import System
 from ..system.precision import HALF, PROJECTED, UNIT, tolerance
-from ..system.state import CACHES, State
+from ..system.state import State, grows
 from .draws import copied, drawn, normal
 from .law import Layout
 from .outcome import Report
@@ -177,7 +177,7 @@ class LayerRunner:
             if key not in got:
                 self.report.expect(self.part, False, f"{where}: the state has no {key}")
             else:
-                logs = key in ("log_scale", "log_weight")  # -inf: nothing yet, or nothing any more
+                logs = key.rpartition(".")[2] in ("log_scale", "log_weight")  # -inf: nothing yet, or nothing any more
                 where_key = f"{where}, state {key}"
                 self.report.compare(self.part, where_key, got[key], want[key], allowed, infinite=logs)
 
@@ -209,7 +209,7 @@ def _after(state: State, layout: Layout) -> list[State]:
     for i, (row, places) in enumerate(layout.texts):
         at, length = row if layout.ends is None else i, int(places.sum())
         own = {k: x[at : at + 1] for k, x in state.tensors.items()}
-        found.append(State({k: x[:, max(0, x.shape[1] - length) :] if k in CACHES else x for k, x in own.items()}))
+        found.append(State({k: x[:, max(0, x.shape[1] - length) :] if grows(k) else x for k, x in own.items()}))
     return found
 
 

@@ -23,7 +23,7 @@ from ..system.state import State, unchecked
 from .checks import check_contraction, check_input, check_mask, check_output, check_state, check_token
 from .options import recorded
 from .parts import first_parameter
-from .past import Past
+from .past import Past, under
 from .streaming import Shared, by_rows, by_stretches, owning, stretch_length
 
 
@@ -138,9 +138,11 @@ class Layer(nn.Module):
         past = Past()
         with torch.no_grad():
             system = self.system(torch.zeros(1, 1, self.d_model, dtype=weight.dtype, device=weight.device), past)
-        kept = {name: torch.zeros_like(x).expand(batch, *x.shape[1:]).clone() for name, x in past.kept.items()}
-        blank = blank_state(system, batch)
-        return State({**{k: x.clone() for k, x in blank.tensors.items()}, **kept}, self.fingerprint)
+        kept = {name: torch.zeros_like(x).expand(batch, *x.shape[1:]) for name, x in past.kept.items()}
+        blank = dict(blank_state(system, batch).tensors)
+        for name, inner in past.inner.items():
+            kept.update(under(name, blank_state(inner, batch)))
+        return State({name: x.clone() for name, x in {**blank, **kept}.items()}, self.fingerprint)
 
     @property
     def fingerprint(self) -> str:
@@ -181,14 +183,14 @@ class Layer(nn.Module):
         """True if the state does not grow with T (false for softmax without a window)."""
         with torch.no_grad():
             system = self.system(x[:1, :1])
-        return system.causal and system.readout.bounded
+        return system.causal and not system.growth
 
     def _run(self, x: Tensor, state: State | None, form: str, shared: Shared | None = None) -> tuple[Tensor, State]:
         """Run one stretch in one piece."""
         if x.shape[0] == 0 or x.shape[1] == 0:
             y = x.new_zeros(x.shape) + nothing_of((x, *self.parameters()))
             return y, self.init_state(x.shape[0]) if state is None else state
-        past = Past(state, shared)
+        past = Past(state, shared, form)
         system = self.system(x, past)
         if not isinstance(system, System):
             raise StateformError(f"{type(self).__name__}.system gave a {type(system).__name__}; expected a System")

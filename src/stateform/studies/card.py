@@ -165,8 +165,9 @@ def show(spec: str | type[nn.Module], *, d_model: int = 64, seed: int = 0, **opt
     assert has_state(layer)
     start = layer.init_state(1)
     parts = [
-        Part(name, layout(name, x), tuple(x.shape), system.is_constant(name), str(x.dtype).removeprefix("torch."))
-        for name, x in system.tensors().items()
+        Part(name, layout(name, x), tuple(x.shape), one.is_constant(name), str(x.dtype).removeprefix("torch."))
+        for one in system.systems
+        for name, x in one.tensors().items()
     ]
     body, arguments = documented(cls)
     return Card(
@@ -192,6 +193,10 @@ def documented(cls: type[nn.Module]) -> tuple[str, dict[str, str]]:
 
 
 def _flags(system: System) -> str:
+    return "; then ".join(map(_flags_of_one, system.systems))
+
+
+def _flags_of_one(system: System) -> str:
     words = [f'readout "{system.readout}"']
     words += ['eta = "sum"'] if system.eta == "sum" else []
     floor = system.eta_floor

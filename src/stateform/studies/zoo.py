@@ -245,15 +245,13 @@ def row(spec: str | type[nn.Module], sizes: dict[str, Any], seed: int = 0) -> Ro
         settled = nonlinear or system.readout.cached
         systems = [system] if settled else [system, *_draws(layer, x, generator)]
         contractive, why = contraction(system, promised=getattr(layer, "contractive", False), where="on random input")
-        grows = system.readout.cached and system.window is None
-        size = system.state_size * (system.window or 1) if system.readout.cached else system.state_size
         family, title = family_of(cls)
         return Row(
             name=spec if isinstance(spec, str) else entry.name if entry else cls.__name__,
             family=family, title=title,
             summary=described(cls)[0] if cls.__doc__ else cls.__name__, paper=entry.paper if entry else "",
             transition=words, read=describe_read(system), state=_state(system),
-            state_size=0 if grows else size, state_growth=system.state_size if grows else 0,
+            state_size=system.held, state_growth=system.growth,
             forms=_forms(layer, system, x[:1]), contractive=contractive, contractive_why=why,
             parameters=sum(p.numel() for p in layer.parameters()),
             nonlinear=nonlinear, expresses=expressivity(systems, nonlinear=nonlinear),
@@ -271,6 +269,10 @@ def _forms(layer: nn.Module, system: System, x: torch.Tensor) -> dict[str, str |
 
 
 def _state(system: System) -> str:
+    return " and ".join(map(_state_of_one, system.systems))
+
+
+def _state_of_one(system: System) -> str:
     if system.readout.cached:
         return f"{system.state_size} a token" + (f", the last {system.window}" if system.window else "")
     sizes = list(blank_state(system, 1)["S"].shape[1:])
@@ -281,7 +283,8 @@ def _state(system: System) -> str:
 
 def depends_on_state(layer: nn.Module, x: torch.Tensor) -> set[str]:
     """The parts of a layer's System, of those that say what is kept and written, that depend on tokens far before
-    theirs. If there are any, the layer is a nonlinear recurrence, and its System the linearisation along this input.
+    theirs. If there are any, the layer is a nonlinear recurrence, and its System the linearisation along this input;
+    but a chain is made of what its own Systems read.
 
     Args:
         layer: with `system`.
@@ -293,7 +296,7 @@ def depends_on_state(layer: nn.Module, x: torch.Tensor) -> set[str]:
     x = x.repeat(1, math.ceil((far + 8) / length), 1)
     other = torch.cat([x[1:, :1], x[:1, 1:]], 1)
     a, b = (system_of(layer, u)[far:] for u in (x[:1], other))
-    if a.readout.cached:
+    if a.readout.cached or len(a.systems) > 1:  # what a chain is made of are reads, of Systems that are linear
         return set()
     parts = b.tensors()
     return {

@@ -27,8 +27,9 @@ goes on, `shapes` what fits, `precision` every number about rounding.
 """
 
 from . import tree as tree
+from .chain import Chain
 from .readout import LinearRead, Readout, RidgeRead, SoftmaxRead, Solver
 from .state import State
 from .system import System
 
-__all__ = ["LinearRead", "Readout", "RidgeRead", "SoftmaxRead", "Solver", "State", "System"]
+__all__ = ["Chain", "LinearRead", "Readout", "RidgeRead", "SoftmaxRead", "Solver", "State", "System"]

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import require
+
 
 def wrap(phase: Tensor) -> Tensor:
     """Reduce the angle in float64 to [-pi, pi): sums of many stay small, and so exact."""
@@ -55,6 +57,14 @@ def real_dtype(dtype: torch.dtype) -> torch.dtype:
 def complex_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the complex dtype that goes with a dtype. There is no complex half: complex64 goes with half precision."""
     return torch.complex128 if dtype in DOUBLE else torch.complex64
+
+
+def asked_of_to(what: str, *args: Any, **kwargs: Any) -> tuple[torch.device | None, torch.dtype | None]:
+    """Read the arguments of `Tensor.to`: a device, a floating dtype, or both; `what` is what they are given for."""
+    device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+    floating = dtype is None or dtype.is_floating_point or dtype.is_complex
+    require(floating, f"a {what} cannot be cast to {dtype}; expected a floating dtype")
+    return device, dtype
 
 
 def upcast(x: Tensor) -> Tensor:

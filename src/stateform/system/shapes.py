@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -67,6 +67,15 @@ def layout(name: str, x: Tensor) -> str:
     expected = " or ".join("[" + ",".join(axes) + "]" for axes in SHAPES[name])
     letters = "t tokens, T = t * micro" if name in PER_TOKEN else "T = tokens * micro"
     raise StateformError(f"{label(name)} has shape {list(x.shape)}; expected {expected} (B batch, {letters}, H heads)")
+
+
+def decay_kind(parts: dict[str, Tensor], layouts: dict[str, str]) -> Literal["identity", "scalar", "diagonal"]:
+    """Name the structure of a decay that is not dense."""
+    decays = [name for name in DECAYS if name in parts]
+    if not decays:
+        return "identity"
+    wide = any(layouts[name][-1] == "n" and parts[name].shape[-1] > 1 for name in decays)
+    return "diagonal" if wide else "scalar"
 
 
 def label(name: str) -> str:
@@ -263,3 +272,12 @@ def indices(given: Sequence[int] | int, size: int, what: str) -> list[int]:
         raise StateformError(f"{what} is {given!r}; expected whole numbers") from None
     require(all(-size <= i < size for i in index), f"{what} {index} are not all among the {size}: 0..{size - 1}")
     return [i % size for i in index]
+
+
+def stretch(at: slice, length: int) -> tuple[int, int]:
+    """Find where a slice of tokens begins and ends."""
+    whole = isinstance(at, slice) and all(x is None or hasattr(x, "__index__") for x in (at.start, at.stop))
+    require(whole and at.step in (None, 1),
+            f"a system is sliced in time, system[start:stop] with whole numbers; got {at!r}")  # fmt: skip
+    start, stop, _ = at.indices(length)
+    return start, max(start, stop)

@@ -16,13 +16,13 @@ from torch.utils import _pytree as pytree
 
 from ..errors import StateformError, nearest, readable, require, values_checked
 from ..files import write_atomically
-from .precision import complex_dtype, real_dtype
+from .precision import asked_of_to, complex_dtype, real_dtype
 
 CACHES = ("keys", "moved_keys", "values", "log_weight")
 """The tensors of a State that grow, [N,L,...]: aligned at their end, of which the last `position` are tokens seen."""
 PAIRS = "complex"
 """The key, in the header of a file, of the names of the tensors that are complex: [...,2] there."""
-PRECISE = ("S", "log_scale", "log_weight", "moved_keys")
+PRECISE = ("S", "log_scale", "log_weight", "log_sum", "moved_keys")
 """The tensors that stay at float32 at least: every token computes them from what they were."""
 
 
@@ -102,11 +102,7 @@ class State:
         """Move or cast as `Tensor.to` does; complex tensors stay complex. In half precision what adds up (S, scales)
         stays in float32, and the angle as it is.
         """
-        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
-        require(
-            dtype is None or dtype.is_floating_point or dtype.is_complex,
-            f"a state cannot be cast to {dtype}; expected a floating dtype",
-        )
+        device, dtype = asked_of_to("state", *args, **kwargs)
 
         def move(name: str, x: Tensor) -> Tensor:
             name = name.rpartition(".")[2]  # in the state of a whole model, "0.S" is the S of layer 0

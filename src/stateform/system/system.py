@@ -22,21 +22,22 @@ from torch import Tensor
 
 from ..errors import StateformError, require, require_finite, require_values
 from .lazy import Lazy
-from .precision import complex_dtype, real_dtype, upcast
+from .precision import asked_of_to, complex_dtype, real_dtype, upcast
 from .readout import ReadOptions, Readout, made
 from .shapes import (
-    DECAYS,
     EXPONENTS,
     HIDING,
     PER_TOKEN,
     READ,
     TENSORS,
+    decay_kind,
     facts,
     indices,
     label,
     layout,
     select_heads,
     spread_heads,
+    stretch,
 )
 from .words import in_words
 
@@ -228,13 +229,7 @@ class System:
     @Lazy
     def decay_kind(self) -> Literal["identity", "scalar", "diagonal", "dense"]:
         """Structure of the open-loop decay."""
-        if self.transition is not None:
-            return "dense"
-        decays = {name: self.parts[name] for name in DECAYS if name in self.parts}
-        if not decays:
-            return "identity"
-        wide = any(self.layouts[name][-1] == "n" and x.shape[-1] > 1 for name, x in decays.items())
-        return "diagonal" if wide else "scalar"
+        return "dense" if self.transition is not None else decay_kind(self.parts, self.layouts)
 
     @property
     def time_invariant(self) -> bool:
@@ -250,6 +245,21 @@ class System:
         """
         return self.readout.state_size(self)
 
+    @property
+    def held(self) -> int:
+        """Real numbers that a row holds whatever the number of tokens (with a window, once it is full)."""
+        return self.state_size * (self.window or 1) if self.readout.bounded else 0
+
+    @property
+    def growth(self) -> int:
+        """Real numbers that each token adds to the state of a row."""
+        return 0 if self.readout.bounded else self.state_size
+
+    @property
+    def systems(self) -> tuple[System, ...]:
+        """This one, after those that a `Chain` has before it."""
+        return (self,)
+
     # -- parts of it ---------------------------------------------------------------------------------------------
 
     def map(self, fn: Callable[[str, Tensor], Tensor]) -> System:
@@ -262,14 +272,8 @@ class System:
 
     def __getitem__(self, at: slice) -> System:
         """A stretch of tokens, `system[start:stop]`."""
-        require(
-            isinstance(at, slice)
-            and at.step in (None, 1)
-            and all(x is None or hasattr(x, "__index__") for x in (at.start, at.stop)),
-            f"a system is sliced in time, system[start:stop] with whole numbers; got {at!r}",
-        )
-        start, stop, _ = at.indices(self.T)
-        return self.gather(lambda x, r: x[:, start * r : max(start, stop) * r])
+        start, stop = stretch(at, self.T)
+        return self.gather(lambda x, r: x[:, start * r : stop * r])
 
     def gather(self, fn: Callable[[Tensor, int], Tensor]) -> System:
         """A system with `fn(tensor, steps per token)` in place of each part that varies with batch and time."""
@@ -290,11 +294,7 @@ class System:
 
     def to(self, *args: Any, **kwargs: Any) -> System:
         """Move or cast as `Tensor.to` does; complex parts stay complex."""
-        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
-        require(
-            dtype is None or dtype.is_floating_point or dtype.is_complex,
-            f"a system cannot be cast to {dtype}; expected a floating dtype",
-        )
+        device, dtype = asked_of_to("system", *args, **kwargs)
 
         def move(name: str, x: Tensor) -> Tensor:
             if dtype is None:
@@ -347,7 +347,7 @@ class System:
             [B,H,queries,T * micro], the direct term on its diagonal.
 
         Raises:
-            StateformError: for vector states (see `contributions`), and where the result would be too large.
+            StateformError: for vector states, see `contributions`; a result too large.
         """
         from ..forms.coefficients import coefficients
 

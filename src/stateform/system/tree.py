@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.utils import _pytree as pytree
 
+from .chain import Chain
 from .system import System
 
 
@@ -29,4 +30,16 @@ def _unflatten(xs: Any, context: Any) -> System:
     return system
 
 
+def _flatten_chain(chain: Chain) -> tuple[list[Any], None]:
+    return list(chain.systems), None
+
+
+def _unflatten_chain(xs: Any, _: None) -> Chain:
+    *before, last = xs
+    chain = object.__new__(Chain)
+    chain.__dict__.update(last.__dict__, before=tuple(before))
+    return chain
+
+
 pytree.register_pytree_node(System, _flatten, _unflatten)
+pytree.register_pytree_node(Chain, _flatten_chain, _unflatten_chain)

@@ -208,8 +208,27 @@ def expressivity(systems: Sequence[System], *, nonlinear: bool = False) -> Expre
     Args:
         systems: of one layer, all of one structure; the more and the wilder the parameters, the more is reached.
         nonlinear: the parts of these systems depend on the state: they are linearisations.
+
+    The Systems of a chain are as layers of a stack: it expresses what one of them does.
     """
     require(len(systems) > 0, "expressivity needs at least one system")
+    members = [_of_one(one, nonlinear) for one in zip(*(x.systems for x in systems), strict=True)]
+    *before, found = members
+    for other in before:
+        parity, counting, permutations, selection = (
+            max(getattr(found, name), getattr(other, name), key=lambda v: (v.holds is not False) + (v.holds is True))
+            for name in ("parity", "counting", "permutations", "selection")
+        )
+        found = Expressivity(
+            found.tracks if parity is found.parity else other.tracks, f"{other.recall}, then {found.recall}",
+            selection, parity, counting, permutations,
+            other.memory if found.memory.holds else found.memory, found.reach,
+        )  # fmt: skip
+    return found
+
+
+def _of_one(systems: Sequence[System], nonlinear: bool) -> Expressivity:
+    """What the transitions of one System express, for several parameters and inputs."""
     system = systems[0]
     recall = _recall(system)
     varies = not constant_transition(system)

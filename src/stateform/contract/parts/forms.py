@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -27,13 +29,14 @@ def equations(b: LayerRunner) -> None:
         with torch.no_grad():
             for regime in REGIMES:
                 own = layer.system(layer.input(2, T)).to(torch.float64)
-                exact = in_regime(own, regime, b.generator)
-                if exact is not None:
-                    _is_defined(b, exact, f"{regime} decays, T = {T}")
+                for one in own.systems:
+                    exact = in_regime(one, regime, b.generator)
+                    if exact is not None:
+                        _is_defined(b, exact, f"{regime} decays, T = {T}")
             for dtype in (torch.float64, torch.float32):
                 other = layer.at(dtype, T)
-                large = other.system(10 * other.input(2, T))
-                _is_defined(b, large, f"inputs times 10, {short(dtype)}, T = {T}")
+                for large in other.system(10 * other.input(2, T)).systems:
+                    _is_defined(b, large, f"inputs times 10, {short(dtype)}, T = {T}")
 
 
 def _is_defined(b: LayerRunner, system: System, where: str) -> None:
@@ -73,8 +76,8 @@ def forms(b: LayerRunner) -> None:
         layer = b.drawn()
         with torch.no_grad():
             own: System = layer.system(layer.input(2, T)).to(torch.float64)
-            for regime in REGIMES:
-                exact = in_regime(own, regime, b.generator)
+            for one, regime in itertools.product(own.systems, REGIMES):
+                exact = in_regime(one, regime, b.generator)
                 if exact is None:
                     continue
                 lost = 4 * sensitivity(exact, some_state(exact), b.generator)

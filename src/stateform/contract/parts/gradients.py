@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -27,12 +27,19 @@ def gradients(b: LayerRunner) -> None:
     T = 200 if b.exhaustive else 70
     layer = b.drawn()
     with torch.no_grad():
-        system: System = layer.system(layer.input(2, T)).to(torch.float64).detach()
-    loss = _Loss(system, some_state(system), b.generator)
+        own = layer.system(layer.input(2, T)).to(torch.float64).detach()
+    for system in own.systems:
+        _of_system(b, system)
+    _through(b, layer)
+
+
+def _of_system(b: LayerRunner, system: System) -> None:
+    loss, T = _Loss(system, some_state(system), b.generator), system.T
     with backend("torch"):
         want = loss.gradients("recurrent")
     for name, g in want.items():
-        b.report.expect(b.part, bool(g.abs().max() > 0), f"the gradient of {name} is zero")
+        lost = name == "initial state" and _forgets(system)
+        b.report.expect(b.part, lost or bool(g.abs().max() > 0), f"the gradient of {name} is zero")
     for form in exists(system):
         got = loss.gradients(form)
         for name, g in want.items():
@@ -41,6 +48,25 @@ def gradients(b: LayerRunner) -> None:
     for name, x in system.tensors().items():
         if name not in _UNASKED and not (name in ("log_decay", "forget") and bool(torch.isinf(x).any())):
             _along_a_direction(b, loss, name, want[name])
+
+
+def _forgets(system: System) -> bool:
+    """True if the first step erases all that was before it."""
+    g = system.parts.get("log_decay")
+    return g is not None and not system.is_constant("log_decay") and bool(torch.isneginf(g[:, 0]).all())
+
+
+def _through(b: LayerRunner, layer: LayerRunner) -> None:
+    """The gradient of a layer's outputs to its inputs, through all of its systems, against finite differences."""
+    x, start = layer.input(2, 9), layer.oracle(layer.input(2, 5))[1].detach()
+    weight, direction = normal(x.shape, b.generator).to(x), normal(x.shape, b.generator).to(x)
+
+    def value(x: Tensor) -> Tensor:
+        return (layer.call(x, "recurrent", initial_state=start)[0] * weight).sum()
+
+    leaf = x.clone().requires_grad_()
+    (found,) = torch.autograd.grad(value(leaf), leaf)
+    _along(b, "the inputs", value, x, found, direction)
 
 
 def floor_of(found: Iterable[Tensor]) -> float:
@@ -90,12 +116,22 @@ def _along_a_direction(b: LayerRunner, loss: _Loss, name: str, gradient: Tensor)
     """
     x = loss.system.tensors()[name]
     direction = normal(x.shape, b.generator).to(x)
+
+    def value(x: Tensor) -> Tensor:
+        return loss(loss.system.map(lambda k, old: x if k == name else old), loss.start, "recurrent")
+
+    _along(b, name, value, x, gradient, direction)
+
+
+def _along(
+    b: LayerRunner, name: str, value: Callable[[Tensor], Tensor], x: Tensor, gradient: Tensor, direction: Tensor
+) -> None:
     g, along = (torch.view_as_real(z) if x.is_complex() else z for z in (gradient, direction))
     expected = float((g * along).sum())
     size = max(float(gradient.abs().max() * direction.abs().sum().sqrt()), abs(expected))
     for h in (1e-5, 1e-6, 1e-7):
         with torch.no_grad():
-            up, down = (loss(_shifted(loss.system, name, direction * by), loss.start, "recurrent") for by in (h, -h))
+            up, down = (value(x + direction * by) for by in (h, -h))
         slope = float(up - down) / (2 * h)
         allowed = max(
             1e-5 * size, UNIT[torch.float64] * abs(float(up)) / h
@@ -104,7 +140,3 @@ def _along_a_direction(b: LayerRunner, loss: _Loss, name: str, gradient: Tensor)
             break
     text = f"along a direction the gradient of {name} says {expected:.8g}, differences {slope:.8g}"
     b.report.expect(b.part, abs(slope - expected) <= allowed, text)
-
-
-def _shifted(system: System, name: str, by: Tensor) -> System:
-    return system.map(lambda k, x: x + by if k == name else x)
