@@ -134,6 +134,12 @@ def signed(g: Tensor, negative: bool = True) -> tuple[Tensor, Tensor | None]:
     return a.abs().clamp_min(1e-4).log(), torch.where(a < 0, -1.0, 1.0).to(a.dtype)
 
 
+def forget_gate(z: Tensor, least: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Compute log f and 1 - f of the gate f = least + (1 - least) sigmoid(z), both without cancellation."""
+    let_go = (1 - least) * torch.sigmoid(-z)
+    return (F.logsigmoid(z) if least == 0 else torch.log1p(-let_go)), let_go
+
+
 def inverse_softplus(x: Tensor) -> Tensor:
     """Find z with softplus(z) = x."""
     return x + torch.log(-torch.expm1(-x))

@@ -8,13 +8,12 @@ o_t = silu(W_o u_t), and the read is normalised per head.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import require
 from ...layer import Layer, Past
-from ...layer.parts import HeadNorm, heads, precise, split_size
+from ...layer.parts import HeadNorm, forget_gate, heads, precise, split_size
 from ...system import System
 from ..registry import register
 
@@ -44,10 +43,9 @@ class HGRN2(Layer):
         self.out_proj = nn.Linear(d_model, d_model, bias=False)
 
     def system(self, u: Tensor, past: Past | None = None) -> System:
-        o, z = F.silu(heads(self.o_proj(u), self.n_heads)), precise(heads(self.f_proj(u), self.n_heads))  # [B,T,H,n]
-        kept = (1 - self.lower_bound) * torch.sigmoid(-z)  # 1 - f without cancellation
-        g = F.logsigmoid(z) if self.lower_bound == 0 else torch.log1p(-kept)  # [B,T,H,n]
-        return System(o, kept.to(o.dtype), heads(self.i_proj(u), self.n_heads), log_decay=g)
+        o = F.silu(heads(self.o_proj(u), self.n_heads))  # [B,T,H,n]
+        g, let_go = forget_gate(precise(heads(self.f_proj(u), self.n_heads)), self.lower_bound)
+        return System(o, let_go.to(o.dtype), heads(self.i_proj(u), self.n_heads), log_decay=g)
 
     def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
         return self.out_proj(self.norm(y).flatten(2))  # [B,T,d_model]
