@@ -47,7 +47,7 @@ def take_turns(
     jobs: Mapping[K, Job], repeats: int, times: dict[K, list[float]], failed: dict[K, str] | None = None,
     sync: Callable[[], None] = lambda: None, clock: Clock = time.perf_counter, pace: Pace = Pace(),
 ) -> None:  # fmt: skip
-    """Warm every job up, then run `repeats` rounds over all of them; no garbage is collected within a round.
+    """Run `repeats` rounds over all jobs, each warmed up before; no garbage is collected within a round.
 
     Args:
         jobs: by name.

@@ -33,19 +33,19 @@ class Scores(Protocol):
     """Keys in the cache before the first token, L."""
 
     def product(self, start: int, stop: int, low: int) -> tuple[Tensor, Tensor] | None:
-        """Queries [B,c,H|.,n] and keys [B,.,H|.,n] whose products are the logits, where there are such."""
+        """Give queries [B,c,H|.,n] and keys [B,.,H|.,n] whose products are the logits, where there are such."""
 
     def logits(self, start: int, stop: int, low: int) -> Tensor:
-        """Logits [B,H,stop-start,L+stop-low] of the queries start..stop and the keys low..L+stop, none of them masked.
+        """Compute the unmasked logits [B,H,stop-start,L+stop-low] of queries start..stop and keys low..L+stop.
 
         Blocks of queries are asked for in their order, each once.
         """
 
     def rows(self, at: Tensor) -> Tensor:
-        """Logits [B,H,rows,T] of chosen queries from an empty cache."""
+        """Compute the logits [B,H,rows,T] of chosen queries from an empty cache."""
 
     def kept(self) -> dict[str, Tensor]:
-        """The part of the state after the last query: keys [B,.,H|.,n], and what else later queries need."""
+        """Give the part of the state after the last query: keys [B,.,H|.,n], and what else later queries need."""
 
 
 def scores_of(system: System, state: State | None) -> Scores:
@@ -136,7 +136,7 @@ class Carried:
         self.first, self.past = 0, self.keys.shape[1]
 
     def _moved(self) -> list[Tensor]:
-        """The parts whose heads those of the keys are; the values' are not."""
+        """Select the parts whose heads are those of the keys, not of the values."""
         core = self.core
         return [x for x in (core.k, core.log, core.rate, core.phase, core.sign, core.f, core.w) if x is not None]
 

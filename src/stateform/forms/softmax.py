@@ -72,7 +72,7 @@ def outside(system: System, state: State | None, past: int) -> Outside:
 
 
 def attend(system: System, state: State | None, block: int) -> tuple[Tensor, State]:
-    """y [B,T,H,p] and the state after the last token, `block` queries at a time."""
+    """Compute y [B,T,H,p] and the state after the last token, `block` queries at a time."""
     scores = scores_of(system, state)
     assert system.v is not None
     values, added = joined(state, "values", system.v), outside(system, state, scores.past)
@@ -91,8 +91,8 @@ def attend(system: System, state: State | None, block: int) -> tuple[Tensor, Sta
 
 
 def _kept(x: Tensor, window: int | None) -> Tensor:
-    """What later tokens see of all keys so far [B,L+T,...]: the last window - 1 (in a graph for every length always so
-    many, zeros where there were none).
+    """Cut from all keys so far [B,L+T,...] what later tokens see: the last window - 1 (always so many
+    in a graph for every length, zeros where there were none).
     """
     if window is None:
         return x
@@ -104,7 +104,7 @@ def _kept(x: Tensor, window: int | None) -> Tensor:
 def _bias(
     added: Outside, log_weight: Tensor | None, start: int, stop: int, system: System
 ) -> tuple[int, Tensor | None, Tensor | None]:
-    """For the queries start..stop: the first key any of them sees; what is added to their logits,
+    """Find, for the queries start..stop, the first key that any of them sees; what is added to their logits,
     [B|1,H|1,queries,keys] or None for "causal, nothing else"; and the running log weights of all keys up to `stop`.
     """
     L, device = added.past, added.seen.device
@@ -133,14 +133,14 @@ def _bias(
 
 
 def _visible(system: System, behind: Tensor) -> Tensor:
-    """True where a key so many tokens behind a query is seen."""
+    """Mark, by True, the keys so many tokens behind a query that it sees."""
     away = behind if system.causal else behind.abs()
     return away >= 0 if system.window is None else (away >= 0) & (away < system.window)
 
 
 def _weighted_keys(g: Tensor, bias: Tensor, log_weight: Tensor, low: int) -> tuple[Tensor, Tensor]:
-    """bias_j + g_{j+1} + ... + g_i of c queries and the keys from `low` on [B,H|1,c,keys], and of every key up to the
-    last query [B,keys,H|1], from log decays and biases [B|1,c,H|1] and the log weights of earlier keys.
+    """Sum bias_j + g_{j+1} + ... + g_i of c queries and the keys from `low` on [B,H|1,c,keys], and of every key up to
+    the last query [B,keys,H|1], from log decays and biases [B|1,c,H|1] and the log weights of earlier keys.
     """
     B, c, H = log_weight.shape[0], g.shape[1], log_weight.shape[2]
     g, bias = (spread_heads(x, H) for x in (g, bias))
@@ -154,7 +154,7 @@ def _weighted_keys(g: Tensor, bias: Tensor, log_weight: Tensor, low: int) -> tup
 
 
 def _rows(system: System, scores: Scores, values: Tensor, bias: Tensor | None, rows: slice, low: int) -> Tensor:
-    """y of a block of queries [B,c,H,p]."""
+    """Compute y of a block of queries, [B,c,H,p]."""
     H = system.H
     bias = bias if bias is None else spread_heads(bias, H, axis=1)
     product = scores.product(rows.start, rows.stop, low)
@@ -179,7 +179,7 @@ def _cap(system: System) -> float | None:
 
 
 def _exponents(system: System, logits: Tensor, bias: Tensor | None) -> Tensor:
-    """The logarithms of the weights before eta [B,H,c,keys]."""
+    """Compute the logarithms of the weights before eta, [B,H,c,keys]."""
     cap = _cap(system)
     return _masked(logits if cap is None else cap * torch.tanh(logits / cap), bias)
 
@@ -202,7 +202,7 @@ def _fused(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, H: int)
 
 
 def _written(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, H: int) -> Tensor:
-    """The same with the weights written out: what has derivatives of every order, forward too, and takes vmap."""
+    """Compute the same with the weights written out: it has derivatives of every order, forward too, and takes vmap."""
     logits = product_logits(q, keys, H)
     return _weighted(_masked(logits, bias).softmax(-1), values).to(values.dtype)
 
@@ -227,13 +227,13 @@ class _Differentiable(torch.autograd.Function):
 
 
 def _weighted(alpha: Tensor, values: Tensor) -> Tensor:
-    """The sums of values [B,L,H|1,p] weighted by alpha [B,H,c,L]: [B,c,H,p]."""
+    """Sum the values [B,L,H|1,p] weighted by alpha [B,H,c,L]: [B,c,H,p]."""
     H = alpha.shape[1]
     return torch.einsum("bhij,bjhp->bihp", alpha, upcast(spread_heads(values, H)).expand(-1, -1, H, -1))
 
 
 def _masked(logits: Tensor, bias: Tensor | None) -> Tensor:
-    """Logits [B,H,c,keys] and what is added to them; without that a query sees the keys up to its own, the last c."""
+    """Mask logits [B,H,c,keys] by a sum; with nothing to add, a query sees the keys up to its own, the last c."""
     if bias is not None:
         return logits + upcast(spread_heads(bias, logits.shape[1], axis=1))
     c, length = logits.shape[-2:]
@@ -242,7 +242,7 @@ def _masked(logits: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _alpha(system: System, logits: Tensor, rows: slice | Tensor) -> tuple[Tensor, Tensor | None]:
-    """Weights [B,H,c,keys] divided by eta, and the direct weight [B,H,c,1] of each query's own value."""
+    """Divide weights [B,H,c,keys] and the direct weight [B,H,c,1] of each query's own value by eta."""
 
     def gate(name: Literal["d", "eta", "eta_floor", "sink"]) -> Tensor:
         x = system.gate(name)
@@ -274,7 +274,7 @@ def _alpha(system: System, logits: Tensor, rows: slice | Tensor) -> tuple[Tensor
 
 
 def log_normaliser(system: System) -> Tensor:
-    """log (sum_j exp(...) + exp(sink)) of every query from an empty cache, [B,T,H]."""
+    """Compute log (sum_j exp(...) + exp(sink)) of every query from an empty cache, [B,T,H]."""
     if system.B * system.T == 0:
         return torch.zeros(system.B, system.T, system.H, device=system.device)
     exponents = _all_exponents(system, None).transpose(1, 2)
@@ -283,7 +283,7 @@ def log_normaliser(system: System) -> Tensor:
 
 
 def _all_exponents(system: System, rows: Tensor | None) -> Tensor:
-    """The logarithms of the weights of chosen queries from an empty cache [B,H,rows,T]; memory rows x T."""
+    """Compute the logarithms of the weights of chosen queries from an empty cache [B,H,rows,T]; memory rows x T."""
     scores, added, T = scores_of(system, None), outside(system, None, 0), system.T
     if rows is None:
         _, bias, _ = _bias(added, added.log_weight, 0, T, system)
@@ -292,7 +292,7 @@ def _all_exponents(system: System, rows: Tensor | None) -> Tensor:
 
 
 def _row_bias(added: Outside, rows: Tensor, system: System) -> Tensor:
-    """What is added to the logits of chosen queries from an empty cache, [B|1,H|1,rows,T]; memory rows x T."""
+    """Give what is added to the logits of chosen queries from an empty cache, [B|1,H|1,rows,T]; memory rows x T."""
     i, j = rows[:, None], torch.arange(system.T, device=rows.device)
     visible = _visible(system, i - j)
     H, bias = system.H, torch.zeros(1, 1, 1, 1, device=rows.device, dtype=real_dtype(upcast(system.k).dtype))
@@ -308,12 +308,12 @@ def _row_bias(added: Outside, rows: Tensor, system: System) -> Tensor:
 
 
 def _until(g: Tensor) -> Tensor:
-    """g_{j+1} + ... + g_i at j, for g up to i on the last axis."""
+    """Sum g_{j+1} + ... + g_i at j, for g up to i on the last axis."""
     return F.pad(g[..., 1:], (0, 1)).flip(-1).cumsum(-1).flip(-1)
 
 
 def softmax_weights(system: System, queries: Sequence[int] | None) -> Tensor:
-    """alpha [B,H,1,queries,T] of an exp readout from an empty cache."""
+    """Compute alpha [B,H,1,queries,T] of an exp readout from an empty cache."""
     index = list(range(system.T)) if queries is None else [int(i) for i in queries]
     rows = torch.as_tensor(index, device=system.device)
     alpha, direct = _alpha(system, _all_exponents(system, rows), rows)

@@ -83,7 +83,7 @@ def stabilise(system: System, log_scale: Tensor | None = None) -> tuple[System, 
 
 
 def _log_feedback(system: System) -> Tensor:
-    """log of the largest entry of |f_t w_t^T|, [B,T,H] or [H]."""
+    """Compute log of the largest entry of |f_t w_t^T|, [B,T,H] or [H]."""
     f, w = (upcast(x).abs().amax(-1).log() for x in (system.f, system.w))  # type: ignore[arg-type]
     heads = lcm(f.shape[-1], w.shape[-1])
     return spread_heads(f, heads, axis=-1) + spread_heads(w, heads, axis=-1)

@@ -61,7 +61,7 @@ class Layer(nn.Module):
         )
 
     def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
-        """Make of the reads y [B,T,H,p] the layer's output [B,T,d_model]; `past` as it was given to `system`."""
+        """Turn the reads y [B,T,H,p] into the layer's output [B,T,d_model]; `past` as it was given to `system`."""
         y = y.flatten(2)
         out_proj = getattr(self, "out_proj", None)
         return y if out_proj is None else out_proj(y)

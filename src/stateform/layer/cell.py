@@ -75,7 +75,7 @@ class Cell(Layer):
         return None
 
     def output(self, y: Tensor, u: Tensor, system: System | None = None, past: Past | None = None) -> Tensor:
-        """Make of the states y [B,T,n_heads,n] the layer's output [B,T,d_model]."""
+        """Turn the states y [B,T,n_heads,n] into the layer's output [B,T,d_model]."""
         y = y.flatten(2)
         out_proj = getattr(self, "out_proj", None)
         return y if out_proj is None else out_proj(y)
@@ -180,7 +180,7 @@ class Cell(Layer):
         return torch.stack(states, 1) if states else s.unsqueeze(1)[:, :0]
 
     def _in_a_graph(self, s: Tensor, x: Any) -> Tensor:
-        """The same in a graph for every length."""
+        """Do the same in a graph for every length."""
 
         def step(state: Tensors, now: Tensors) -> tuple[Tensors, Tensors]:
             after = (self.cell(state[0], now if isinstance(x, tuple) else now[0]),)
@@ -189,8 +189,8 @@ class Cell(Layer):
         return over_time(step, (s,), x if isinstance(x, tuple) else (x,))[1][0]
 
     def _looped(self, u: Tensor, past: Past) -> tuple[Tensor, Tensor] | None:
-        """`loop`, where it is for whole sequences and eager tensors on a CPU: cuDNN's loops multiply float32 in TF32,
-        and the gradients too.
+        """Run `loop`, where it is for whole sequences and eager tensors on a CPU: cuDNN's loops multiply float32 in
+        TF32, and the gradients too.
         """
         if (
             u.device.type != "cpu"

@@ -32,7 +32,7 @@ def normed(
     x: Tensor, width: int = 0, *, scale: float = 1.0, share: float = 1.0, eps: float = 0.0,
     weight: Tensor | None = None, gate: Tensor | None = None, activation: Gate = "silu", first: bool = False,
 ) -> Tensor | None:  # fmt: skip
-    """scale x / sqrt(share |x|^2 + eps) weight, over parts of `width` numbers (0: x itself), times activation(gate).
+    """Compute x / sqrt(share |x|^2 + eps) over parts of `width` numbers (0: x), times weight and activation(gate).
 
     Args:
         x: [B,T,...]. weight: as long as a part, or as all that a token has. gate: as many numbers as x has.

@@ -132,7 +132,7 @@ def _finite(value: Any) -> Any:
 
 
 def check_settings(only: Sequence[str] | str | None, dtype: str, max_length: int) -> list[Question]:
-    """The questions of these names; raise for one that is unknown, and for settings that cannot be used."""
+    """List the questions of these names; raise for one that is unknown, and for settings that cannot be used."""
     require(dtype in DTYPES, f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
     require(max_length >= 2, f"max_length is {max_length}; expected 2 tokens or more")
     names = list(QUESTIONS) if not only else [only] if isinstance(only, str) else list(only)

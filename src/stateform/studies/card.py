@@ -73,7 +73,7 @@ class Card(Result):
     d_model: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Give plain values."""
         plain: dict[str, Any] = {**vars(self), "row": self.row.to_dict()}
         return plain | {"parts": [asdict(x) for x in self.parts], "options": [asdict(x) for x in self.options]}
 
@@ -139,7 +139,7 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def show(spec: str | type[nn.Module], *, d_model: int = 64, seed: int = 0, **options: Any) -> Card:
-    """One architecture: equations, parts, options, parameters, what it can express, and an example call.
+    """Show one architecture: equations, parts, options, parameters, what it can express, and an example call.
 
     Args:
         spec: a registered name, with options in brackets if you like, a file "path/file.py:Class", or a class.
@@ -220,7 +220,7 @@ COMPARED = {
 def _variants(
     spec: str | type[nn.Module], cls: type[nn.Module], sizes: dict[str, Any], this: Row, seed: int
 ) -> dict[str, dict[str, tuple[str, str]]]:
-    """For each other value of an option that has a few: what it changes of the row."""
+    """Tell what each other value of an option with few values changes in the row."""
     head = spec.partition("(")[0] if isinstance(spec, str) else spec
     found = {}
     for name, value in _choices(cls):
@@ -235,7 +235,7 @@ def _variants(
 
 
 def _choices(cls: type[nn.Module]) -> Iterator[tuple[str, Any]]:
-    """The options that are a bool or one of a few strings, with each of their values."""
+    """List the options that are a bool or one of a few strings, with each of their values."""
     try:
         hints = typing.get_type_hints(cls.__init__)
     except Exception:  # annotations may name what exists for type checkers alone

@@ -23,7 +23,7 @@ from .subject import DTYPES, embed, printable
 
 
 def lengths_up_to(longest: int) -> list[int]:
-    """The lengths at which time is measured: powers of four times 256, and the longest."""
+    """List the lengths at which time is measured: powers of four times 256, and the longest."""
     require(longest >= 2, f"max_length is {longest}; expected 2 tokens or more")
     out = [T for T in (64, 256, 1024, 4096, 16384, 65536) if longest > T]
     return [*out[-3:], longest]
@@ -112,7 +112,7 @@ def _try(name: str, layer: nn.Module, x: Tensor) -> None:
 
 
 def _row(name: str, lineup: Lineup, step: Callable[[str], None]) -> dict[str, Any]:
-    """What is known and measured of one layer."""
+    """Collect what is known and measured of one layer."""
     layer = lineup.layers[name]
     row, member = {"name": name, **about(layer)}, Member(name, layer, lineup)
     for one in BESIDE:
@@ -166,7 +166,7 @@ def _build_all(
 
 
 def _trained(spec: str) -> nn.Module | None:
-    """The layer that FOLDER or FOLDER:NUMBER names, of a saved model; None if it names no folder.
+    """Open the layer that FOLDER or FOLDER:NUMBER names, of a saved model; None if it names no folder.
 
     Raises:
         StateformError: a folder without a model, or a model without that layer.

@@ -62,7 +62,7 @@ def _head_bars(values: Sequence[float | None], measure: str) -> Panel:
 
 
 def _head_map(result: Mapping[str, Any], z: Sequence[Sequence[float | None]], widest: int, measure: str) -> Panel:
-    """A row for each layer, a column for each head; shades by the logarithm where the numbers span a decade."""
+    """Draw a row for each layer, a column for each head; shades by the logarithm where the numbers span a decade."""
     positive = [v for row in z for v in row if v is not None and v > 0]
     log = bool(positive) and max(positive) > 10 * min(positive) and len(positive) == sum(len(row) for row in z)
     shade = [

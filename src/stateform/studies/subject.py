@@ -71,7 +71,7 @@ def subject_of(
     thing: str | Path | type[nn.Module] | nn.Module | Opened, text: str | Path | Tensor | None, *, d_model: int,
     n_heads: int | None, d_state: int | None, max_length: int, dtype: str, seed: int,
 ) -> Subject:  # fmt: skip
-    """The subject, see `analyze` for the arguments.
+    """Open the subject; see `analyze` for the arguments.
 
     Raises:
         StateformError: see `analyze`.
@@ -103,7 +103,7 @@ def subject_of(
 
 
 def _own(name: str, model: SequenceModel, source: str, ids: Tensor, words: list[str], excerpt: str) -> Subject:
-    """The layers of a model of Stateform."""
+    """List the layers of a model of Stateform."""
     require_finite_weights(model)
     kinds = [str(block.spec).partition("(")[0] for block in model.blocks]
     labels = [f"{i}: {kind}" for i, kind in enumerate(kinds)]
@@ -119,12 +119,12 @@ def embed(data: bytes, d_model: int, seed: int) -> Tensor:
 
 
 def printable(byte: int) -> str:
-    """A byte as it is shown."""
+    """Write a byte as it is shown."""
     return chr(byte) if byte < 127 else f"\\x{byte:02x}"
 
 
 def _layer(layer: nn.Module, ids: Tensor, seed: int) -> Iterator[Look]:
-    """One layer, which reads bytes as fixed random vectors."""
+    """Take one layer, which reads bytes as fixed random vectors."""
     weight = next(layer.parameters(), torch.empty(0))
     x = embed(bytes(ids[0].tolist()), layer.d_model, seed).to(weight.dtype)  # type: ignore[arg-type]
     system = system_of(layer, x)
@@ -134,7 +134,7 @@ def _layer(layer: nn.Module, ids: Tensor, seed: int) -> Iterator[Look]:
 
 
 def _layers(model: SequenceModel, ids: Tensor) -> Iterator[Look]:
-    """Each layer of a model on its own input, recorded in one run."""
+    """Take each layer of a model on its own input, recorded in one run."""
     seen: list[tuple[Tensor, dict[str, Tensor]]] = []
 
     def keep(_: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
@@ -156,7 +156,7 @@ def _layers(model: SequenceModel, ids: Tensor) -> Iterator[Look]:
 
 
 def _reading(opened: Opened, text: str | Path | Tensor | None, most: int) -> tuple[str, Tensor, list[str], str]:
-    """Where the tokens come from, the tokens, the first as they are shown, and the beginning of the text."""
+    """Read the tokens: where they come from, the tokens, the first as they are shown, and the beginning of the text."""
     if isinstance(text, Tensor):
         (source, ids), excerpt = _tokens(text, most), ""
     else:
@@ -167,7 +167,7 @@ def _reading(opened: Opened, text: str | Path | Tensor | None, most: int) -> tup
 
 
 def _pretrained(opened: Opened, source: str, ids: Tensor, words: list[str], excerpt: str, dtype: str) -> Subject:
-    """Each mixer of a model of transformers, with the certificate of its System."""
+    """Take each mixer of a model of transformers, with the certificate of its System."""
     lifted = lift(opened.model, ids, dtype=DTYPES[dtype])
     names = list(lifted)
 
@@ -184,7 +184,7 @@ def _pretrained(opened: Opened, source: str, ids: Tensor, words: list[str], exce
 
 
 def _short(names: Sequence[str]) -> list[str]:
-    """Names of modules without the parts with which all begin."""
+    """Shorten names of modules by the parts with which all begin."""
     parts = [name.split(".") for name in names]
     same = 0
     while len(parts) > 1 and all(len(p) > same + 1 and p[same] == parts[0][same] for p in parts):
@@ -196,7 +196,7 @@ def _short(names: Sequence[str]) -> list[str]:
 
 
 def _tokens(text: str | Path | Tensor | None, most: int) -> tuple[str, Tensor]:
-    """Where the tokens come from, and at most so many of them, [1,T]."""
+    """Find where the tokens come from, and at most so many of them, [1,T]."""
     if isinstance(text, Tensor):
         whole = not (text.is_floating_point() or text.is_complex() or text.dtype == torch.bool)
         require(whole and (text.ndim == 1 or (text.ndim == 2 and text.shape[0] == 1)),
@@ -212,7 +212,7 @@ def _tokens(text: str | Path | Tensor | None, most: int) -> tuple[str, Tensor]:
 def _module(
     thing: str | Path | type[nn.Module] | nn.Module, d_model: int, n_heads: int | None, d_state: int | None, seed: int
 ) -> tuple[str, nn.Module]:
-    """The layer or the model, and what it is called."""
+    """Find the layer or the model, and what it is called."""
     if isinstance(thing, nn.Module):
         fits = isinstance(thing, SequenceModel) or hasattr(thing, "system")
         require(fits, f"{type(thing).__name__} has no method system(u); give a layer that has, or a model of them")
@@ -231,7 +231,7 @@ def _module(
 
 
 def _example(thing: Any) -> tuple[str, Tensor] | None:
-    """An example of the task that the model in a folder was trained on, and its name; None for models of bytes."""
+    """Draw an example of the task that a folder's model was trained on, and name it; None for models of bytes."""
     if not (isinstance(thing, str | Path) and is_folder(str(thing)) and os.path.isfile(Path(thing) / EXPERIMENT)):
         return None
     task = Experiment.from_dict(read_json(Path(thing) / EXPERIMENT)).task
@@ -240,13 +240,13 @@ def _example(thing: Any) -> tuple[str, Tensor] | None:
 
 
 def is_folder(spec: str) -> bool:
-    """Whether a name is meant as the folder of a model; `./name` is one even where a layer has that name."""
+    """True if a name is meant as the folder of a model; `./name` is one even where a layer has that name."""
     head = spec.partition("(")[0]
     return head not in REGISTRY and (os.path.isdir(spec) or (".py" not in head and "/" in head))
 
 
 def _fits(model: SequenceModel, ids: Tensor, given: bool) -> Tensor:
-    """The tokens that the model can read."""
+    """Select the tokens that the model can read."""
     kind, size = model.config.tokenizer, model.config.vocab_size or 0
     require(model.embedding is not None, "the model reads numbers; analyze reads token ids")
     require(given or kind == "bytes",

@@ -71,7 +71,7 @@ class Row:
         return [name for name, why in self.forms.items() if why is None]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Give plain values."""
         return {**vars(self), "expresses": self.expresses.to_dict()}
 
 
@@ -83,11 +83,11 @@ class Zoo(Result):
     d_model: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and dicts."""
+        """Give plain numbers, strings, lists and dicts."""
         return {"d_model": self.d_model, "layers": [row.to_dict() for row in self.rows]}
 
     def to_markdown(self) -> str:
-        """A table in Markdown."""
+        """Write a table in Markdown."""
         head = ("name", "family", "transition A_t", "read", f"state at d_model {self.d_model}", "tracks", "paper")
         lines = [head, ("---",) * len(head)]
         for r in self.rows:
@@ -122,7 +122,7 @@ class Zoo(Result):
 
 
 def _widths(lines: list[list[str]], room: int) -> list[int]:
-    """Widths of columns that fill at most `room`: the widest give way to the others."""
+    """Choose widths of columns that fill at most `room`: the widest give way to the others."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     least = [max(len(word) for line in lines for word in line[i].split(" ")) for i in range(len(widths))]
     while sum(widths) + 2 * len(widths) > room:
@@ -158,7 +158,7 @@ def _link(paper: str) -> str:
 
 
 def insert(text: str, table: str) -> str:
-    """A Markdown text with `table` between its two marks, `<!-- zoo -->` and `<!-- /zoo -->`."""
+    """Put `table` into a Markdown text between its two marks, `<!-- zoo -->` and `<!-- /zoo -->`."""
     start, end = MARKS
     place = re.compile(f"(?<={re.escape(start)}\n).*?(?={re.escape(end)})", re.S)
     require(len(place.findall(text)) == 1, f"there is no place for the table; expected one {start} and {end} below it")
@@ -183,7 +183,7 @@ def zoo(
     names: Sequence[str | type[nn.Module]] | None = None, *, family: str | None = None, d_model: int = 64,
     n_heads: int | None = None, d_state: int | None = None, seed: int = 0,
 ) -> Zoo:  # fmt: skip
-    """Every architecture in a row: transition, read, state, forms, what it can express.
+    """List every architecture in a row: transition, read, state, forms, what it can express.
 
     Args:
         names: layers (default: all that are registered), with options if you like: "qlstm(reversed=True)".
@@ -211,7 +211,7 @@ def _class(spec: str | type[nn.Module]) -> type[nn.Module]:
 
 
 def made(spec: str | type[nn.Module], options: dict[str, Any], seed: int) -> nn.Module:
-    """The layer, in float64, with those of the options that it takes and that are not None."""
+    """Build the layer in float64, with those of the options that it takes and that are not None."""
     known = accepted(_class(spec))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -229,7 +229,7 @@ REMEMBERED = 12
 
 @torch.no_grad()
 def row(spec: str | type[nn.Module], sizes: dict[str, Any], seed: int = 0) -> Row:
-    """The row of one layer."""
+    """Describe one layer in a row."""
     layer, cls = made(spec, sizes, seed), _class(spec)
     entry = next((e for e in REGISTRY.values() if e.cls is cls), None)
     generator = torch.Generator().manual_seed(seed)
@@ -259,7 +259,7 @@ def row(spec: str | type[nn.Module], sizes: dict[str, Any], seed: int = 0) -> Ro
 
 
 def _forms(layer: nn.Module, system: System, x: torch.Tensor) -> dict[str, str | None]:
-    """Every form of a layer, with None where it exists and else the reason why not."""
+    """List every form of a layer, with None where it exists and else the reason why not."""
     forms = system.forms()
     own = getattr(layer, "forms", None)
     if own is None:
@@ -282,7 +282,7 @@ def _state_of_one(system: System) -> str:
 
 
 def depends_on_state(layer: nn.Module, x: torch.Tensor) -> set[str]:
-    """The parts of a layer's System, of those that say what is kept and written, that depend on tokens far before
+    """Find the parts of a layer's System, of those that say what is kept and written, that depend on tokens far before
     theirs. If there are any, the layer is a nonlinear recurrence, and its System the linearisation along this input;
     but a chain is made of what its own Systems read.
 
@@ -307,7 +307,7 @@ def depends_on_state(layer: nn.Module, x: torch.Tensor) -> set[str]:
 
 
 def _draws(layer: nn.Module, x: torch.Tensor, generator: torch.Generator) -> Iterator[System]:
-    """Systems of the layer for other parameters, and for inputs from small to so large that every gate saturates."""
+    """Draw systems of the layer for other parameters, and for inputs from small to where every gate saturates."""
     for how in ("", "own", "wide", "wide"):
         drawn = copy.deepcopy(layer)
         if how:

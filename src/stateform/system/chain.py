@@ -77,7 +77,7 @@ class Chain(System):
         return self.each(lambda system: system.gather(fn))
 
     def select_heads(self, heads: Sequence[int] | int) -> Chain:
-        """The chain of some heads of the last System; of those before it, what belongs to them."""
+        """Select some heads of the last System, and of those before it what belongs to them."""
         chosen, H = indices(heads, self.H, "heads"), self.H
 
         def part(system: System) -> System:

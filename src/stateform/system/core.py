@@ -121,7 +121,7 @@ class Core:
 
 
 def contract(equation: str, *xs: Tensor) -> Tensor:
-    """einsum over operands of mixed real and complex dtype (real times complex costs two real products, not four)."""
+    """Compute an einsum of operands real and complex (real times complex costs two real products, not four)."""
     a, b = xs
     if a.is_complex() and not b.is_complex():
         return torch.complex(torch.einsum(equation, a.real, b), torch.einsum(equation, a.imag, b))

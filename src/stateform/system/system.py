@@ -122,17 +122,17 @@ class System:
     # -- sizes ---------------------------------------------------------------------------------------------------
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors that are there, by name; a product decay counts as `log_decay` (dt) and `rate` (a)."""
+        """Give the tensors that are there, by name; a product decay counts as `log_decay` (dt) and `rate` (a)."""
         return dict(self.parts)
 
     @Lazy
     def shared(self) -> dict[str, Any]:
-        """What follows from the shapes alone, kept for all systems that have them: whoever derives some may add it."""
+        """Facts that follow from the shapes, kept for all systems of these shapes: whoever derives some may add it."""
         return {}
 
     @Lazy
     def parts(self) -> dict[str, Tensor]:
-        """As `tensors`, not to be changed."""
+        """The tensors that are there, as `tensors` gives them; not to be changed."""
         out = {name: x for name in TENSORS if isinstance(x := getattr(self, name), Tensor)}
         if isinstance(self.log_decay, tuple):
             out["log_decay"], out["rate"] = self.log_decay
@@ -144,7 +144,7 @@ class System:
         return {name: layout(name, x) for name, x in self.parts.items()}
 
     def is_constant(self, name: str) -> bool:
-        """Whether the part `name` has no time axis."""
+        """True if the part `name` has no time axis."""
         return "B" not in self.layouts[name]
 
     def _varying(self) -> tuple[Tensor, bool]:
@@ -222,7 +222,7 @@ class System:
 
     @Lazy
     def is_complex(self) -> bool:
-        """Whether the state is complex."""
+        """True if the state is complex."""
         written = ("k", "v", "f", "w", "transition")
         return self.phase is not None or any(self.parts[x].is_complex() for x in written if x in self.parts)
 
@@ -233,7 +233,7 @@ class System:
 
     @property
     def time_invariant(self) -> bool:
-        """Whether decay, feedback, k, q, b and eta are all constant (v is the input; for v = None and n = 1, k is)."""
+        """True if decay, feedback, k, q, b and eta are all constant (v is the input; for v = None and n = 1, k is)."""
         inputs = {"v", "d"} | ({"k"} if self.v is None and self.n == 1 else set())
         varying = [x for x in self.parts if x not in inputs and not self.is_constant(x)]
         return not varying and self.eta != "sum" and self.readout.linear and self.micro == 1
@@ -263,7 +263,7 @@ class System:
     # -- parts of it ---------------------------------------------------------------------------------------------
 
     def map(self, fn: Callable[[str, Tensor], Tensor]) -> System:
-        """A system with `fn(name, tensor)` in place of each tensor."""
+        """Make a system with `fn(name, tensor)` in place of each tensor."""
         own = {name: x for name, x in self.parts.items() if name not in self.readout.parts}
         new: dict[str, Any] = {name: fn(name, x) for name, x in own.items()}
         if "rate" in new:
@@ -271,12 +271,12 @@ class System:
         return replace(self, **new, readout=self.readout.map(fn))
 
     def __getitem__(self, at: slice) -> System:
-        """A stretch of tokens, `system[start:stop]`."""
+        """Cut out a stretch of tokens, `system[start:stop]`."""
         start, stop = stretch(at, self.T)
         return self.gather(lambda x, r: x[:, start * r : stop * r])
 
     def gather(self, fn: Callable[[Tensor, int], Tensor]) -> System:
-        """A system with `fn(tensor, steps per token)` in place of each part that varies with batch and time."""
+        """Make a system with `fn(tensor, steps per token)` in place of each part that varies with batch and time."""
 
         def one(name: str, x: Tensor) -> Tensor:
             if self.is_constant(name):
@@ -286,7 +286,7 @@ class System:
         return self.map(one)
 
     def select_heads(self, heads: Sequence[int] | int) -> System:
-        """The system of some heads."""
+        """Select some heads."""
         H = self.H
         index = torch.tensor(indices(heads, H, "heads"), device=self.device)
         require(len(index) > 0, f"no heads are named; expected some of the {H} heads 0..{H - 1}")
@@ -319,7 +319,7 @@ class System:
         self.readout.check_values(self)
 
     def gate(self, name: Literal["b", "log_b", "d", "eta", "eta_floor", "sink"], default: float = 0.0) -> Tensor:
-        """A number per step and head as [B|1, T|1, H|1] in the precision of the state; `default` where not given."""
+        """Give a number per step and head [B|1, T|1, H|1] in the precision of the state; `default` where not given."""
         x = self.parts.get(name, getattr(self, name, None))
         if not isinstance(x, Tensor):
             x = torch.full((1,), default if x is None else x, dtype=upcast(self.k).real.dtype, device=self.device)
@@ -329,7 +329,7 @@ class System:
     # -- what can be asked of it: one line each, computed in `forms` ------------------------------------------------
 
     def forms(self) -> dict[str, str | None]:
-        """Every form, with None where it exists for this system and else the reason why not."""
+        """List every form, with None where it exists for this system and else the reason why not."""
         from ..forms.form import FORMS
 
         return {name: form.refuses(self) for name, form in FORMS.items()}
@@ -337,7 +337,7 @@ class System:
     def coefficients(
         self, *, heads: Sequence[int] | int | None = None, queries: Sequence[int] | None = None, limit: float = 1e9
     ) -> Tensor:
-        """The effective attention alpha_ij = phi(q_i^T A_i ... A_{j+1} b_j k_j) / eta_i, the weight of v_j in y_i.
+        """Compute the effective attention: alpha_ij = phi(q_i^T A_i ... A_{j+1} b_j k_j) / eta_i weighs v_j in y_i.
 
         Args:
             heads: the heads wanted (default all). queries: the tokens i wanted (default all).
@@ -356,7 +356,7 @@ class System:
     def contributions(
         self, *, heads: Sequence[int] | int | None = None, queries: Sequence[int] | None = None, limit: float = 1e9
     ) -> Tensor:
-        """What each token j adds to y_i: [B,H,queries,T * micro,o], whose sum over j is y (from a zero state).
+        """Compute what each token j adds to y_i: [B,H,queries,T * micro,o], whose sum over j is y (from a zero state).
 
         For scalar weights o = p and the entry is alpha_ij v_j; for vector states (v = None), C A_i ... A_{j+1} k_j.
         With `w_out` the heads are mapped together and H = 1. Arguments and errors as for `coefficients`.
@@ -366,8 +366,8 @@ class System:
         return contributions(self, heads, queries, limit)
 
     def matrices(self, *, normalised: bool = False, limit: float = 1e9) -> Matrices:
-        """The DSF's dense Lambda, B, C, D at each token: h_t = Lambda_t h_{t-1} + B_t u_t, y_t = C_t h_t + D_t u_t,
-        with h = vec(S) (key-major, N = n p) and u_t = v_t (or the layer input where `w_in` is known).
+        """Write out the DSF's dense Lambda, B, C, D at each token: h_t = Lambda_t h_{t-1} + B_t u_t,
+        y_t = C_t h_t + D_t u_t; h = vec(S) (key-major, N = n p), u_t = v_t (the layer input where `w_in` is known).
 
         Args:
             normalised: put the division by eta into Lambda and B (the DSF's own coordinates, eq. 15:
@@ -383,7 +383,7 @@ class System:
         return matrices(self, normalised=normalised, limit=limit)
 
     def spectrum(self, *, normalised: bool = False) -> Tensor:
-        """Eigenvalues of A_t at every micro-step, complex [B|1, T*micro|1, H, n].
+        """Compute the eigenvalues of A_t at every micro-step, complex [B|1, T*micro|1, H, n].
 
         Args:
             normalised: times eta_{t-1}/eta_t, the eigenvalues of the DSF's own coordinates (arXiv 2510.09379); for

@@ -154,7 +154,7 @@ def prepare(folder: Path, experiment: Experiment, lock: Lock, now: Sources) -> N
 
 
 def _half_written(path: Path) -> bool:
-    """True for the temporary file of a write that was killed."""
+    """True if it is the temporary file of a write that was killed."""
     return re.fullmatch(r"\.\w+\.(json|safetensors)\.[0-9a-f]{8}", path.name) is not None
 
 

@@ -62,7 +62,7 @@ def say(text: str) -> None:
 
 
 def first_process() -> bool:
-    """True in the one of several processes that prints and writes."""
+    """True if this is the one of several processes that prints and writes."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 

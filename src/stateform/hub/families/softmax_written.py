@@ -90,7 +90,7 @@ class LiftedFalcon(LiftedWritten):
         return q * m.inv_norm_factor, k, v
 
     def key_bias(self) -> Tensor | None:
-        """The mask holds the biases already, divided as the logits are; written out, the module adds them once more."""
+        """Take the biases from the mask, divided as the logits are; written out, the module adds them once more."""
         m: Any = self.module
         if self.given["alibi"] is None:
             return None

@@ -34,7 +34,7 @@ def effective_attention(system: System, tokens: Sequence[str], heads: Sequence[i
 
 
 def ask(site: Site) -> Answer:
-    """Maps of the heads whose memory is shortest, longest and evenly between."""
+    """Keep the maps of the heads whose memory is shortest, longest and evenly between."""
     many = max(1, min(site.system.H, MAPS // site.layers, 12))
     reach = site.horizon.tensor_per_head()
     order = reach.argsort().tolist()
@@ -65,7 +65,7 @@ def maps_of(found: Sequence[tuple[int, str]]) -> Figure | None:
 
 
 def _map(layer: int, large: bool) -> Any:
-    """An empty map: the page puts in the weights of one head and the range of colours, which is symmetric around 0."""
+    """Draw an empty map: the page puts in the weights of one head and the range of colours, symmetric around 0."""
     stops = [0.0, 0.25, 0.5, 0.75, 1.0]
     below = [[0.5 - 0.5 * s * s, f"var(--minus-{k})"] for k, s in reversed(list(enumerate(stops)))]
     above = [[0.5 + 0.5 * s * s, f"var(--plus-{k})"] for k, s in enumerate(stops)]

@@ -30,7 +30,7 @@ def measure_all(lineup: Lineup, result: dict[str, Any], step: Callable[[str], No
 
 
 def measured(layer: Mapping[str, Any]) -> dict[str, dict[int, Mapping[str, float]]]:
-    """The times of a layer, in milliseconds: form -> length -> median, low, high; forms and lengths in order."""
+    """Read the times of a layer, in milliseconds: form -> length -> median, low, high; forms and lengths in order."""
     by_form = dig(layer, "cost", "forward_ms") or {}
     found = {}
     for form in in_order(by_form):
@@ -41,35 +41,35 @@ def measured(layer: Mapping[str, Any]) -> dict[str, dict[int, Mapping[str, float
 
 
 def best(layer: Mapping[str, Any], T: int) -> tuple[str, Mapping[str, float]] | None:
-    """The form with the smallest median time at length `T`, and its times."""
+    """Find the form with the smallest median time at length `T`, and its times."""
     timed = [(form, times[T]) for form, times in measured(layer).items() if T in times]
     return min(timed, key=lambda pair: pair[1]["median"], default=None)
 
 
 def lengths(result: Mapping[str, Any]) -> list[int]:
-    """Every length at which some layer was timed; without times, the lengths that were asked for."""
+    """List every length at which some layer was timed; without times, the lengths that were asked for."""
     timed = {T for layer in layers(result) for times in measured(layer).values() for T in times}
     return sorted(timed or {int(T) for T in dig(result, "settings", "lengths") or []})
 
 
 def longest(result: Mapping[str, Any]) -> int | None:
-    """The largest of `lengths`."""
+    """Find the largest of `lengths`."""
     return max(lengths(result), default=None)
 
 
 def at_length(values: Any, T: int | None) -> float | None:
-    """The value at length `T` of a dict from lengths (as strings) to values."""
+    """Read the value at length `T` of a dict from lengths (as strings) to values."""
     return None if T is None else dig(values, str(T))
 
 
 def state_at(layer: Mapping[str, Any], T: float) -> float | None:
-    """How many numbers the state holds after `T` tokens."""
+    """Count the numbers that the state holds after `T` tokens."""
     start, growth = dig(layer, "identity", "state_size"), dig(layer, "identity", "state_growth")
     return None if start is None else start + (growth or 0) * T
 
 
 def memory_at(layer: Mapping[str, Any], T: int | None) -> tuple[str, float] | None:
-    """The form that `auto` takes at length `T`, and the peak memory measured in it."""
+    """Find the form that `auto` takes at length `T`, and the peak memory measured in it."""
     measured = at_length(dig(layer, "cost", "peak_bytes"), T)
     return None if measured is None else (str(at_length(dig(layer, "cost", "auto_form"), T) or "auto"), float(measured))
 
@@ -255,7 +255,7 @@ def _compared(values: Iterable[tuple[int, float]], write: Any) -> Iterator[tuple
 
 
 def times_faster(ratio: float) -> str:
-    """`ratio` as words that a layer's name can follow: 8.4× faster than, as fast as, 1.2× slower than."""
+    """Write `ratio` in words that a layer's name can follow: 8.4× faster than, as fast as, 1.2× slower than."""
     if 0.95 <= ratio <= 1.05:
         return "as fast as"
     return f"{units.times(ratio)} faster than" if ratio > 1 else f"{units.times(1 / ratio)} slower than"

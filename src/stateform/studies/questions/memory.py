@@ -63,7 +63,7 @@ def say(rows: Rows, _: Answer) -> Iterator[Finding]:
 
 
 def _said_of_sinks(rows: Rows) -> Iterator[Finding]:
-    """The head whose first token has most of the weight, and how many others have such a token."""
+    """Find the head whose first token has most of the weight, and count the others that have such a token."""
     sinks = [(x, i, h) for i, one in answered(rows, "memory") for h, x in enumerate(one.get("sinks") or []) if x]
     if not sinks:
         return
@@ -79,7 +79,7 @@ def _said_of_sinks(rows: Rows) -> Iterator[Finding]:
 
 
 def _reach_of_most(rows: Rows, every: Sequence[tuple[float, int, int]]) -> str:
-    """How far back half of the heads look, and how many look hardly back at all."""
+    """Tell how far back half of the heads look, and how many look hardly back at all."""
     near = sum(x <= 4 for x, *_ in every)
     short = f"; {near} {'keeps' if near == 1 else 'keep'} 4 or fewer" if near else ""
     far = sum(_limited(rows, i, h) for _, i, h in every)
@@ -95,7 +95,7 @@ def answered_of(rows: Rows, layer: int) -> Answer:
 
 
 def _of(rows: Rows, layer: int, name: str, head: int) -> Any:
-    """One of the answers about a head's memory; None where it was not asked (in a result of an earlier version)."""
+    """Read one of the answers about a head's memory; None where it was not asked (a result of an earlier version)."""
     known = answered_of(rows, layer).get(name) or []
     return known[head] if head < len(known) else None
 
@@ -105,7 +105,7 @@ def _limited(rows: Rows, layer: int, head: int) -> bool:
 
 
 def _tokens(rows: Rows, tokens: float, layer: int, head: int) -> str:
-    """A horizon in words; where it is as long as the text or the window, as a bound from below."""
+    """Write a horizon in words; where it is as long as the text or the window, as a bound from below."""
     text = count(round(tokens), "token")
     if not _limited(rows, layer, head):
         return text

@@ -45,7 +45,7 @@ def ask(site: Site) -> Answer:
 
 
 def say(rows: Rows, _: Answer) -> Iterator[Finding]:
-    """A sentence for each principle and verdict; the layers that share it are named together."""
+    """Write a sentence for each principle and verdict; the layers that share it are named together."""
     known = [(i, one["principles"]) for i, one in answered(rows, "principles")]
     for k, (name, (yes, no)) in enumerate(PHRASES.items(), 1):
         groups: dict[tuple[bool | None, str], list[tuple[int, Answer]]] = {}
@@ -61,7 +61,7 @@ def say(rows: Rows, _: Answer) -> Iterator[Finding]:
 
 
 def _measured(found: Sequence[Answer]) -> str:
-    """The first two things that were measured, over several layers from the least to the largest."""
+    """Write the first two things that were measured, over several layers from the least to the largest."""
     text = ""
     for what in list(found[0]["measured"])[:2]:
         values = [v for x in found if (v := x["measured"].get(what)) is not None]

@@ -75,7 +75,7 @@ def say(rows: Rows, model: Answer) -> Iterator[Finding]:
 
 
 def _said_of_exponents(rows: Rows) -> Iterator[Finding]:
-    """The largest exponent among the heads whose state is read, with how much is; how many are hardly read at all."""
+    """Tell the largest exponent among the heads whose state is read, and how many heads are hardly read at all."""
     every = [(x, i, h, share_read(rows, i, h)) for x, i, h in of_heads(rows, "stability")]
     used = [one for one in every if one[3] > FAINT]
     if not used:

@@ -97,7 +97,7 @@ def state_over_length(result: Mapping[str, Any]) -> Figure | None:
 
 
 def _overtakes(held: Sequence[tuple[int, Mapping[str, Any]]]) -> str:
-    """After how many tokens each growing state is larger than the finite ones."""
+    """Tell after how many tokens each growing state is larger than the finite ones."""
     grows = [(layer, g) for _, layer in held if (g := dig(layer, "identity", "state_growth"))]
     finite = [layer for _, layer in held if not dig(layer, "identity", "state_growth")]
     sentences = []
