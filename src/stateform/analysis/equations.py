@@ -47,11 +47,11 @@ class _Letters:
         return "" if gate is None else self(gate, "b") + " "
 
     def written(self, value: str) -> str:
-        """What a step adds to the state."""
+        """Write what a step adds to the state."""
         return f"{self.strength}{self('k')}{value}"
 
     def meaning(self) -> list[str]:
-        """What a and b are, and f and w where they follow from k, b and a."""
+        """Say what a and b are, and f and w where they follow from k, b and a."""
         lines, parts = [], self.parts
         if {"log_decay", "phase", "sign"} & set(parts):
             angle = f"i {self('phase', 'theta')}" if "phase" in parts else ""
@@ -67,11 +67,11 @@ class _Letters:
         return [*lines, *self.gates(), *([", ".join(found)] if found else [])]
 
     def gates(self) -> list[str]:
-        """What b is, if its logarithm is given."""
+        """Say what b is, if its logarithm is given."""
         return [f"{self('log_b', 'b')} = exp({self('log_b')})"] if "log_b" in self.parts else []
 
     def fed_back(self, S: str) -> str:
-        """f (w^T S), with f and w as multiples of k where they are."""
+        """Write f (w^T S), with f and w as multiples of k where they are."""
         sign, f = self.feedback.get("f", ("", self("f")))
         minus, w = self.feedback.get("w", ("", self("w")))
         w = f"({minus}{w})" if minus or " " in w else w
@@ -79,7 +79,7 @@ class _Letters:
 
     @cached_property
     def feedback(self) -> dict[str, tuple[str, str]]:
-        """For f and w, where their values say so: the sign and the multiple of k that they are."""
+        """The sign and the multiple of k that f and w are, where their values say so."""
         system = self.system
         if system.f is None or system.is_complex or system.transition is not None:
             return {}
@@ -161,7 +161,7 @@ def _read(system: System, s: _Letters, S: str) -> list[str]:
 
 
 def _solved(system: System, s: _Letters) -> list[str]:
-    """The query of a ridge readout."""
+    """Write the query of a ridge readout."""
     q, ridge, read = s("q"), s("ridge"), system.readout
     assert isinstance(read, RidgeRead)
     if s.parts["ridge"].shape[-1] == system.n and s.parts["ridge"].ndim in (2, 4):
@@ -211,7 +211,7 @@ def _attention(system: System, s: _Letters) -> list[str]:
 
 
 def _score(system: System, s: _Letters) -> tuple[str, list[str]]:
-    """The argument of softmax, and what moves the keys in it."""
+    """Write the argument of softmax, and what moves the keys in it."""
     k = "b_j k_j" if system.b is not None or system.log_b is not None else "k_j"
     if turns_only(system):
         if system.phase is None:
@@ -228,7 +228,7 @@ def _score(system: System, s: _Letters) -> tuple[str, list[str]]:
 
 
 def realisation(system: System) -> list[str]:
-    """The framework's h_t = Lambda_t h_{t-1} + B_t u_t, y_t = C_t h_t + D_t u_t for this system, a line each.
+    """Write the framework's h_t = Lambda_t h_{t-1} + B_t u_t, y_t = C_t h_t + D_t u_t for a system, a line each.
 
     Source: arXiv 2405.15731, eq. 11 and 15, with h = vec(S), key-major; the division by eta is in C and D. Written
     out in numbers by `System.matrices`.

@@ -17,7 +17,7 @@ TRANSITION = (*DECAY, "f", "w")
 
 
 def constant_transition(system: System) -> bool:
-    """Whether A_t is the same for every token and input."""
+    """True if A_t is the same for every token and input."""
     return all(system.is_constant(name) for name in TRANSITION if name in system.tensors())
 
 
@@ -97,7 +97,7 @@ def _describe_read(system: System) -> str:
 def contraction(
     system: System, *, promised: bool = False, found: Spectrum | None = None, where: str = "on this text"
 ) -> tuple[str, str]:
-    """Whether a step can amplify the state: "by construction", "no", or `where` it was seen not to; and why.
+    """Tell whether a step can amplify the state: "by construction", "no", or `where` it was seen not to; and why.
 
     Args:
         system: any system.
@@ -120,12 +120,12 @@ def contraction(
 
 
 def token_steps(system: System) -> Tensor:
-    """A_t of single micro-steps, written out: [B|1, steps|1, H|1, n, n]."""
+    """Write out A_t of single micro-steps: [B|1, steps|1, H|1, n, n]."""
     return fold(system).transition().dense(system.n).flatten(2, 3)
 
 
 def token_transitions(system: System) -> Tensor:
-    """A_t of whole tokens, the product of their micro-steps, written out: [B|1, T|1, H|1, n, n]."""
+    """Write out A_t of whole tokens, the product of their micro-steps: [B|1, T|1, H|1, n, n]."""
     steps = token_steps(system)
     if system.micro == 1 or constant_transition(system):
         return torch.linalg.matrix_power(steps, system.micro)

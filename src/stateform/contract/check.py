@@ -69,7 +69,7 @@ def _checked(
 
 
 def _as_transformers_has_it(model: LanguageModel) -> nn.Module:
-    """A LanguageModel with the arguments and outputs of transformers, by which models are checked."""
+    """Give a LanguageModel the arguments and outputs of transformers, by which models are checked."""
     try:
         from ..models.auto import StateformConfig, StateformForCausalLM
     except ImportError as error:

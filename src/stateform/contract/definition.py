@@ -66,7 +66,7 @@ def defined(
 
 
 def defined_coefficients(system: System, *, noise: float = 0.0, seed: int = 0, summed: bool = False) -> Tensor:
-    """The weight of each write's value in each output [B,H,o,T,T*micro] (o = 1 for scalar weights), from a zero state.
+    """Compute what each write's value weighs in each output [B,H,o,T,T*micro] (o = 1 for scalar weights), from zero.
 
     The values are replaced by the columns of the identity, one a write: what is read then are the weights themselves.
     """
@@ -85,7 +85,7 @@ class _Noise:
     summed: bool = False
 
     def __call__(self, x: Array, scale: Array | float | None = None) -> Array:
-        """x with an error on every entry, relative to itself or to a scale."""
+        """Add an error to every entry of x, relative to itself or to a scale."""
         if not self.size:
             return x
         error: Any = self.random.standard_normal(x.shape)
@@ -101,7 +101,7 @@ def _array(x: Tensor) -> Array:
 
 
 def _written_out(system: System, noise: _Noise) -> Parts:
-    """Every part for every row, step and head, [B,steps,H,...], and `decay`, the factor of a diagonal decay
+    """Write out every part for every row, step and head, [B,steps,H,...], and `decay`, the factor of a diagonal decay
     [B,steps,H,n|1]. What is constant is rounded alike at every step, so its noise is the same.
     """
     B, T, H, r = system.B, system.T, system.H, system.micro
@@ -125,7 +125,7 @@ def _written_out(system: System, noise: _Noise) -> Parts:
 
 
 def _decay(parts: Parts, noise: _Noise) -> Array | None:
-    """exp(log_decay) exp(i phase) sign, each where it is given, for parts as they vary."""
+    """Compute exp(log_decay) exp(i phase) sign, each where it is given, for parts as they vary."""
     wide = {name: x if x.ndim == 4 else x[..., None] for name, x in parts.items() if name in _EXACT}
     factors = []
     if "log_decay" in wide:
@@ -138,7 +138,7 @@ def _decay(parts: Parts, noise: _Noise) -> Array | None:
 
 
 def _given(system: System, state: State | Tensor | None) -> Array | None:
-    """The true S of an initial state, [N,H,n,columns]."""
+    """Undo the scale of an initial state: S, [N,H,n,columns]."""
     if state is None:
         return None
     require(not system.readout.cached, "the definition of an exp readout starts from an empty cache")
@@ -160,7 +160,7 @@ class _Loop:
             self.parts["v"] = np.ones((system.B, system.T * system.micro, system.H, 1))
 
     def packed(self, S: Array | None, ends: list[int]) -> tuple[Array, Array | None]:
-        """y [B,T,H,o,p] of sequences that lie one after the other, and S after each."""
+        """Compute y [B,T,H,o,p] of sequences that lie one after the other, and S after each."""
         outputs, states = [], []
         for row, (low, high) in enumerate(itertools.pairwise(ends)):
             start = S if S is None or len(ends) == 2 else S[row : row + 1]
@@ -173,7 +173,7 @@ class _Loop:
     # -- a finite state ----------------------------------------------------------------------------------------------
 
     def linear(self, low: int, high: int, S: Array | None) -> tuple[Array, Array]:
-        """y of the tokens low..high as a sequence of their own, and S after them."""
+        """Compute y of the tokens low..high as a sequence of their own, and S after them."""
         parts, noise, r = self.parts, self.noise, self.system.micro
         k, v = parts["k"], parts["v"]
         columns = [v]
@@ -201,23 +201,23 @@ class _Loop:
         return np.stack(reads, 1) if reads else np.zeros((k.shape[0], 0, self.system.H, *self.read_shape())), S
 
     def read_shape(self) -> tuple[int, int]:
-        """Outputs and values of a read."""
+        """Count the outputs and the values of a read."""
         q = self.parts.get("q")
         return self.system.n if q is None else q.shape[-2] if q.ndim == 5 else 1, self.parts["v"].shape[-1]
 
     def decayed(self, s: int, S: Array) -> Array:
-        """The open-loop decay of step s, applied to S."""
+        """Apply the open-loop decay of step s to S."""
         if "transition" in self.parts:
             return np.asarray(self.parts["transition"][:, s] @ S)
         return self.parts["decay"][:, s, ..., None] * S if "decay" in self.parts else S
 
     def gate(self, name: str, s: int) -> Array:
-        """A part of step s that may have one number a head or one a key, [B,H,1|n]."""
+        """Read a part of step s that may have one number a head or one a key, [B,H,1|n]."""
         x = self.parts[name][:, s]
         return x if x.ndim == 3 else x[..., None]
 
     def read(self, t: int, S: Array, sums: Array) -> Array:
-        """y of token t, [B,H,o,p]."""
+        """Compute y of token t, [B,H,o,p]."""
         parts, noise, p = self.parts, self.noise, self.parts["v"].shape[-1]
         if "q" not in parts:
             y = S
@@ -242,7 +242,7 @@ class _Loop:
             return np.asarray(y / eta)
 
     def regressed(self, t: int, q: Array, G: Array) -> Array:
-        """The query of a ridge readout, q + mix ((G + R)^{-1} q - q)."""
+        """Compute the query of a ridge readout, q + mix ((G + R)^{-1} q - q)."""
         norm, ridge = np.sqrt((G**2).sum((-2, -1))), self.gate("ridge", t)
         if self.system.readout.relative:  # type: ignore[attr-defined]  # of an empty G nothing is read, whatever the query
             ridge = np.where(norm[..., None] > 0, ridge * norm[..., None], 1.0)
@@ -254,8 +254,8 @@ class _Loop:
     # -- the growing cache -------------------------------------------------------------------------------------------
 
     def softmax(self, low: int, high: int) -> tuple[Array, None]:
-        """y of the tokens low..high as a sequence of their own: the transition moves every earlier key on its way, the
-        log decay adds up in the exponent of its weight.
+        """Compute y of the tokens low..high as a sequence of their own: the transition moves every earlier key on its
+        way, the log decay adds up in the exponent of its weight.
         """
         cut = {name: x[:, low:high] for name, x in self.parts.items()}
         q, k, v = cut["q"], cut["k"], cut["v"]
@@ -281,7 +281,7 @@ class _Loop:
         return y, None
 
     def turned(self, cut: Parts, k: Array) -> Iterator[Array]:
-        """All keys [B,T,H,n] at each token, turned by the angles between it and them."""
+        """Turn all keys [B,T,H,n], at each token, by the angles between it and them."""
         B, T, H = k.shape[:3]
         phase = cut.get("phase", np.zeros((B, T, H)))
         phase = phase if phase.ndim == 4 else phase[..., None]
@@ -292,7 +292,7 @@ class _Loop:
             yield k * np.exp(1j * (angle[:, i : i + 1] - angle))
 
     def moved(self, cut: Parts, k: Array) -> Iterator[Array]:
-        """All keys [B,T,H,n] at each token, as the transitions since have left them; later ones are not used."""
+        """Move all keys [B,T,H,n], at each token, as the transitions since have; later keys are not used."""
         keys, sums = k.astype(np.result_type(k, *(cut[x] for x in ("decay", "f", "w") if x in cut))), abs(k)
         for t in range(k.shape[1]):
             old, more = keys[:, :t], sums[:, :t]
@@ -306,8 +306,8 @@ class _Loop:
             yield keys
 
     def weighed(self, cut: Parts, i: int, logits: Array, v: Array) -> Array:
-        """(sum_j exp(logits_j) v_j + d v_i) / eta [B,H,p], for logits [B,j,H]; of a quotient of sums a common factor is
-        taken out before the exponential.
+        """Compute (sum_j exp(logits_j) v_j + d v_i) / eta [B,H,p], for logits [B,j,H]; of a quotient of sums a common
+        factor is taken out before the exponential.
         """
         noise = self.noise
         d, floor = (cut[name][:, i] if name in cut else np.zeros(logits.shape[::2]) for name in ("d", "eta_floor"))

@@ -31,17 +31,17 @@ def copied(module: M) -> M:
 
 
 def normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Normal numbers in float64, where the generator is: the same ones for every device and default."""
+    """Draw normal numbers in float64, where the generator is: the same ones for every device and default."""
     return torch.randn(tuple(shape), generator=generator, dtype=torch.float64, device=generator.device)
 
 
 def uniform(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Numbers in [0, 1) in float64, where the generator is."""
+    """Draw numbers in [0, 1) in float64, where the generator is."""
     return torch.rand(tuple(shape), generator=generator, dtype=torch.float64, device=generator.device)
 
 
 def redraw(layer: nn.Module, generator: torch.Generator, how: str) -> None:
-    """New parameters: `own` keeps the initialisation and adds noise, `wide` draws vectors anew."""
+    """Draw new parameters: `own` keeps the initialisation and adds noise, `wide` draws vectors anew."""
     with torch.no_grad():
         for p in layer.parameters():
             noise = normal(p.shape, generator).to(p)
@@ -52,7 +52,7 @@ def redraw(layer: nn.Module, generator: torch.Generator, how: str) -> None:
 
 
 def parts_that_matter(system: System) -> dict[str, float]:
-    """By how much y changes (relative, largest) when a part of the system is left out: state, decay, feedback, eta."""
+    """Measure by how much y changes (relative, largest) without a part of the system: state, decay, feedback, eta."""
     y = run(system)
     without: dict[str, System] = {}
     decay = [x for x in ("log_decay", "phase", "sign", "transition", "forget") if x in system.parts]
@@ -74,7 +74,7 @@ def _change(got: Any, want: Tensor) -> float:
 
 
 def drawn(layer: nn.Module, x: Tensor, generator: torch.Generator) -> tuple[nn.Module, dict[str, float]]:
-    """A copy of the layer with parameters in which every part of its system changes y by over 1%."""
+    """Copy the layer, with parameters in which every part of its system changes y by over 1%."""
     best: tuple[nn.Module, dict[str, float]] | None = None
     for how in ("own", "own", "wide", "wide", "wide", "wide"):
         candidate = copied(layer)
@@ -93,7 +93,7 @@ REGIMES = ("own", "forgetful", "lasting", "reset", "growing")
 
 
 def in_regime(system: System, regime: str, generator: torch.Generator) -> System | None:
-    """The system with its decays redrawn: forgetful [1e-4, 0.1], lasting [0.99, 1], a hard reset in mid-chunk followed
+    """Draw the decays of a system anew: forgetful [1e-4, 0.1], lasting [0.99, 1], a hard reset in mid-chunk followed
     by decays near 1, or growing slightly. None if it has no such decay.
     """
     if regime == "own":
@@ -124,7 +124,7 @@ def in_regime(system: System, regime: str, generator: torch.Generator) -> System
 
 
 def sensitivity(system: System, state: State | None, generator: torch.Generator) -> float:
-    """How much larger the relative change of y is than that of the inputs (angles held), measured in float64.
+    """Measure how much larger the relative change of y is than that of the inputs (angles held), in float64.
 
     Near a zero of its denominator, say, a system loses digits however it is computed.
     """
@@ -156,7 +156,7 @@ def sensitivity(system: System, state: State | None, generator: torch.Generator)
 
 
 def some_state(system: System) -> State | None:
-    """A state as it stands after a few tokens like those of the system."""
+    """Draw a state as it stands after a few tokens like those of the system."""
     if system.readout.cached and system.T < 2:
         return None
     _, state = run(system[: max(1, system.T // 4)], "recurrent", return_state=True)
@@ -164,5 +164,5 @@ def some_state(system: System) -> State | None:
 
 
 def short(dtype: torch.dtype) -> str:
-    """The name of a precision, without the package's."""
+    """Shorten the name of a precision by the package's."""
     return str(dtype).removeprefix("torch.")

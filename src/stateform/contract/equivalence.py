@@ -101,7 +101,7 @@ class Shared:
 
 
 def share_weights(a: nn.Module, b: nn.Module, randomise: Callable[[nn.Module], None] | None = None) -> Shared:
-    """Copies of both, the weights of `b` replaced by those of `a` wherever name and shape agree.
+    """Copy both, the weights of `b` replaced by those of `a` wherever name and shape agree.
 
     Args:
         a: the layer whose weights are taken.

@@ -37,19 +37,19 @@ class Layout:
 
     @classmethod
     def rows(cls, B: int, *calls: int, seen: Tensor | None = None, only: int | None = None) -> Layout:
-        """Each row is a text, or the row `only` alone is."""
+        """Lay out each row as a text, or the row `only` alone."""
         every = torch.ones(sum(calls), dtype=torch.bool, device="cpu")
         chosen = range(B) if only is None else [only]
         return cls(calls, tuple((row, every) for row in chosen), seen=seen)
 
     @classmethod
     def padded(cls, mask: Tensor, *calls: int, seen: Tensor | None = None) -> Layout:
-        """Each row is a text where the mask [B,T] is true."""
+        """Lay out a text in each row, where the mask [B,T] is true."""
         return cls(calls or (mask.shape[1],), tuple(enumerate(mask)), mask, seen=seen)
 
     @classmethod
     def packed(cls, ends: tuple[int, ...], *, times: int = 1, seen: Tensor | None = None) -> Layout:
-        """Texts lie one after the other in one row, and go on in the same places of `times` calls."""
+        """Lay out texts one after the other in one row, continued in the same places of `times` calls."""
         T = ends[-1]
         texts = tuple((0, span(T, low, high).repeat(times)) for low, high in itertools.pairwise(ends))
         return cls((T,) * times, texts, ends=ends, seen=seen)
@@ -60,19 +60,19 @@ class Layout:
         return all(row == i and bool(places.all()) for i, (row, places) in enumerate(self.texts))
 
     def spans(self) -> list[tuple[int, int]]:
-        """From where to where each call goes."""
+        """List the first token of each call, and the one after its last."""
         return list(itertools.pairwise(itertools.accumulate(self.calls, initial=0)))
 
 
 def span(T: int, low: int, high: int) -> Tensor:
-    """A mask [T] that is true from `low` to before `high`."""
+    """Make a mask [T] that is true from `low` to before `high`."""
     places = torch.zeros(T, dtype=torch.bool, device="cpu")
     places[low:high] = True
     return places
 
 
 def spans(T: int, of_rows: list[tuple[int, int]]) -> Tensor:
-    """A mask [B,T] that is true in one span of each row."""
+    """Make a mask [B,T] that is true in one span of each row."""
     return torch.stack([span(T, low, high) for low, high in of_rows])
 
 
@@ -95,7 +95,7 @@ class Runner(Protocol[Y]):
         ...
 
     def attempt(self, where: str) -> AbstractContextManager[None]:
-        """What is raised inside is a finding, if it is to be one by itself."""
+        """Turn what is raised inside into a finding, if it is to be one by itself."""
         ...
 
     def perform(self, part: str, function: Callable[[Any], None]) -> None:

@@ -59,25 +59,25 @@ class LayerRunner:
     # -- other layers and inputs -------------------------------------------------------------------------------------
 
     def drawn(self) -> LayerRunner:
-        """The layer with parameters in which every part of its system matters; another's keeps its own."""
+        """Give the layer parameters in which every part of its system matters; another's keeps its own."""
         if not self.ours:
             return self
         return replace(self, layer=drawn(self.layer, self.input(2, 48), self.generator)[0])
 
     def at(self, dtype: torch.dtype, T: int) -> LayerRunner:
-        """A copy of the layer in a precision, for texts of T tokens."""
+        """Copy the layer in a precision, for texts of T tokens."""
         allowed = tolerance(dtype, T, rounded=PROJECTED)
         return replace(self, layer=copied(self.layer).to(dtype), dtype=dtype, allowed=allowed)
 
     def losing(self, digits: float) -> LayerRunner:
-        """The same, where outputs change `digits` times as much as inputs, relatively, however they are computed."""
+        """Allow for `digits`: outputs that change so many times as much as inputs, relatively, however computed."""
         return replace(self, allowed=self.allowed + digits * UNIT[torch.float32 if self.dtype in HALF else self.dtype])
 
     def input(self, B: int, T: int) -> Tensor:
         return normal((B, T, self.d_model), self.generator).to(self.device, self.dtype)
 
     def calls(self, T: int, n: int) -> tuple[int, ...]:
-        """T tokens in n calls of random length."""
+        """Cut T tokens into n calls of random length."""
         inner = torch.randperm(max(T - 1, 0), generator=self.generator, device="cpu")[: n - 1] + 1
         cuts = [0, *sorted(inner.tolist()), T]
         return tuple(high - low for low, high in itertools.pairwise(cuts))
@@ -92,20 +92,20 @@ class LayerRunner:
         return there
 
     def forms(self, x: Tensor) -> list[str]:
-        """The forms in which the layer can be computed; "auto" where that is not asked for."""
+        """List the forms in which the layer can be computed; "auto" where that is not asked for."""
         if not self.ours or "form" not in self.takes:
             return ["auto"]
         with torch.no_grad():
             return self.layer.forms(x)  # type: ignore[operator]
 
     def system(self, u: Tensor) -> System:
-        """What the layer says it computes of the input [B,T,d_model]."""
+        """Ask the layer what it computes of the input [B,T,d_model]."""
         return system_of(self.layer, u)
 
     # -- computing ---------------------------------------------------------------------------------------------------
 
     def call(self, x: Tensor, form: str = "auto", **given: Any) -> tuple[Tensor, State]:
-        """The outputs and the state after them."""
+        """Compute the outputs and the state after them."""
         if "form" in self.takes:
             given["form"] = form
         out = self.layer(x, return_state=True, **given)
@@ -139,7 +139,7 @@ class LayerRunner:
         return Ran(_shown(torch.cat(outputs, 1), layout), _after(state, layout) if states else [], states)
 
     def step(self, x: Tensor, state: State | None, at: int) -> tuple[Tensor, State]:
-        """One token [B,d_model]; the state that is given stays as it was."""
+        """Compute one token [B,d_model]; the state that is given stays as it was."""
         before: State = self.layer.init_state(len(x)) if state is None else state  # type: ignore[operator]
         kept = before.clone()
         y, after = self.layer.step(x, before)  # type: ignore[operator]
@@ -148,11 +148,11 @@ class LayerRunner:
         return y.unsqueeze(1), after
 
     def oracle(self, x: Tensor) -> tuple[Tensor, State]:
-        """By the recurrence, at once."""
+        """Compute outputs and states by the recurrence, at once."""
         return self.call(x, "recurrent" if self.ours else "auto")
 
     def alone(self, x: Tensor, layout: Layout) -> Ran:
-        """Each text by itself; texts that are whole rows together, where nothing else is in the batch."""
+        """Compute each text by itself; texts that are whole rows together, where nothing else is in the batch."""
         if layout.plain and len(layout.texts) == len(x):
             y, state = self.oracle(x)
             return Ran(_shown(y, layout), [state])
@@ -182,7 +182,7 @@ class LayerRunner:
                 self.report.compare(self.part, where_key, got[key], want[key], allowed, infinite=logs)
 
     def attempt(self, where: str) -> AbstractContextManager[None]:
-        """Nothing: what a layer raises ends the part."""
+        """Let through what a layer raises: it ends the part."""
         return contextlib.nullcontext()
 
     def perform(self, part: str, function: Callable[[LayerRunner], None]) -> None:
@@ -196,13 +196,13 @@ class LayerRunner:
 
 
 def _shown(y: Tensor, layout: Layout) -> Tensor:
-    """The outputs that are compared: of the rows that hold texts, at the times that are seen."""
+    """Select the outputs that are compared: of the rows that hold texts, at the times that are seen."""
     y = y[sorted({row for row, _ in layout.texts})]
     return y if layout.seen is None else y[:, layout.seen.to(y.device)]
 
 
 def _after(state: State, layout: Layout) -> list[State]:
-    """The state after each text: its row, or its place in the pack. Caches are aligned at their end."""
+    """Select the state after each text: its row, or its place in the pack. Caches are aligned at their end."""
     if layout.plain:
         return [state]
     found = []
@@ -217,7 +217,7 @@ def _after(state: State, layout: Layout) -> list[State]:
 
 
 def layer_runner(thing: Any, seed: int, exhaustive: bool, options: dict[str, Any]) -> LayerRunner:
-    """A layer by name, file or class, or a module, ready to be checked.
+    """Prepare a layer, by name, file or class, or a module, for the check.
 
     Raises:
         StateformError: if it is no layer y = layer(x) with a state, or has NaN or inf in its weights.
@@ -246,7 +246,7 @@ def layer_runner(thing: Any, seed: int, exhaustive: bool, options: dict[str, Any
 
 
 def arguments(layer: nn.Module) -> set[str]:
-    """What a layer's forward takes; with **kwargs, everything that Layer.forward takes."""
+    """List what a layer's forward takes; with **kwargs, everything that Layer.forward takes."""
     known = inspect.signature(layer.forward).parameters
     passed_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values())
     return {*known, *(inspect.signature(Layer.forward).parameters if passed_on else ())}

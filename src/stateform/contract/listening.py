@@ -34,7 +34,7 @@ class Heard:
 
 
 def places(layout: Layout, B: int) -> Callable[[list[Tensor]], Rows | None]:
-    """What reads the texts of a layout of B rows from the outputs of a module, one a call; None if they do not fit."""
+    """Make what reads the texts of a layout of B rows from a module's outputs, one a call; None if they do not fit."""
 
     def read(outputs: list[Tensor]) -> Rows | None:
         if [x.shape[1] for x in outputs] != list(layout.calls) or any(len(x) != B for x in outputs):
@@ -53,7 +53,7 @@ class Ears:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[dict[str, list[Tensor]]]:
-        """The outputs of each module, one a call."""
+        """Record the outputs of each module, one a call."""
         heard: dict[str, list[Tensor]] = {}
         modules = dict(self.model.named_modules())
 
@@ -76,7 +76,7 @@ class Ears:
     def hear(
         self, run: Callable[[], Any], read: Callable[[list[Tensor]], Rows | None], shapes: Sequence[list[int]] = ()
     ) -> Heard:
-        """What the modules give in a run, as `read` takes it from the outputs of one module.
+        """Run the model, and give what `read` takes from the outputs of each module.
 
         Args:
             shapes: of the outputs of each call, rows and tokens: said where the logits have others.
@@ -89,7 +89,7 @@ class Ears:
         return Heard({name: x for name, x in found.items() if x is not None})
 
     def misshapen(self, heard: dict[str, list[Tensor]], shapes: Sequence[list[int]]) -> str:
-        """Which module first gave other rows or tokens than it got."""
+        """Find the module that first gave other rows or tokens than it got."""
         for name, outputs in heard.items():
             for call, (x, shape) in enumerate(zip(outputs, shapes, strict=False)):
                 if list(x.shape[:2]) != shape:
@@ -101,12 +101,12 @@ class Ears:
         return f"there are logits of {len(heard.get(LOGITS, []))} calls"
 
     def named(self, site: str) -> str:
-        """A module's path and class."""
+        """Name a module by its path and class."""
         return f"{site} ({self.kinds[site]})" if site in self.kinds else site
 
 
 def embedding(model: Any) -> nn.Module | None:
-    """The module that takes the tokens, where the model says so."""
+    """Find the module that takes the tokens, where the model says so."""
     try:
         return model.get_input_embeddings()
     except (AttributeError, NotImplementedError):
@@ -114,7 +114,7 @@ def embedding(model: Any) -> nn.Module | None:
 
 
 def _blocks(model: nn.Module) -> dict[str, nn.Module]:
-    """The embedding, the blocks of the longest ModuleList, and their children."""
+    """List the embedding, the blocks of the longest ModuleList, and their children."""
     names = {id(m): name for name, m in model.named_modules()}
     lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
     longest = max(lists, key=lambda item: (len(item[1]), -item[0].count(".")), default=None)
@@ -129,7 +129,7 @@ def _blocks(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _first(output: Any) -> Tensor | None:
-    """The logits of an output, or its first tensor."""
+    """Take the logits of an output, or its first tensor."""
     if isinstance(output, Tensor):
         return output
     logits = getattr(output, "logits", None)

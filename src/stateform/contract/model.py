@@ -119,7 +119,7 @@ class ModelRunner:
         return bool(can is not None and can()) or "CausalLM" in type(self.model).__name__
 
     def find_cache(self, tokens: Tensor) -> tuple[str | None, bool]:
-        """Under which name the model takes what it remembers, and whether its output gives it."""
+        """Find under which name the model takes what it remembers, and whether its output gives it."""
         if not self.accepts("use_cache"):
             return None, False
         taken = [name for name in CACHES if name in self.takes]
@@ -149,7 +149,7 @@ class ModelRunner:
         return held or own or other
 
     def measure_noise(self) -> float:
-        """How much the logits change if every weight is rounded to float32 differently."""
+        """Measure how much the logits change if every weight is rounded to float32 differently."""
         tokens = self.input(2, 24)
         saved = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         try:
@@ -192,29 +192,29 @@ class ModelRunner:
         return self.words[chosen.to(self.device)]
 
     def another(self, tokens: Tensor) -> Tensor:
-        """Other tokens than these."""
+        """Draw other tokens than these."""
         at = torch.searchsorted(self.words, tokens.contiguous())
         return self.words[(at + 1 + len(self.words) // 3) % len(self.words)]
 
     # -- calling -----------------------------------------------------------------------------------------------------
 
     def call(self, tokens: Tensor, **given: Any) -> Any:
-        """The model, by default without a cache."""
+        """Call the model, by default without a cache."""
         if self.accepts("use_cache"):
             given.setdefault("use_cache", False)
         return self.model(input_ids=tokens, **given)
 
     def at_once(self, tokens: Tensor, new: int, mask: Tensor | None, cache: Any, **more: Any) -> Any:
-        """All tokens, without a cache."""
+        """Compute all tokens, without a cache."""
         self.call(tokens, **({} if mask is None else {"attention_mask": mask}), **more)
 
     def onward(self, tokens: Tensor, new: int, mask: Tensor | None, cache: Any) -> Any:
-        """The new tokens from the cache, as users call it; returns the cache after them."""
+        """Compute the new tokens from the cache, as users call the model; give the cache after them."""
         given = {} if cache is None else {str(self.cache_name): cache}
         return self.cache_of(self.model(input_ids=tokens[:, -new:], use_cache=True, **given), cache)
 
     def as_generate(self, tokens: Tensor, new: int, mask: Tensor, cache: Any) -> Any:
-        """The new tokens from the cache, as generate calls it; returns the cache after them."""
+        """Compute the new tokens from the cache, as generate calls the model; give the cache after them."""
         given: dict[str, Any] = {"attention_mask": mask, "use_cache": True}
         if cache is not None:
             given[str(self.cache_name)] = cache
@@ -239,21 +239,21 @@ class ModelRunner:
             module.__dict__.update(kept)
 
     def empty(self) -> Any:
-        """An empty cache, where the model is to be given one; None where it makes its own."""
+        """Make an empty cache, where the model is to be given one; None where it makes its own."""
         return None if self.gives else self.given_cache()
 
     def fresh(self) -> Any:
-        """As `empty`, and what the modules remember is undone."""
+        """Make an empty cache as `empty` does, and undo what the modules remember."""
         self.forget()
         return self.empty()
 
     def given_anew(self) -> Any:
-        """An empty cache that is given, also where the model makes its own; what the modules remember is undone."""
+        """Make an empty cache that is given, also where the model makes its own; undo what the modules remember."""
         self.forget()
         return self.given_cache()
 
     def given_cache(self) -> Any:
-        """The empty cache that generate makes."""
+        """Make the empty cache that generate makes."""
         from transformers import DynamicCache
 
         return DynamicCache(config=self.model.config)
@@ -267,7 +267,7 @@ class ModelRunner:
         start: Callable[[], Any] | None = None,
         **more: Any,
     ) -> Heard:
-        """What the modules give over the calls of a layout.
+        """Compute what the modules give over the calls of a layout.
 
         Args:
             call: how the model is called: `at_once` (if not given), `onward` or `as_generate`.
@@ -288,7 +288,7 @@ class ModelRunner:
         return self.ears.hear(every_call, places(layout, len(x)), [[len(x), n] for n in layout.calls])
 
     def alone(self, x: Tensor, layout: Layout) -> Heard:
-        """Each text by itself, without a cache."""
+        """Compute each text by itself, without a cache."""
         parts = []
         for row, at in layout.texts:
             text = x[row, at.to(x.device)]
@@ -313,7 +313,7 @@ class ModelRunner:
             self.report.compare(self.part, f"{text}: {at}", got.sites[site][i], want.sites[site][i], allowed)
 
     def first(self, row: int, got: Heard, want: Heard, allowed: float) -> str:
-        """The first module whose output differs in a row."""
+        """Find the first module whose output differs in a row."""
         for site in got.sites:
             if site in want.sites and not close(got.sites[site][row], want.sites[site][row], allowed):
                 return site
@@ -325,7 +325,7 @@ class ModelRunner:
 
     @contextlib.contextmanager
     def attempt(self, where: str) -> Iterator[None]:
-        """What the model raises inside is a failure."""
+        """Turn what the model raises inside into a failure."""
         try:
             yield
         except Exception as error:  # whatever a model raises is what a user meets
@@ -346,7 +346,7 @@ class ModelRunner:
 
 
 def positions_of(mask: Tensor) -> Tensor:
-    """The positions that generate gives for a mask [B,T]."""
+    """Compute the positions that generate gives for a mask [B,T]."""
     return (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
 
 
@@ -354,7 +354,7 @@ def positions_of(mask: Tensor) -> Tensor:
 
 
 def model_runner(model: Any, seed: int, exhaustive: bool) -> ModelRunner:
-    """A causal language model of transformers with the weights that it has, ready to be checked.
+    """Prepare a causal language model of transformers, with the weights that it has, for the check.
 
     Raises:
         StateformError: if `model` is no causal language model, cannot run, or has NaN or inf in weights or logits.
@@ -373,7 +373,7 @@ def model_runner(model: Any, seed: int, exhaustive: bool) -> ModelRunner:
 
 
 def _in_float32(model: Any, report: Report, seed: int, exhaustive: bool) -> ModelRunner:
-    """The model in float32; what it raises there is said."""
+    """Cast the model to float32, and report what it raises there."""
     try:
         return ModelRunner(model, report, torch.float32, seed, exhaustive)
     except StateformError:
@@ -386,7 +386,7 @@ def _in_float32(model: Any, report: Report, seed: int, exhaustive: bool) -> Mode
 
 @contextlib.contextmanager
 def model_conditions() -> Iterator[None]:
-    """No gradients, and none of the warnings and progress of transformers, which a check would give many times."""
+    """Switch off gradients, and the warnings and progress of transformers, which a check would give many times."""
     from transformers.utils import logging
 
     before = logging.get_verbosity()

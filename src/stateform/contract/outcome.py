@@ -75,7 +75,7 @@ class Report(Result):
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, for JSON."""
+        """Give plain numbers and strings, for JSON."""
         parts = {
             o.part: {"comparisons": o.comparisons, "worst": o.worst, "failures": o.failures}
             for o in self.outcomes.values()
@@ -86,7 +86,7 @@ class Report(Result):
     # -- filling it ----------------------------------------------------------------------------------------------
 
     def outcome(self, part: str) -> PartOutcome:
-        """The outcome of a part, made on first use."""
+        """Find the outcome of a part; it is made on first use."""
         return self.outcomes.setdefault(part, PartOutcome(part))
 
     def lacks(self, what: str) -> None:

@@ -56,7 +56,7 @@ def require_weights(module: nn.Module) -> None:
 
 
 def arguments(model: nn.Module) -> dict[str, Any]:
-    """What the forward of a model takes, and their kinds; with **kwargs, also what that of its base takes."""
+    """List what the forward of a model takes, and their kinds; with **kwargs, also what that of its base takes."""
     found: dict[str, Any] = {}
     for forward in (
         model.forward,
@@ -70,14 +70,14 @@ def arguments(model: nn.Module) -> dict[str, Any]:
 
 
 def vocabulary(model: Any) -> int:
-    """How many tokens there are, by the embedding and the configuration; 0 if neither says."""
+    """Count the tokens that there are, by the embedding and the configuration; 0 if neither says."""
     sizes = [getattr(embedding(model), "num_embeddings", None), getattr(model.config, "vocab_size", None)]
     given = [int(size) for size in sizes if size is not None]
     return min(given) if given else 0
 
 
 def raised(error: BaseException) -> str:
-    """What was raised, and where: the last line of the model's own."""
+    """Tell what was raised, and where: the last line of the model's own."""
     if isinstance(error, WrongShapeError):
         return str(error)
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f"{os.sep}models{os.sep}" in f.filename]
@@ -86,6 +86,6 @@ def raised(error: BaseException) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, short."""
+    """Take the first line of what an error says, short."""
     lines = [x for x in str(error).splitlines() if x.strip()] or ["(no message)"]
     return lines[0].strip()[:200]

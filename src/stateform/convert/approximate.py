@@ -26,7 +26,7 @@ from .certificate import Conversion, certify, check_system, per_head, reference
 
 
 def taylor(system: System, degree: int, *, rtol: float = 0.01, limit: float = 1e9) -> Conversion:
-    """exp as its Taylor polynomial: C(n + P, P) features, phi(q)^T phi(k) = sum_{p<=P} (q^T k)^p / p!.
+    """Replace exp by its Taylor polynomial: C(n + P, P) features, phi(q)^T phi(k) = sum_{p<=P} (q^T k)^p / p!.
 
     Args:
         system: with readout "exp", causal, without a window.
@@ -49,7 +49,7 @@ def random_features(
     system: System, n_features: int, *, seed: int = 0, generator: torch.Generator | None = None, rtol: float = 0.1,
     limit: float = 1e9,
 ) -> Conversion:  # fmt: skip
-    """exp as an average over random directions w: phi(x) = exp(w_r^T x - |x|^2 / 2) / sqrt(m), all positive.
+    """Replace exp by an average over random directions w: phi(x) = exp(w_r^T x - |x|^2 / 2) / sqrt(m), all positive.
 
     The error falls as 1 / sqrt(m), and grows with the size of q and k.
 
@@ -76,7 +76,7 @@ def random_features(
 
 @torch.no_grad()
 def degree_needed(system: System, rtol: float, *, most: int = 64, limit: float = 1e9) -> int:
-    """The least even degree at which `taylor` is within a relative error of `rtol` in every head, on this input.
+    """Find the least even degree at which `taylor` is within a relative error of `rtol` in every head, on this input.
 
     Found from the logits x_ij = q_i^T k_j alone, without features: alpha_ij ~ sum_{p<=P} x_ij^p / p!.
 
@@ -125,7 +125,7 @@ def degree_needed(system: System, rtol: float, *, most: int = 64, limit: float =
 
 
 def _absorbed(system: System) -> tuple[Tensor, Tensor]:
-    """Real q and k [B,T,heads,n'] of an exp readout: phases as rotations, b inside k."""
+    """Give real q and k [B,T,heads,n'] of an exp readout: phases as rotations, b inside k."""
     require(system.readout.cached, f'the readout is "{system.readout}" already; expected "exp" (softmax)')
     require(system.causal, "a system with causal=False has no recurrence; expected a causal one")
     require(system.window is None,

@@ -26,7 +26,7 @@ from .certificate import Conversion, certify, check_system
 
 
 def ssd_to_linear_attention(system: System) -> Conversion:
-    """A scalar decay as a normaliser eta_t = exp(-(g_1 + ... + g_t)), keys scaled by it (through b).
+    """Rewrite a scalar decay as a normaliser eta_t = exp(-(g_1 + ... + g_t)), with keys scaled by it (through b).
 
     Exact, and of limited length: eta grows as the decays shrink the state, and is refused beyond half the range of
     exponents of the dtype (exp(44) in float32, exp(354) in float64), so that keys and values keep the other half.
@@ -66,7 +66,8 @@ def ssd_to_linear_attention(system: System) -> Conversion:
 
 
 def linear_attention_to_ssd(system: System) -> Conversion:
-    """A normaliser eta_t as a scalar decay eta_{t-1} / eta_t (1 at the first token), writes divided by it (through b).
+    """Rewrite a normaliser eta_t as a scalar decay eta_{t-1} / eta_t (1 at the first token), with writes divided by it
+    (through b).
 
     Exact for any eta_t above 0 that is given: the framework's own form of generalised linear and normalized attention
     (eq. 15, 17, 22). A sum of weights is not given but found from the state, and refused.
@@ -105,7 +106,7 @@ def linear_attention_to_ssd(system: System) -> Conversion:
 
 
 def _numbers(system: System, name: str) -> Tensor:
-    """A number per step and head, [B|1,T|1,heads] in float64; 1 where the part is not there."""
+    """Give a number per step and head, [B|1,T|1,heads] in float64; 1 where the part is not there."""
     x = system.eta_floor if name == "eta_floor" else system.tensors().get(name)
     x = torch.as_tensor(1.0 if x is None else x, dtype=torch.float64, device=system.device)
     x = x.reshape(1) if x.ndim == 0 else x.squeeze(-1) if x.ndim in (2, 4) else x
@@ -113,20 +114,20 @@ def _numbers(system: System, name: str) -> Tensor:
 
 
 def _times(x: Tensor, y: Tensor) -> Tensor:
-    """x * y, both [B|1,T|1,heads]; of two head counts, what both divide."""
+    """Multiply x and y, both [B|1,T|1,heads]; where their numbers of heads differ, one divides the other."""
     heads = lcm(x.shape[2], y.shape[2])
     return spread_heads(x, heads) * spread_heads(y, heads)
 
 
 def _scaled(x: Tensor, factor: Tensor) -> Tensor:
-    """x [B,T,H,n] or [H,n] times a number per step and head."""
+    """Multiply x [B,T,H,n] or [H,n] with a number per step and head."""
     x = wide(x if x.ndim == 4 else x[None, None])
     heads = lcm(x.shape[2], factor.shape[2])
     return spread_heads(x, heads) * spread_heads(factor, heads).unsqueeze(-1)
 
 
 def _with(system: System, dtype: torch.dtype, new: dict[str, Tensor | None], **rest: None) -> System:
-    """The system with new parts, written out in batch and time, in the precision of its state."""
+    """Replace parts of a system, the others written out in batch and time, in the precision of its state."""
 
     def cast(x: Tensor) -> Tensor:
         x = x.expand(system.B, system.T, *x.shape[2:])

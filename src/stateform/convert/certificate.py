@@ -34,7 +34,7 @@ class Conversion:
 
     @property
     def ok(self) -> bool:
-        """Whether the difference is within the tolerance."""
+        """True if the difference is within the tolerance."""
         return bool(self.certificate)
 
     @property
@@ -44,7 +44,7 @@ class Conversion:
 
     @property
     def tolerance(self) -> float:
-        """What the error may be: rounding if exact, else what was asked for."""
+        """The largest error allowed: rounding if the conversion is exact, else what was asked for."""
         return self.certificate.tolerance
 
     def __str__(self) -> str:
@@ -56,26 +56,26 @@ class Conversion:
 
 @torch.no_grad()
 def certify(system: System, original: System, text: str, *, rtol: float | None = None) -> Conversion:
-    """The Conversion of `original` to `system`; exact unless an error `rtol` is allowed."""
+    """Measure how far `system` is from `original`: by rounding if the conversion is exact, else by at most `rtol`."""
     want, got = reference(original), outputs(system)
     allowed = tolerance(system.dtype, system.T) if rtol is None else rtol
     return Conversion(system, original, rtol is None, equivalent(got, want, rtol=allowed), per_head(got, want), text)
 
 
 def outputs(system: System) -> Tensor:
-    """y of a system as it is."""
+    """Compute y of a system as it is."""
     y = run(system)
     return y
 
 
 def reference(system: System) -> Tensor:
-    """y in float64, token by token (all at once where there is no causal order)."""
+    """Compute y in float64, token by token (all at once where there is no causal order)."""
     y = run(system.to(torch.float64), "recurrent" if system.causal else "matrix")
     return y
 
 
 def per_head(got: Tensor, want: Tensor) -> tuple[float, ...]:
-    """The relative error of each head, axis 2."""
+    """Compute the relative error of each head, axis 2."""
     if got.numel() == 0:
         return (0.0,) * got.shape[2]
     error = relative_error(wide(got), wide(want), heads=True)

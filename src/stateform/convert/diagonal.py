@@ -23,7 +23,7 @@ from .certificate import Conversion, certify, check_system
 
 
 def diagonalise(system: System, *, most: float | None = None) -> Conversion:
-    """The system in the eigenbasis of its transition. A read of the whole state becomes the read V S'.
+    """Turn the system into the eigenbasis of its transition. A read of the whole state becomes the read V S'.
 
     Args:
         system: with a constant dense transition [H,n,n]; everything else may vary.

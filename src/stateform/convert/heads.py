@@ -41,17 +41,17 @@ class Heads:
 
     @property
     def ok(self) -> bool:
-        """Whether the outputs agree."""
+        """True if the outputs agree."""
         return bool(self.certificate)
 
     def attention(self) -> Tensor:
-        """The attention matrices alpha [k,T,T] of the heads, lower triangular."""
+        """Compute the attention matrices alpha [k,T,T] of the heads, lower triangular."""
         T = self.weights.shape[1]
         lag = torch.arange(T)[:, None] - torch.arange(T)
         return torch.where(lag >= 0, self.weights[:, lag.clamp_min(0)], 0.0)
 
     def apply(self, u: Tensor) -> Tensor:
-        """y_i = sum_h sum_{j<=i} w_h(i-j) V_h u_j for u [B,t,i], t <= T."""
+        """Compute y_i = sum_h sum_{j<=i} w_h(i-j) V_h u_j for u [B,t,i], t <= T."""
         T = u.shape[1]
         fits = u.ndim == 3 and u.shape[2] == self.values.shape[2] and self.weights.shape[1] >= T
         require(
@@ -70,7 +70,7 @@ class Heads:
 
 @torch.no_grad()
 def lag_operators(system: System) -> Tensor:
-    """W_t = C A^t B of all heads together, [T,o,i]: for values, i = o = H (each head a channel); else w_out A^t w_in.
+    """Compute W_t = C A^t B of all heads, [T,o,i]: for values i = o = H (each head a channel), else w_out A^t w_in.
 
     Raises:
         StateformError: a system that varies in time.
@@ -97,7 +97,7 @@ def lag_operators(system: System) -> Tensor:
 
 @torch.no_grad()
 def heads_for_ssm(system: System, *, rtol: float | None = None) -> Heads:
-    """The interaction rank of a time-invariant system, and as many heads of attention that are equal to it.
+    """Find the interaction rank of a time-invariant system, and as many heads of attention that are equal to it.
 
     The lag operators side by side have a singular value decomposition W_t = sum_h (U_th sigma_h) V_h: its rank is k.
 
@@ -125,7 +125,7 @@ def heads_for_ssm(system: System, *, rtol: float | None = None) -> Heads:
 
 
 def _input(system: System, y: Tensor) -> tuple[Tensor, Tensor]:
-    """The input [B',T,i] of a system and its outputs y as [B',T,o]."""
+    """Read the input [B',T,i] of a system, and its outputs y as [B',T,o]."""
     if system.v is not None:  # every value of a head is a sequence of its own
         v = system.v.expand(-1, -1, system.H, -1)
         return (x.movedim(-1, 1).flatten(0, 1) for x in (v, y))  # type: ignore[return-value]

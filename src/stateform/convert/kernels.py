@@ -25,7 +25,8 @@ from .certificate import Conversion, check_system, outputs, per_head
 
 @torch.no_grad()
 def kernel(system: System, length: int | None = None) -> Tensor:
-    """The response of a time-invariant system to a unit value at t = 0: K [H,length], with an output axis [H,length,o].
+    """Compute the response of a time-invariant system to a unit value at t = 0: K [H,length], with an output axis
+    [H,length,o].
 
     Args:
         system: decay, feedback, q, k, b, eta and d all constant, values v as the input.
@@ -52,7 +53,7 @@ def kernel(system: System, length: int | None = None) -> Tensor:
 def recurrence(
     A: Tensor, B: Tensor, C: Tensor, dt: Tensor | float, v: Tensor, *, method: Method = "zoh", d: Tensor | None = None
 ) -> Conversion:
-    """The recurrence of a diagonal continuous system on v, certified against the convolution with its kernel.
+    """Run a diagonal continuous system on v as a recurrence, certified against the convolution with its kernel.
 
     h' = A h + B v, y = Re(C h) + d v, sampled every dt; the kernel K_t = Re( sum_i C_i Bbar_i Abar_i^t ) is built by
     itself, as a Vandermonde product of the numbers given.
@@ -84,7 +85,7 @@ def recurrence(
 
 @torch.no_grad()
 def realise(K: Tensor, v: Tensor, *, order: int | None = None, rtol: float | None = None) -> Conversion:
-    """A recurrence from the numbers of a kernel: K_t = q^T A^t k for all t, where K is a sum of exponentials.
+    """Find a recurrence with the numbers of a kernel: K_t = q^T A^t k for all t, where K is a sum of exponentials.
 
     The Hankel matrix K_{i+j} = (q^T A^i)(A^j k) factors, by its singular values, into what is read and what is written,
     and shifted by a step it holds A in between. Exact if its rank is found within the numbers given.
@@ -121,7 +122,7 @@ def realise(K: Tensor, v: Tensor, *, order: int | None = None, rtol: float | Non
 
 
 def _against_kernel(system: System, K: Tensor, text: str, rtol: float | None = None) -> Conversion:
-    """The certificate of a recurrence: its outputs against K * v + d v in float64."""
+    """Certify a recurrence: its outputs against K * v + d v in float64."""
     assert system.v is not None
     v = wide(spread_heads(system.v, len(K)))
     want = convolve(K[:, : system.T].T[None, ..., None], v)

@@ -40,12 +40,12 @@ class Reduction(Conversion):
 
     @property
     def ok(self) -> bool:
-        """Whether every measured error is within the bound, up to rounding."""
+        """True if every measured error is within the bound, up to rounding."""
         within = all(g <= b + r for g, b, r in zip(self.gain, self.bound, self.rounding, strict=True))
         return within and bool(self.certificate) and all(x <= 1 for x in self.ran.values())
 
     def to_dict(self) -> dict[str, object]:
-        """Plain numbers."""
+        """Give plain numbers."""
         return {
             "order": self.order, "states": self.hankel.values.shape[1], "bound": list(self.bound),
             "gain": list(self.gain), "ran": dict(self.ran), "error": self.error, "allowed": self.tolerance,
@@ -62,7 +62,7 @@ class Reduction(Conversion):
 
 
 def reduce(system: System, tol: float) -> Conversion:
-    """A system of fewer states with an error of `tol`.
+    """Find a system of fewer states with an error of `tol`.
 
     A time-invariant system is balanced and truncated to the fewest states (the same number in all heads) with
     2 sum_{k > r} sigma_k <= tol sigma_1; as the H-infinity norm is at least sigma_1, the error is at most `tol` of it,
@@ -108,7 +108,7 @@ def _balanced(system: System, tol: float) -> Reduction:
 
 
 def _with_states(system: System, found: Balanced) -> System:
-    """The reduced system on the same input, with outputs of the same shape."""
+    """Put the reduced system on the same input, with outputs of the same shape."""
     whole = system.q is None and system.w_out is None
     require(not (whole and system.is_complex), "a complex state that is read as it is has no real read to keep; give "
             "the system a q")  # fmt: skip
@@ -128,7 +128,7 @@ def _with_states(system: System, found: Balanced) -> System:
 
 
 def _written(system: System, s: StateSpace) -> Tensor:
-    """What a token of a vector state adds to the state x, b_t k_t as real numbers [B,T,heads,N]."""
+    """Compute what a token of a vector state adds to the state x, b_t k_t as real numbers [B,T,heads,N]."""
     heads = system.state_heads
     k = spread_heads(wide(system.k), heads).expand(-1, -1, heads, -1)
     b = system.b if system.log_b is None else system.log_b.exp()
@@ -142,7 +142,7 @@ def _written(system: System, s: StateSpace) -> Tensor:
 
 
 def _energy(system: System, s: StateSpace) -> Tensor:
-    """||u||_2 over time, [H] of `s`: the largest of all rows and columns."""
+    """Compute ||u||_2 over time, [H] of `s`: the largest of all rows and columns."""
     if system.v is not None:
         u = spread_heads(wide(system.v), s.H).movedim(2, 0)  # [H,B,T,p]
         return u.norm(dim=2).flatten(1).amax(1).expand(s.H)
@@ -151,7 +151,7 @@ def _energy(system: System, s: StateSpace) -> Tensor:
 
 
 def _ran(found: Balanced, steps: int, rounding: Tensor) -> dict[str, float]:
-    """||y - y_r|| / ||u|| over the bound, for the worst head, with outputs computed in float64."""
+    """Compute ||y - y_r|| / ||u|| over the bound, for the worst head, from outputs in float64."""
     s = found.original
     i = s.B.shape[-1]
     impulse = torch.zeros(i, steps, s.H, i, dtype=torch.float64, device=s.A.device)

@@ -55,7 +55,7 @@ class VaryingReduction(Conversion):
 def reduce_varying(
     system: System, tol: float = 1e-2, *, order: int | None = None, limit: float = 1e9
 ) -> VaryingReduction:  # fmt: skip
-    """The operator of each head on this input with as few states as an error allows, as a System.
+    """Find a System with as few states as an error allows, for the operator of each head on this input.
 
     The states are found by truncation to one order at all t, the least that keeps the error; the least that any
     method could do with is `analysis.state_need(system, tol, relative="operator")`.
@@ -114,7 +114,7 @@ def reduce_varying(
 
 
 def _least(steps: _Weights | _States, guess: Tensor, tol: float) -> Tensor:
-    """The least orders [B,H] whose error is within tol, by doubling and halving from a guess."""
+    """Find the least orders [B,H] whose error is within tol, by doubling and halving from a guess."""
     allowed = tol**2 * steps.squares
     orders = guess.clamp(1, steps.most)
     fails, works = torch.zeros_like(orders), torch.full_like(orders, steps.most)
@@ -131,7 +131,7 @@ def _least(steps: _Weights | _States, guess: Tensor, tol: float) -> Tensor:
 
 
 def _sweep(steps: _Weights | _States, orders: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """c, A, b [B,T,H,...] of at most `orders` states [B,H], and the squares left out [B,H]."""
+    """Compute c, A, b [B,T,H,...] of at most `orders` states [B,H], and the squares left out [B,H]."""
     B, H, T = *orders.shape, steps.T
     m = int(orders.max())
     G, dropped = steps.nothing(m), torch.zeros_like(steps.squares)

@@ -201,25 +201,25 @@ class _Truncations:
 
 
 def _space(layer: Layer) -> StateSpace:
-    """The matrices of a layer with constant parts, in float64 from the weights it has, on the CPU."""
+    """Build the matrices of a layer with constant parts, in float64 from the weights it has, on the CPU."""
     return written(_system(layer))
 
 
 def _system(layer: Layer) -> System:
-    """The System of a layer with constant parts on one token, in float64 from the weights it has, on the CPU."""
+    """Build the System of a layer with constant parts on one token, in float64 from the weights it has, on the CPU."""
     double = copy.deepcopy(layer).double().cpu()
     return double.system(torch.zeros(1, 1, layer.d_model, dtype=torch.float64))
 
 
 def _slots(layer: Layer) -> int:
-    """The modes that a layer keeps of each channel, in the class that it would be written as."""
+    """Count the modes that a layer keeps of each channel, in the class that it would be written as."""
     n = int(layer.config["d_state"])
     # an S4 has n complex modes, which in pairs are as many; an LSSL has n real states, in pairs half
     return n if type(layer) in (LRU, S4) else -(-n // 2)
 
 
 def _modes(s: StateSpace, orders: Tensor, slots: int) -> _Modes:
-    """The truncations to the first `orders` states of each head, diagonal, one mode of each pair."""
+    """Truncate to the first `orders` states of each head, diagonal, one mode of each pair."""
     H, i, o = s.H, s.B.shape[-1], s.C.shape[-2]
     poles = s.A.new_zeros(H, slots, dtype=torch.complex128)
     b, c = poles.new_zeros(H, slots, i), poles.new_zeros(H, o, slots)
@@ -237,7 +237,7 @@ def _modes(s: StateSpace, orders: Tensor, slots: int) -> _Modes:
 
 
 def _error(old: Layer, new: Layer, scale: Tensor) -> Tensor:
-    """The largest gain of the difference over the scale, over frequencies, the angles of all poles among them."""
+    """Find the largest gain of the difference over the scale, over frequencies, the angles of all poles among them."""
     spaces, systems = [_space(x) for x in (old, new)], [_system(x) for x in (old, new)]
     tiny = torch.finfo(scale.dtype).tiny
     if systems[0].v is None:
@@ -255,7 +255,8 @@ def _error(old: Layer, new: Layer, scale: Tensor) -> Tensor:
 
 
 def _response(system: System, space: StateSpace, head: int, omega: Tensor) -> Tensor:
-    """G(exp(i omega)) [K] of one channel, without its direct term, at so many operations a frequency as it has modes.
+    """Compute G(exp(i omega)) [K] of one channel, without its direct term; each frequency costs as many operations as
+    there are modes.
 
     With R = (z - decay)^{-1}, q^T (z - decay - f w^T)^{-1} k = q^T R k + (q^T R f) (w^T R k) / (1 - w^T R f).
     """
@@ -282,7 +283,7 @@ def _response(system: System, space: StateSpace, head: int, omega: Tensor) -> Te
 
 
 def _s4d(layer: Any, modes: _Modes) -> Layer:
-    """An S4D (or a DSS) with these modes; the step of each channel, the direct term and the output map are kept."""
+    """Make an S4D (or a DSS) with these modes; each channel's step, the direct term and the output map are kept."""
     states = 2 * modes.poles.shape[1]
     kind = type(layer) if isinstance(layer, S4D) else S4D
     options = {k: v for k, v in layer.config.items() if kind is type(layer) or k in ("d_model", "dt_min", "dt_max")}
@@ -338,13 +339,13 @@ _WRITERS: dict[type[Layer], Callable[[Any, _Modes], Layer]] = {
 
 
 def _log(modes: _Modes) -> Tensor:
-    """log lambda of the one system, [M]; an empty mode decays like exp(-t/2)."""
+    """Compute log lambda of the one system, [M]; an empty mode decays like exp(-t/2)."""
     empty = modes.c[0].abs().amax(0) == 0
     return torch.where(empty, -0.5 + 0j, modes.poles[0].log())
 
 
 def _evened(modes: _Modes, gain: Tensor) -> tuple[Tensor, Tensor]:
-    """b [M,i] over the gain, each of norm 1, and c [o,M] with what that takes away."""
+    """Divide b [M,i] by the gain and by its norms, and give c [o,M] what that takes away."""
     b, c = modes.b[0] / gain.unsqueeze(-1), modes.c[0]
     size = torch.linalg.vector_norm(b, dim=-1)
     size = torch.where(size > 0, size, 1.0)
@@ -352,12 +353,12 @@ def _evened(modes: _Modes, gain: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _made(kind: type[Layer], options: dict[str, Any]) -> Layer:
-    """A layer whose weights are to be overwritten: the random numbers of the program go on as they were."""
+    """Make a layer whose weights are to be overwritten: the random numbers of the program go on as they were."""
     with torch.random.fork_rng(devices=[]):
         return kind(**options)
 
 
 def _alike(new: Layer, old: Layer) -> Layer:
-    """In the dtype, on the device and in the mode of another layer."""
+    """Put a layer into the dtype, on the device and in the mode of another."""
     weight = next(old.parameters())
     return new.to(device=weight.device, dtype=weight.dtype).train(old.training)

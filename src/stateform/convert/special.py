@@ -43,7 +43,7 @@ class Relation:
 
     @torch.no_grad()
     def verify(self, layer: nn.Module, u: Tensor) -> Equivalence:
-        """Whether the general layer, set up with the weights of the special `layer`, is equal to it on u.
+        """True if the general layer, set up with the weights of the special `layer`, is equal to it on u.
 
         Raises:
             StateformError: if the options of `layer` have no such setting.
@@ -68,7 +68,7 @@ RELATIONS: list[Relation] = []
 
 
 def special_case(a: nn.Module, b: nn.Module, u: Tensor) -> str | None:
-    """The sentence that says how one of two layers is a special case of the other, if that is known and true on u.
+    """Say how one of two layers is a special case of the other, if that is known and true on u.
 
     Args:
         a: a layer. b: another one.
@@ -112,7 +112,7 @@ class Given(nn.Module):
 
 
 def made(name: str, layer: Any, *same: str, **options: Any) -> Any:
-    """The general layer in the dtype of the special one, with its options of the names `same`, and its weights."""
+    """Make the general layer in the dtype of the special one, with its options of the names `same`, and its weights."""
     options |= {x: layer.config[x] for x in same}
     general = build(name, d_model=layer.d_model, **options).to(next(layer.parameters()).dtype)
     return share_weights(layer, general).b
@@ -125,14 +125,14 @@ def fill(*weights: tuple[nn.Parameter, Tensor | float]) -> None:
 
 
 def constant_gate(general: Any, log_decay: Tensor) -> None:
-    """GLA's gate sigmoid(W_2 W_1 u + bias)^(1/temperature) as a constant decay [H]: W_2 = 0, and the bias its logit."""
+    """Set GLA's gate sigmoid(W_2 W_1 u + bias)^(1/temperature) to a constant decay [H]: W_2 = 0, the bias its logit."""
     g = (log_decay * general.gate_temperature).repeat_interleave(general.d_state)
     last = general.decay_proj[1]
     fill((last.weight, 0.0), (last.bias, logit(g)))
 
 
 def logit(log_sigmoid: Tensor) -> Tensor:
-    """The x with log sigmoid(x) = log_sigmoid."""
+    """Find the x with log sigmoid(x) = log_sigmoid."""
     return log_sigmoid - torch.log(-torch.expm1(log_sigmoid))
 
 
@@ -307,7 +307,7 @@ def _ssd(layer: Any, u: Tensor) -> Case:
 
 
 def _mamba_of(layer: Any, u: Tensor, before_softplus: Tensor, A: Tensor) -> System:
-    """Mamba's system with Delta_t = softplus of what is given [B,T,channels], and -A [channels] for all states."""
+    """Make Mamba's system with Delta_t = softplus of what is given [B,T,channels], and -A [channels] for all states."""
     channels = len(A)
     general = made("mamba", layer, "expand", dt_rank=channels)
     rest = before_softplus.new_zeros(*before_softplus.shape[:2], 2 * general.d_state)

@@ -21,12 +21,12 @@ TILE = 2**22
 
 
 def has_weights(system: System) -> bool:
-    """Whether the coefficients are scalar weights of values (else they are norms of vector contributions)."""
+    """True if the coefficients are scalar weights of values (else they are norms of vector contributions)."""
     return system.v is not None and system.q is not None and system.q.ndim in (2, 4)
 
 
 def influence(system: System, *, heads: Sequence[int] | None = None, queries: Sequence[int] | None = None) -> Tensor:
-    """How much token j counts in the output at i, [B,H,queries,T].
+    """Compute how much token j counts in the output at i, [B,H,queries,T].
 
     The weights alpha_ij themselves (signed) where values are weighted by scalars; for vector states the norm of the
     contribution. Micro-steps of one token are added up.
@@ -50,7 +50,7 @@ def influence(system: System, *, heads: Sequence[int] | None = None, queries: Se
 def influence_band(
     system: System, width: int, *, heads: Sequence[int] | None = None, limit: float = 1e9
 ) -> Tensor:  # fmt: skip
-    """`influence` of the last `width` tokens alone, without T x T: [B,H,T,width], entry d that of token i - d.
+    """Compute `influence` of the last `width` tokens alone, without T x T: [B,H,T,width], entry d of token i - d.
 
     But for its normaliser, alpha_ij = phi(q_i^T A_i ... A_{j+1} b_j k_j) / eta_i is made of the steps j..i alone: a
     tile of queries needs the tokens up to width - 1 before it, and eta is a read of the system itself. Memory is
@@ -94,7 +94,7 @@ def influence_band(
 
 
 def without_normaliser(system: System) -> tuple[System, Tensor | None]:
-    """The system that is not divided by its sum of weights, and that sum (or its floor) [B,T,H]."""
+    """Take the division by the sum of weights off a system; give it and that sum (or its floor) [B,T,H]."""
     if system.readout.gram:
         system = as_linear(system)
     if not isinstance(system.eta, str):
@@ -106,7 +106,7 @@ def without_normaliser(system: System) -> tuple[System, Tensor | None]:
 
 
 def normaliser(system: System) -> Tensor:
-    """eta_i = sum_j of the unnormalised weights, with its floor, [B,T,H]: the read of a system whose values are 1.
+    """Compute eta_i, the sum of the unnormalised weights with its floor, [B,T,H]: the read if all values are 1.
 
     Args:
         system: with eta = "sum" and a linear readout; without log_b (see `stabilise`).
@@ -136,16 +136,16 @@ class Rollout:
     """What is held fixed."""
 
     def weights(self) -> Tensor:
-        """[B,T,T]: the map itself, or the Frobenius norms of its blocks."""
+        """Give the map itself, [B,T,T], or the Frobenius norms of its blocks."""
         return self.map if self.map.ndim == 3 else self.map.norm(dim=(2, 4))
 
     @property
     def causal(self) -> bool:
-        """Whether no output depends on a later token."""
+        """True if no output depends on a later token."""
         return not bool(self.weights().triu(1).any())
 
     def receptive_field(self, share: float = 0.95) -> Tensor:
-        """Tokens back that hold `share` of the weight of each output, [B,T].
+        """Count the tokens back that hold `share` of the weight of each output, [B,T].
 
         Raises:
             StateformError: a map that is not causal.
@@ -155,7 +155,7 @@ class Rollout:
         return tokens_back(weights.abs(), range(weights.shape[-1]), share)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """Give plain numbers."""
         return {"layers": self.layers, "skip": self.skip, "normalised": self.normalised, "held": self.held,
                 "weights": self.weights().tolist()}  # fmt: skip
 
@@ -177,7 +177,7 @@ def rollout(
     systems: Sequence[System], *, maps: Sequence[Tensor] | None = None, skip: float = 1.0, normalise: bool = False,
     limit: float = 1e9,
 ) -> Rollout:  # fmt: skip
-    """The input-output map of a stack of layers on a residual stream, x <- skip x + mixer(x):
+    """Compute the input-output map of a stack of layers on a residual stream, x <- skip x + mixer(x):
 
         Phi = (skip I + Phi_L) ... (skip I + Phi_1),     Phi_l = sum_h alpha^h (x) M_h
 
@@ -241,7 +241,7 @@ def rollout(
 
 @torch.no_grad()
 def systems_of(model: nn.Module, *inputs: Any, **options: Any) -> dict[str, System]:
-    """The System of every layer inside a model on an input, by the layer's name, in the order they were made.
+    """Record the System of every layer inside a model on an input, by the layer's name, in the order they are made.
 
     The model is run once, as it is, with what its layers hand on to each other. A nonlinear cell gives its
     linearisation along its trajectory.
@@ -263,7 +263,7 @@ def systems_of(model: nn.Module, *inputs: Any, **options: Any) -> dict[str, Syst
 
 @contextmanager
 def _recorded(model: nn.Module, found: dict[str, System]) -> Iterator[None]:
-    """Within, every System that a layer of the model makes is kept in `found`."""
+    """Record in `found`, while inside, every System that a layer of the model makes."""
     layers = {name: m for name, m in model.named_modules() if callable(getattr(m, "system", None))}
 
     def recording(name: str, make: Callable[..., System]) -> Callable[..., System]:
@@ -296,7 +296,7 @@ def _recorded(model: nn.Module, found: dict[str, System]) -> Iterator[None]:
 
 
 def tokens_back(mass: Tensor, queries: Sequence[int], share: float) -> Tensor:
-    """The least d such that the last d tokens of query i, i itself included, hold `share` of its mass.
+    """Find the least d such that the last d tokens of query i, i itself included, hold `share` of its mass.
 
     Args:
         mass: [...,queries,T], not negative.

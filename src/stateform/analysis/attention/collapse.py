@@ -37,13 +37,13 @@ GRID = 33
 
 
 def spread(Y: Tensor) -> Tensor:
-    """mu(Y) / ||Y||_F of tokens Y [...,T,d]: 0 if all are the same, 1 if their mean is 0."""
+    """Compute mu(Y) / ||Y||_F of tokens Y [...,T,d]: 0 if all are the same, 1 if their mean is 0."""
     size = frobenius(Y)
     return frobenius(Y - Y.mean(-2, keepdim=True)) / size.clamp_min(torch.finfo(size.dtype).tiny)
 
 
 def two_tokens(theta: float, skip: float, depth: int, a: float = 1.0) -> float:
-    """The angle in [0, pi/2] between the lines of the two tokens after `depth` layers (see the module)."""
+    """Compute the angle in [0, pi/2] between the lines of two tokens after `depth` layers (see the module)."""
     require(1 + skip != 0, "at lambda = -1 the first token becomes zero; take another lambda")
     if 1 + a + skip == 0:
         return math.pi / 2
@@ -63,7 +63,7 @@ class Collapse:
     """[B,L+1], its layers without their skips."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers; means over the batch."""
+        """Give plain numbers; means over the batch."""
         return {"with_skip": self.with_skip.mean(0).tolist(), "without_skip": self.without_skip.mean(0).tolist()}
 
     def __str__(self) -> str:
@@ -78,7 +78,7 @@ class Collapse:
 
 @torch.no_grad()
 def collapse(thing: nn.Module | Mix | Sequence[Mix], inputs: Tensor, *, skip: float = 1.0) -> Collapse:
-    """How far the tokens are from all being the same, through depth, with and without skip connections.
+    """Measure how far the tokens are from all being the same, through depth, with and without skip connections.
 
     Args:
         thing: a model (its residual stream as it is; without skips each block is mlp(norm(mixer(norm(x))))); or a layer
@@ -100,8 +100,8 @@ def collapse(thing: nn.Module | Mix | Sequence[Mix], inputs: Tensor, *, skip: fl
 
 
 def lambda_skip(layers: Sequence[Mix], Y: Tensor, skip: float) -> list[Tensor]:
-    """Y^0, ..., Y^K with Y^k = D(layer(Y) + lambda Y) of Y = Y^{k-1}, D the division of rows by their root mean square
-    (a LayerNorm without shift and scale, arXiv 2410.10609).
+    """Compute Y^0, ..., Y^K with Y^k = D(layer(Y) + lambda Y) of Y = Y^{k-1}, D the division of rows by their root mean
+    square (a LayerNorm without shift and scale, arXiv 2410.10609).
     """
     Ys = [_rows(Y)]
     for layer in layers:
@@ -115,7 +115,7 @@ def _rows(Y: Tensor) -> Tensor:
 
 
 def _bare(block: Any) -> Mix:
-    """A block without its skips."""
+    """Take a block without its skips."""
 
     def layer(x: Tensor) -> Tensor:
         y = mixed(block.mixer, block.mixer_norm(x))
@@ -133,7 +133,7 @@ def _spreads(Ys: list[Tensor]) -> Tensor:
 
 
 def sufficient_skip(a: float, S: float, C_M: float, start: float = 0.0) -> float:
-    """The |lambda| above which lambda^2 - a (S C_M + |lambda|)^2 > 2 |lambda| start S C_M, for 0 < a < 1.
+    """Compute the |lambda| above which lambda^2 - a (S C_M + |lambda|)^2 > 2 |lambda| start S C_M, for 0 < a < 1.
 
     Without a start it is (a + sqrt a) / (1 - a) S C_M, of the first condition; with start = N d / (a^K mu(Y^0)^2)
     it is where the second one, mu(Y^0)^2 >= least, holds too.
@@ -172,11 +172,11 @@ class SkipBound:
 
     @property
     def holds(self) -> bool:
-        """Whether the theorem promises that the stack at hand does not collapse."""
+        """True if the theorem promises that the stack at hand does not collapse."""
         return abs(self.skip) > self.needed and self.start >= self.least
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """Give plain numbers."""
         names = ("a", "C_M", "S", "needed", "enough", "skip", "least", "start", "measured", "holds")
         return {name: getattr(self, name) for name in names}
 
@@ -202,7 +202,7 @@ def skip_bound(
     top: float = 64.0,
     tolerance: float = 1e-3,
 ) -> SkipBound:
-    """The sufficient condition against rank collapse, evaluated, and the least lambda that is enough, measured.
+    """Evaluate the sufficient condition against rank collapse, and measure the least lambda that is enough.
 
     Of a model the stack is that of its mixers, without its norms, gates of the blocks and MLPs: the theorem knows none.
 
@@ -247,7 +247,7 @@ def skip_bound(
 
 
 def _size_of_M(layer: Mix, Y: Tensor) -> Tensor:
-    """||M||_F of one layer on Y [B]: of all heads together."""
+    """Compute ||M||_F of one layer on Y [B]: of all heads together."""
     found = layer(Y) if not hasattr(layer, "system") else layer.system(Y)
     if not isinstance(found, System) or not has_weights(found):
         raise StateformError(
@@ -258,7 +258,7 @@ def _size_of_M(layer: Mix, Y: Tensor) -> Tensor:
 
 
 def _from_where_on(kept: Any, top: float, tolerance: float) -> float:
-    """The least lambda in [0, top] from which on `kept` holds, on a grid and then by bisection; NaN if not at top."""
+    """Find the least lambda in [0, top] from which on `kept` holds, on a grid, then by bisection; NaN if not at top."""
     grid = [0.0, *(top * 2.0 ** (-(GRID - 2 - i) / 3) for i in range(GRID - 1))]
     if not kept(top):
         return math.nan

@@ -38,12 +38,12 @@ class Interaction:
 
     @property
     def text(self) -> str:
-        """In words."""
+        """The rank, and how many heads it asks for, as a sentence."""
         enough = "necessary and sufficient" if self.exact else "necessary"
         return f"operators span {self.rank} dimensions: {self.rank} heads of attention are {enough}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """Give plain numbers."""
         return {"rank": self.rank, "exact": self.exact, "singular_values": self.singular_values.tolist(),
                 "premises": self.premises}  # fmt: skip
 
@@ -61,7 +61,7 @@ class Interaction:
 def interaction_rank(
     system: System, *, maps: Tensor | None = None, queries: Sequence[int] | None = None, rtol: float | None = None
 ) -> Interaction:
-    """dim span{W_ij}, W_ij = sum_h alpha^h_ij M_h with M_h = W_O^h W_V^h, over the pairs of tokens of an input.
+    """Compute dim span{W_ij}, W_ij = sum_h alpha^h_ij M_h with M_h = W_O^h W_V^h, over pairs of tokens of an input.
 
     Args:
         system: with scalar weights, or a vector state with its map `w_in` (then W_ij = C A_i ... A_{j+1} w_in).
@@ -96,7 +96,7 @@ def interaction_rank(
 
 
 def _weighted(system: System, queries: Sequence[int], maps: Tensor | None) -> Tensor:
-    """The operators of scalar weights in the coordinates of the maps M_h (or themselves), [pairs,H|o*i]."""
+    """Compute the operators of scalar weights in the coordinates of the maps M_h (or themselves), [pairs,H|o*i]."""
     alpha = system.coefficients(queries=queries).movedim(1, -1).flatten(0, -2)  # rows of later tokens are 0: no harm
     if maps is None:
         return alpha
@@ -107,7 +107,7 @@ def _weighted(system: System, queries: Sequence[int], maps: Tensor | None) -> Te
 
 
 def _driven(system: System, queries: Sequence[int]) -> Tensor:
-    """The operators of a vector state, one column of w_in after the other as the input, [pairs,o*i]."""
+    """Compute the operators of a vector state, one column of w_in after the other as the input, [pairs,o*i]."""
     require(
         system.v is None and system.w_in is not None,
         "the operators of a vector state need its map w_in (as an LRU or S5 has it): without it, what u_j adds is not "

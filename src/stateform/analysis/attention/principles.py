@@ -61,7 +61,7 @@ class Principle:
 
     @property
     def number(self) -> int:
-        """Of the principle in the paper, 1 to 6."""
+        """The number of the principle in the paper, 1 to 6."""
         return 1 + list(PREMISES).index(self.name)
 
     @property
@@ -70,7 +70,7 @@ class Principle:
         return f"{SOURCE}, principle {self.number}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Give plain values."""
         return {"statement": self.statement, "holds": self.holds, "why": self.why, "measured": dict(self.measured),
                 "source": self.source, "premises": self.premises}  # fmt: skip
 
@@ -86,7 +86,7 @@ class Principles:
         return next(x for x in self.items if x.name == name)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Give plain values."""
         return {
             "tokens": self.tokens,
             **{x.name: x.to_dict() for x in self.items},
@@ -103,7 +103,7 @@ class Principles:
 
 @torch.no_grad()
 def principles(system: System, *, nonlinear: bool = False, seed: int = 0) -> Principles:
-    """What the six principles say of a system, measured on its first tokens (at most 256).
+    """Judge a system by the six principles, measured on its first tokens (at most 256).
 
     Args:
         system: any causal system. What makes its parts (short convolutions, position embeddings) is not seen: a
@@ -160,7 +160,7 @@ def _selectivity(system: System, alpha: Tensor, size: Tensor) -> Principle:
 
 
 def _position(system: System, seed: int) -> Principle:
-    """The last token's output with all tokens before it in another order."""
+    """Compute the last token's output with all tokens before it in another order."""
     T = system.T
     order = torch.randperm(T - 1, generator=torch.Generator().manual_seed(seed)).to(system.device)
     order = torch.cat([order, torch.tensor([T - 1], device=system.device)])
@@ -176,7 +176,7 @@ def _position(system: System, seed: int) -> Principle:
 
 
 def _geometry(system: System) -> Principle:
-    """cos(A_{t+1} k_t, k_t): 1 where the key keeps its direction; a complex axis is a plane of two real ones."""
+    """Compute cos(A_{t+1} k_t, k_t): 1 where the key keeps its direction; a complex axis is two real ones."""
     kind, statement = system.decay_kind, "the structure of A_t bounds what becomes of a key"
     core = fold(system)
     k = core.k.expand(core.batch, core.length, *core.k.shape[2:]).to(core.dtype)
@@ -201,7 +201,7 @@ def _geometry(system: System) -> Principle:
 
 
 def arguments(system: System) -> Tensor:
-    """q_i^T A_i ... A_{j+1} b_j k_j, what phi is applied to, [B,H,T,T*micro] (0 above the diagonal).
+    """Compute q_i^T A_i ... A_{j+1} b_j k_j, what phi is applied to, [B,H,T,T*micro] (0 above the diagonal).
 
     With a softmax readout `forget` acts outside phi and is left out; phases act inside.
     """
@@ -211,7 +211,8 @@ def arguments(system: System) -> Tensor:
 
 
 def _variance(system: System, alpha: Tensor | None = None) -> float:
-    """Of the arguments at a token's own write (that before it, if the read is exclusive), where no decay acts yet.
+    """Compute the variance of the arguments at a token's own write (the one before it, if the read is exclusive), where
+    no decay acts yet.
 
     Args:
         system: with scalar weights.
@@ -238,7 +239,7 @@ def _scale(system: System, alpha: Tensor) -> Principle:
 
 
 def _stability(system: System, alpha: Tensor) -> Principle:
-    """The gain sum_j |alpha_ij|, the most that |y_i| can be for values of at most 1, with and without eta."""
+    """Compute the gain sum_j |alpha_ij|, the most that |y_i| can be for values of at most 1, with and without eta."""
     gain = alpha.sum(-1)
     if system.eta is None:
         bare = gain
@@ -261,7 +262,7 @@ def _stability(system: System, alpha: Tensor) -> Principle:
 
 
 def _growth(gain: Tensor) -> float:
-    """The exponent g of a fit gain_i ~ i^g over the second half of the tokens, of the mean over heads and batch."""
+    """Fit the exponent g of gain_i ~ i^g to the second half of the tokens, of the mean over heads and batch."""
     mean = gain.flatten(0, 1).mean(0)
     T = len(mean)
     i = torch.arange(T // 2, T, dtype=torch.float64, device=mean.device) + 1
@@ -269,7 +270,7 @@ def _growth(gain: Tensor) -> float:
 
 
 def _slope(x: Tensor, y: Tensor) -> float:
-    """Of log y against log x, by least squares."""
+    """Fit the slope of log y against log x, by least squares."""
     x, y = x.double().log(), y.double().log()
     x = x - x.mean()
     return float((x * (y - y.mean())).sum() / x.square().sum().clamp_min(1e-300))
@@ -288,7 +289,7 @@ class VarianceExponent:
         return _slope(torch.tensor(self.sizes), torch.tensor(self.variances))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """Give plain numbers."""
         return {"n": list(self.sizes), "variance": list(self.variances), "exponent": self.exponent}
 
     def __str__(self) -> str:
@@ -298,7 +299,7 @@ class VarianceExponent:
 
 @torch.no_grad()
 def variance_exponent(make: Callable[[int], System], sizes: Sequence[int] = (8, 16, 32, 64)) -> VarianceExponent:
-    """How the variance of phi's argument goes with the keys n of the state (principle 5).
+    """Measure how the variance of phi's argument goes with the keys n of the state (principle 5).
 
     Args:
         make: from n to a system with a state of n keys, e.g. `lambda n: layer_of(n).system(x)`.

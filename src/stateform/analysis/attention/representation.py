@@ -18,15 +18,15 @@ from .stream import Mix, stream
 
 
 def effective_rank(Y: Tensor) -> Tensor:
-    """RankMe of features Y [...,N,d]: exp of the entropy of the singular values, from 1 to min(N, d) (0 for Y = 0)."""
+    """Compute RankMe of Y [...,N,d]: exp of the entropy of the singular values, 1 to min(N, d) (0 for Y = 0)."""
     sigma = torch.linalg.svdvals(_wide(Y))
     p = sigma / sigma.sum(-1, keepdim=True).clamp_min(1e-300)
     return torch.where(sigma.sum(-1) > 0, torch.special.entr(p).sum(-1).exp(), 0.0)
 
 
 def spectral_decay(Y: Tensor) -> tuple[Tensor, Tensor]:
-    """alpha of the eigenvalues k^(-alpha) of the covariance of Y [N,d], and its standard error: a least-squares line
-    through log lambda_k against log k, over the eigenvalues above rounding.
+    """Fit alpha of the eigenvalues k^(-alpha) of the covariance of Y [N,d], with its standard error: a least-squares
+    line through log lambda_k against log k, over the eigenvalues above rounding.
     """
     centred = _wide(Y) - _wide(Y).mean(0)
     values = torch.linalg.svdvals(centred).square()
@@ -55,7 +55,7 @@ class Representation:
     width: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """Give plain numbers."""
         return {
             "ranks": list(self.ranks), "alphas": list(self.alphas), "errors": list(self.errors),
             "tokens": self.tokens, "width": self.width,

@@ -18,12 +18,12 @@ Mix = Callable[[Tensor], Any]
 
 
 def is_model(thing: Any) -> bool:
-    """Whether it is a model: blocks around mixers, run by `hidden`."""
+    """True if it is a model: blocks around mixers, run by `hidden`."""
     return isinstance(thing, nn.Module) and hasattr(thing, "blocks") and hasattr(thing, "hidden")
 
 
 def layers_of(stack: Mix | Sequence[Mix]) -> list[Mix]:
-    """The layers of a stack: a sequence of them, or a single one."""
+    """List the layers of a stack: a sequence of them, or a single one."""
     several = isinstance(stack, (Sequence, nn.Sequential, nn.ModuleList))
     found: list[Any] = list(stack) if several else [stack]  # type: ignore[arg-type]
     require(len(found) > 0, "the stack has no layers; give at least one")
@@ -33,7 +33,7 @@ def layers_of(stack: Mix | Sequence[Mix]) -> list[Mix]:
 
 
 def mixed(layer: Mix, Y: Tensor) -> Tensor:
-    """What a layer makes of Y [B,T,d]; the reads of a System, heads side by side, also where it is not causal."""
+    """Compute what a layer makes of Y [B,T,d]: the reads of a System, heads side by side, causal or not."""
     out = layer(Y)
     if isinstance(out, System):
         out = run(out, "auto" if out.causal else "matrix")
@@ -47,7 +47,7 @@ def mixed(layer: Mix, Y: Tensor) -> Tensor:
 
 
 def stream(thing: Any, inputs: Tensor, nudge: Tensor | None = None) -> list[Tensor]:
-    """The residual stream x_0 (embeddings), x_1, ..., x_L (after each block), [B,T,d] each.
+    """Compute the residual stream x_0 (embeddings), x_1, ..., x_L (after each block), [B,T,d] each.
 
     Args:
         thing: a model with `inputs` its tokens [B,T]; or a layer or a sequence of layers, with `inputs` x_0 itself.
@@ -95,5 +95,5 @@ def _removed_afterwards(hooks: list[Any]) -> Iterator[None]:
 
 
 def frobenius(x: Tensor) -> Tensor:
-    """||.||_F over the last two axes, of a real or complex tensor."""
+    """Compute ||.||_F over the last two axes, of a real or complex tensor."""
     return torch.linalg.vector_norm(x, dim=(-2, -1))

@@ -61,12 +61,12 @@ class Reach:
 
     @property
     def negative(self) -> bool:
-        """Whether one was real and negative."""
+        """True if one was real and negative."""
         return self.least is not None and self.least < -SMALL
 
     @property
     def text(self) -> str:
-        """In words."""
+        """The eigenvalues in words."""
         real = "none real" if self.least is None else f"least real one {_short(self.least)}"
         turned = f", angles up to {self.angle:.2f}" if self.angle else ""
         return f"{self.count} eigenvalues seen: {real}{turned}, largest modulus {_short(self.radius)}"
@@ -75,7 +75,7 @@ class Reach:
         return self.text
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Give plain values."""
         return asdict(self)
 
 
@@ -115,7 +115,7 @@ class Expressivity:
     """None where eigenvalues decide nothing: a cache, a nonlinear recurrence."""
 
     def verdicts(self) -> dict[str, Verdict]:
-        """By name."""
+        """List the verdicts by name."""
         return {x: getattr(self, x) for x in ("selection", "parity", "counting", "permutations", "memory")}
 
     def __str__(self) -> str:
@@ -125,7 +125,7 @@ class Expressivity:
         return "\n".join([f"recall       {self.recall}", *rows])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Give plain values."""
         verdicts = {
             name: {"verdict": v.word, "why": v.why, "source": v.source, "premises": v.premises}
             for name, v in self.verdicts().items()
@@ -136,7 +136,7 @@ class Expressivity:
 
 @torch.no_grad()
 def reach(systems: Sequence[System]) -> Reach:
-    """The eigenvalues of the transitions of some systems with a linear readout; matrices that overflow count as 0."""
+    """Find where the eigenvalues of transitions lie, for systems with a linear readout; 0 for what overflows."""
     values, steps, commutes = [], [], True
     for system in systems:
         single = whole = _of_steps(system)
@@ -161,7 +161,7 @@ def reach(systems: Sequence[System]) -> Reach:
 
 
 def _of_steps(system: System) -> Tensor:
-    """Eigenvalues of every micro-step's transition.
+    """Compute the eigenvalues of every micro-step's transition.
 
     The characteristic polynomial of diag(a) + f w^T knows f and w by the products f_i w_i alone. Where none of these is
     positive, as in the delta rule, it is that of the symmetric matrix diag(a) - g g^T with g_i = sqrt(-f_i w_i), which
@@ -179,13 +179,13 @@ def _of_steps(system: System) -> Tensor:
 
 
 def _tame(A: Tensor) -> Tensor:
-    """Matrices [..., n, n] whose eigenvalues can be found: those that overflowed are zero, and so are tiny entries."""
+    """Set to zero what eigenvalues cannot be found with: matrices [..., n, n] that overflowed, and tiny entries."""
     A = torch.where(torch.isfinite(A.abs()).all(-1).all(-1)[..., None, None], A, 0.0)
     return torch.where(A.abs() < 1e-30 * A.abs().amax((-2, -1), keepdim=True), 0.0, A)
 
 
 def _visible(values: Tensor) -> Tensor:
-    """The finite eigenvalues; imaginary parts too small to be told from rounding are dropped."""
+    """Select the finite eigenvalues; imaginary parts too small to be told from rounding are dropped."""
     values = values[torch.isfinite(values.abs())].to(torch.complex128)
     if len(values) == 0:
         return values
@@ -203,7 +203,7 @@ def _short(x: float) -> str:
 
 
 def expressivity(systems: Sequence[System], *, nonlinear: bool = False) -> Expressivity:
-    """What a layer's transitions can express, from its systems for some parameters and inputs.
+    """Judge what a layer's transitions can express, from its systems for some parameters and inputs.
 
     Args:
         systems: of one layer, all of one structure; the more and the wilder the parameters, the more is reached.
@@ -228,7 +228,7 @@ def expressivity(systems: Sequence[System], *, nonlinear: bool = False) -> Expre
 
 
 def _of_one(systems: Sequence[System], nonlinear: bool) -> Expressivity:
-    """What the transitions of one System express, for several parameters and inputs."""
+    """Judge what the transitions of one System express, for several parameters and inputs."""
     system = systems[0]
     recall = _recall(system)
     varies = not constant_transition(system)
@@ -271,7 +271,7 @@ def _recall(system: System) -> str:
 
 
 def _plain(system: System) -> bool:
-    """Whether A_t is a positive diagonal by structure."""
+    """True if A_t is a positive diagonal by structure."""
     return all(getattr(system, x) is None for x in ("phase", "sign", "transition", "f"))
 
 
@@ -296,7 +296,7 @@ def _counting(system: System, found: Reach) -> Verdict:
 
 
 def _permutations(system: System, found: Reach, parity: Verdict) -> tuple[Verdict, int]:
-    """The verdict, and how many elements a token can move (0: not known)."""
+    """Judge whether permutations are possible, and of how many elements a token can move (0: not known)."""
     holds, why, moved = _order(system, found, parity)
     return Verdict(holds, why, PERMUTATIONS, ONE_LAYER if holds is False else NECESSARY), moved
 

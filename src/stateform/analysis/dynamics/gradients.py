@@ -85,17 +85,17 @@ class GradientPaths:
 
     @property
     def law(self) -> str:
-        """Which of the two laws explains more."""
+        """The one of the two laws that explains more."""
         e, p = self.exponential.r2, self.power.r2
         return "too few distances" if math.isnan(e) else "exponential" if e >= p else "power"
 
     def receptive_field(self, share: float = 0.95) -> float:
-        """Tokens back that hold `share` of sum_j ||dy_i/du_j||: median over batch, heads and queries."""
+        """Count the tokens back that hold `share` of sum_j ||dy_i/du_j||: median over batch, heads and queries."""
         require(0 < share <= 1, f"share is {share}; expected a number above 0, at most 1")
         return float(tokens_back(self.norms.double(), self.queries, share).double().median())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """Give plain numbers."""
         e, p = self.exponential, self.power
         return {
             "by_distance": self.by_distance.tolist(), "law": self.law, "tau": e.value, "tau_r2": e.r2, "p": p.value,
@@ -121,7 +121,7 @@ def gradient_paths(
     limit: float = 1e9,
     name: str = "",
 ) -> GradientPaths:
-    """||dy_i/du_j|| of a System, a layer, or a model's residual stream.
+    """Compute ||dy_i/du_j|| of a System, a layer, or a model's residual stream.
 
     Of a System it is the influence of its values, |alpha_ij| (with everything else held: exact and linear). Of a layer
     it is the operator norm of the whole Jacobian block, gates, keys and convolutions included, by reverse
@@ -184,7 +184,7 @@ class MeasuredReach:
     share: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """Give plain numbers."""
         return {"measured": self.measured, "predicted": self.predicted, "share": self.share}
 
     def __str__(self) -> str:
@@ -197,7 +197,7 @@ class MeasuredReach:
 def receptive_fields(
     layer: Any, u: Tensor, *, share: float = 0.95, queries: Sequence[int] | None = None
 ) -> MeasuredReach:
-    """The receptive field of a layer on u [B,T,d_model], measured by the Jacobian and predicted by `horizon`."""
+    """Measure the receptive field of a layer on u [B,T,d_model] by the Jacobian, and predict it by `horizon`."""
     paths = gradient_paths(layer, u, queries=queries)
     with torch.no_grad():
         predicted = horizon(layer.system(u), share=share, queries=paths.queries).quantile(0.5)

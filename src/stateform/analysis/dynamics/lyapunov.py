@@ -74,7 +74,7 @@ class Lyapunov:
         return math.inf if self.largest == 0 else 1 / abs(self.largest)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers; means over the batch."""
+        """Give plain numbers; means over the batch."""
         return {
             "exponents": self.exponents.mean(0).tolist(), "error": self.error.mean(0).tolist(),
             "largest": self.largest, "method": self.method, "tokens": self.tokens, "burn_in": self.burn_in,
@@ -156,7 +156,7 @@ def _of_system(system: System, k: int | None, burn_in: int | None, method: str) 
 
 
 def _log_decays(system: System) -> Tensor:
-    """log |a_t| of every token, [B,T,H,n]: sums of log decays, which do not underflow."""
+    """Compute log |a_t| of every token, [B,T,H,n]: sums of log decays, which do not underflow."""
     core = fold(system)
     log = core.decay_log()
     log = torch.zeros_like(core.k[..., :1].real) if log is None else log
@@ -167,7 +167,7 @@ def _log_decays(system: System) -> Tensor:
 
 
 def _by_qr(system: System, k: int) -> Tensor:
-    """log |(R_t)_ii| of every token, [B,T,H,k]."""
+    """Compute log |(R_t)_ii| of every token, [B,T,H,k]."""
     core, r = fold(system), system.micro
     Q = _directions((core.batch, 1, *core.heads, core.n, k), core.dtype).to(system.device)
     logs = []
@@ -180,7 +180,7 @@ def _by_qr(system: System, k: int) -> Tensor:
 
 
 def _log_diagonal(R: Tensor) -> Tensor:
-    """log |R_ii|; what one step shrinks to the rounding of its largest is gone, -inf: its digits are noise."""
+    """Compute log |R_ii|; what one step shrinks to the rounding of its largest is gone, -inf: its digits are noise."""
     size = R.diagonal(dim1=-2, dim2=-1).abs()
     noise = R.abs().amax((-2, -1)).unsqueeze(-1) * R.shape[-1] * torch.finfo(size.dtype).eps
     return torch.where(size > noise, size, 0.0).log()
@@ -192,7 +192,7 @@ def _directions(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def _averaged(logs: Tensor, method: str, burn_in: int, k: int) -> Lyapunov:
-    """From what each token stretches, [B,T,H,n], to exponents and their errors."""
+    """Average what each token stretches, [B,T,H,n], to exponents and their errors."""
     T = logs.shape[1]
     require(0 <= burn_in < T, f"burn_in is {burn_in} of {T} tokens; expected fewer than there are")
     logs = logs[:, burn_in:]
@@ -224,7 +224,7 @@ def _of_model(model: nn.Module, tokens: Tensor, k: int, burn_in: int | None) -> 
 
 
 def _joint(model: Any, tokens: Tensor, k: int) -> Tensor:
-    """log |(R_t)_ii| of the map from the joint state before token t to that after it, [B,T,1,k]."""
+    """Compute log |(R_t)_ii| of the map from the joint state before token t to that after it, [B,T,1,k]."""
     state = model.init_state(tokens.shape[0]).to(torch.float64 if _double(model) else torch.float32)
     require(not any(name.endswith("log_scale") for name in state),
             "the state of this model is kept in a scale that moves (exponential gates), so that its derivative is not "
@@ -268,7 +268,7 @@ def _double(model: nn.Module) -> bool:
 
 
 def _flat(parts: dict[str, Tensor]) -> Tensor:
-    """The numbers of a state, one row a sequence; a complex one counts twice."""
+    """Lay out the numbers of a state, one row a sequence; a complex one counts twice."""
     real = [torch.view_as_real(x.resolve_conj()) if x.is_complex() else x for x in parts.values()]
     return torch.cat([x.flatten(1) for x in real], 1)
 

@@ -58,11 +58,11 @@ class Stability:
 
     @property
     def contractive(self) -> bool:
-        """Whether no step amplifies (to rounding)."""
+        """True if no step amplifies (to rounding)."""
         return self.norm <= 1 + self.rounding
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """Give plain numbers."""
         return {
             "norm": self.norm, "growth": self.growth, "gain": self.gain, "scope": self.scope, "why": self.why,
             "quadratic": None if self.quadratic is None else list(self.quadratic),
@@ -131,7 +131,7 @@ def _scope(system: System, promised: bool, rounding: float) -> tuple[str, str]:
 
 
 def _householder(system: System, rounding: float) -> str | None:
-    """What holds for every input if f_t is a multiple of decay_t w_t, or of w_t itself; None if it is neither."""
+    """Say what holds for every input if f_t is a multiple of decay_t w_t, or of w_t itself; None if it is neither."""
     core = fold(system)
     assert core.f is not None and core.w is not None
     f, w = core.f, core.w.conj()
@@ -153,7 +153,7 @@ def _householder(system: System, rounding: float) -> str | None:
 
 
 def _log_norms(system: System) -> Tensor:
-    """log ||A_t||_2 of every micro-step, [B|1, T micro|1, H]."""
+    """Compute log ||A_t||_2 of every micro-step, [B|1, T micro|1, H]."""
     core = fold(system)
     n, heads = core.n, core.heads
 
@@ -175,7 +175,7 @@ def _log_norms(system: System) -> Tensor:
 
 
 def _rank_one(a: Tensor, f: Tensor, w: Any, n: int) -> Tensor:
-    """log ||a I + f w^T||_2: a on the complement of the plane of w* and f, a matrix of 2 x 2 on it."""
+    """Compute log ||a I + f w^T||_2: a on the complement of the plane of w* and f, a matrix of 2 x 2 on it."""
     W = w.abs().square().sum(-1).sqrt()
     along = (w * f).sum(-1) / W.clamp_min(1e-300)  # f = along w*/|w| + across e
     across = (f.abs().square().sum(-1) - along.abs().square()).clamp_min(0).sqrt()
@@ -188,7 +188,7 @@ def _rank_one(a: Tensor, f: Tensor, w: Any, n: int) -> Tensor:
 
 
 def _gain(system: System, log_norms: Tensor) -> float:
-    """The scalar system that bounds ||S_t|| for ||v|| <= 1."""
+    """Make the scalar system that bounds ||S_t|| for ||v|| <= 1."""
     core = fold(system)
     k = core.k.abs().square().sum(-1).sqrt()
     k = k.expand(core.batch, core.length, *core.heads).flatten(2)
@@ -200,7 +200,7 @@ def _gain(system: System, log_norms: Tensor) -> float:
 
 
 def _quadratic(system: System) -> tuple[float, float] | None:
-    """r and c of ||A^t|| <= c r^t for all heads: A^* P A - P = -I gives V <- V - |S|^2 <= (1 - 1/||P||) V."""
+    """Find r and c of ||A^t|| <= c r^t for all heads: A^* P A - P = -I gives V <- V - |S|^2 <= (1 - 1/||P||) V."""
     from scipy.linalg import solve_discrete_lyapunov
 
     A = token_transitions(system)[0, 0]
@@ -252,7 +252,7 @@ class Perturbation:
         return float(((t - t.mean()) * (y - y.mean())).sum() / (t - t.mean()).square().sum())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """Give plain numbers."""
         return {
             "sizes": self.sizes.tolist(), "at": self.at, "eps": self.eps, "per_layer": self.per_layer,
             "per_token": self.per_token, "nonlinearity": self.nonlinearity,
@@ -324,7 +324,7 @@ class TokenDynamics:
         return "converge" if bool((self.eigenvalues.real < -1e-9 * size).any()) else "undecided"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """Give plain numbers."""
         e = self.eigenvalues
         return {"real": e.real.tolist(), "imag": e.imag.tolist(), "verdict": self.verdict}
 
@@ -340,7 +340,7 @@ class TokenDynamics:
 
 @torch.no_grad()
 def token_dynamics(S_B: Tensor | nn.Module, S_C: Tensor | None = None) -> TokenDynamics:
-    """Whether tokens converge to 0 or diverge with depth, by the eigenvalues of S_C^T S_B (arXiv 2410.03292).
+    """Tell if tokens converge to 0 or diverge with depth, by the eigenvalues of S_C^T S_B (arXiv 2410.03292).
 
     With B_j = S_B x_j and C_i = S_C x_i the weight of x_j in y_i holds x_i^T S_C^T S_B x_j. In width 1, mu = S_C^T S_B
     < 0 draws all tokens to 0 (as 1/sqrt(t)) and mu > 0 drives all to infinity. In more dimensions: any positive

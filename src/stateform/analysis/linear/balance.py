@@ -46,7 +46,7 @@ class Balanced:
         return self.hankel.bound(self.order)
 
     def error(self, omega: Tensor | None = None) -> Tensor:
-        """The largest gain of G - G_r on a grid of frequencies, [H]: the H-infinity error from below.
+        """Compute the largest gain of G - G_r on a grid of frequencies, [H]: the H-infinity error from below.
 
         Args:
             omega: the grid (default: for each head `own_frequencies` of both systems, the angles of their poles
@@ -58,7 +58,7 @@ class Balanced:
         return torch.linalg.matrix_norm(G - G_r, 2).amax(-1)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """Give plain numbers."""
         return {
             "states": self.original.N, "order": self.order, "bound": self.bound.tolist(),
             "error": self.error().tolist(), "hankel": self.hankel.to_dict(),
@@ -73,7 +73,7 @@ class Balanced:
 
 @torch.no_grad()
 def balred(system: System | StateSpace, order: int | None = None, *, tol: float | None = None) -> Balanced:
-    """Balanced truncation of a time-invariant system with |poles| < 1, all heads to the same number of states.
+    """Truncate a time-invariant system with |poles| < 1 in balanced coordinates, all heads to as many states.
 
     Args:
         system: time-invariant.

@@ -28,7 +28,7 @@ FADING = 1 - 1e-6
 
 @torch.no_grad()
 def ctrb(system: System | StateSpace) -> Tensor:
-    """The controllability matrix [B, A B, ..., A^{N-1} B], [H,N,N i]; for its rank take `minimal` or `hautus`.
+    """Compute the controllability matrix [B, A B, ..., A^{N-1} B], [H,N,N i]; for its rank take `minimal` or `hautus`.
 
     Its columns grow and fade with the poles, so that a rank counted by its singular values is lost to rounding.
     """
@@ -38,7 +38,7 @@ def ctrb(system: System | StateSpace) -> Tensor:
 
 @torch.no_grad()
 def obsv(system: System | StateSpace) -> Tensor:
-    """The observability matrix [C; C A; ...; C A^{N-1}], [H,N o,N]; for its rank as for that of `ctrb`."""
+    """Compute the observability matrix [C; C A; ...; C A^{N-1}], [H,N o,N]; for its rank as for that of `ctrb`."""
     s = written(system)
     return _krylov(s.A.mT, s.C.mT).mT
 
@@ -62,18 +62,18 @@ class Hankel:
     horizon: int | None = None
 
     def order(self, tol: float = 1e-12) -> list[int]:
-        """For each head, how many exceed `tol` times its largest: states enough for all but so little.
+        """Count, for each head, the values above `tol` times its largest: states enough for all but so little.
 
         Where poles lie on or outside the unit circle, or nearly, rounding alone may exceed it: see `minimal`.
         """
         return [int(x) for x in (self.values > tol * self.values[:, :1]).sum(-1)]
 
     def bound(self, order: int) -> Tensor:
-        """2 sum_{k > order} sigma_k [H], the error of balanced truncation to `order` states."""
+        """Compute 2 sum_{k > order} sigma_k [H], the error of balanced truncation to `order` states."""
         return 2 * self.values[:, order:].sum(-1)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """Give plain numbers."""
         return {"values": self.values.tolist(), "order": self.order(), "horizon": self.horizon}
 
     def __str__(self) -> str:
@@ -88,7 +88,7 @@ class Hankel:
 
 @torch.no_grad()
 def hsvd(system: System | StateSpace, horizon: int | None = None) -> Hankel:
-    """The Hankel singular values, sqrt(eig(P Q)), by the square-root method: singular values of F_Q^T F_P.
+    """Compute the Hankel singular values, sqrt(eig(P Q)), by the square-root method: singular values of F_Q^T F_P.
 
     They are the singular values of the map from past inputs, through the state, to the outputs read from it: those of
     the Hankel matrix of C A^{i+j} B. An inclusive read is z times the transfer function of (A, B, C), which has these.
@@ -121,11 +121,11 @@ class Minimal:
 
     @property
     def minimal(self) -> bool:
-        """Whether no head has a state to spare."""
+        """True if no head has a state to spare."""
         return min(self.orders) == self.states
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """Give plain numbers."""
         return {"orders": self.orders, "states": self.states, "minimal": self.minimal, "tol": self.tol}
 
     def __str__(self) -> str:
@@ -135,7 +135,7 @@ class Minimal:
 
 @torch.no_grad()
 def minimal(system: System | StateSpace, tol: float = 1e-12) -> Minimal:
-    """The order of a minimal realisation: the rank of the Hankel matrix C A^{i+j} B (Ho and Kalman, 1966).
+    """Find the order of a minimal realisation: the rank of the Hankel matrix C A^{i+j} B (Ho and Kalman, 1966).
 
     The rank is that of every group of poles alone (see separate.py), added up: so a mode that grows and is not reached
     does not hide one that is. A group is moved and slowed, A to (A - mean of its poles) / pace, which leaves its order
@@ -152,7 +152,7 @@ def minimal(system: System | StateSpace, tol: float = 1e-12) -> Minimal:
 
 
 def _values_of_groups(A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """The Hankel values of each group of poles, [N], the largest first; 0 where rounding alone may have made them."""
+    """Compute the Hankel values of each group of poles, [N], the largest first; 0 where they may be rounding alone."""
     groups = separated(A)
     least = 0.1 * (_pace(A) or _norm(A) or 1.0)
     if len(groups) == 1 and _pace(_centred(A)) > least and float(torch.linalg.eigvals(A).abs().max()) < FADING:
@@ -172,7 +172,7 @@ def _values_of_groups(A: Tensor, B: Tensor, C: Tensor) -> Tensor:
 
 
 def _told(A: Tensor, B: Tensor, C: Tensor, sizes: tuple[float, float], N: int) -> Tensor:
-    """The Hankel values of a group that can be told from what roundings leave, 0 for the others."""
+    """Keep the Hankel values of a group that can be told from what roundings leave, 0 for the others."""
     F_P, F_Q = factor(A[None], B[None])[0], factor(A.mH[None], C.mH[None])[0]
     values = torch.linalg.svdvals(F_Q.mH @ F_P)
     carried = _norm(factor(A[None], torch.eye(len(A), dtype=A.dtype)[None])[0])  # what enters any state, in all time
@@ -185,12 +185,12 @@ def _norm(A: Tensor) -> float:
 
 
 def _centred(A: Tensor) -> Tensor:
-    """A - the mean of its poles."""
+    """Subtract from A the mean of its poles."""
     return A - A.trace() / len(A) * torch.eye(len(A), dtype=A.dtype, device=A.device)
 
 
 def _pace(A: Tensor) -> float:
-    """||A^16||^{1/16}: what a step may multiply a state by, over many steps; hardly more than the largest |pole|."""
+    """Compute ||A^16||^{1/16}: the factor of a step, over many steps; hardly more than the largest |pole|."""
     return _norm(torch.linalg.matrix_power(A, 16)) ** (1 / 16)
 
 
@@ -227,7 +227,7 @@ class Hautus:
         return bool(((self.seen > self.tol) | (self.poles.abs() < 1)).all())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """Give plain numbers."""
         return {
             "controllable": self.controllable, "observable": self.observable, "stabilisable": self.stabilisable,
             "detectable": self.detectable, "reached": self.reached.tolist(), "seen": self.seen.tolist(),
@@ -244,7 +244,7 @@ class Hautus:
 
 @torch.no_grad()
 def hautus(system: System | StateSpace, tol: float = 1e-9, limit: float = 1e9) -> Hautus:
-    """The Hautus test: (A, B) is controllable if [A - lambda, B] has rank N at every pole lambda, and so on.
+    """Run the Hautus test: (A, B) is controllable if [A - lambda, B] has rank N at every pole lambda, and so on.
 
     Poles are found to rounding; those of a defective A only to a root of it, which hides an unreached mode.
 
@@ -293,7 +293,7 @@ class Response:
         return self.gain.amax(-1)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """Give plain numbers."""
         return {"omega": self.omega.tolist(), "gain": self.gain.tolist(), "peak": self.peak.tolist()}
 
     def __str__(self) -> str:
@@ -307,7 +307,7 @@ class Response:
 
 @torch.no_grad()
 def freqresp(system: System | StateSpace, omega: Tensor | Sequence[float] | None = None) -> Response:
-    """G(z) = C (z - A)^{-1} B + D (an inclusive read: z C (z - A)^{-1} B + D) at z = exp(i omega).
+    """Compute G(z) = C (z - A)^{-1} B + D (an inclusive read: z C (z - A)^{-1} B + D) at z = exp(i omega).
 
     A is brought to triangular form once (Schur), after which a frequency costs N^2. Heads are looked at one by one, so
     that twice as many take twice as long.
@@ -344,12 +344,12 @@ def freqresp(system: System | StateSpace, omega: Tensor | Sequence[float] | None
 
 
 def frequencies(system: System | StateSpace, count: int = 256) -> Tensor:
-    """Frequencies in [0, pi] for all heads, [K]: those of `own_frequencies` together."""
+    """Choose frequencies in [0, pi] for all heads, [K]: those of `own_frequencies` together."""
     return own_frequencies(system, count).unique()
 
 
 def own_frequencies(system: System | StateSpace, count: int = 256) -> Tensor:
-    """Frequencies in [0, pi] for each head, [H,K]: evenly spaced, on a logarithmic scale too, and its poles' angles.
+    """Choose frequencies in [0, pi] for each head, [H,K]: evenly spaced, on a log scale too, and its poles' angles.
 
     A lightly damped system has the peaks of its gain near the angles of its poles.
     """

@@ -24,7 +24,7 @@ Kind = Literal["c", "o", "cf", "of"]
 
 
 def poles(system: System | StateSpace) -> Tensor:
-    """The eigenvalues of A, complex [H,N], the largest modulus first (of a complex system those of [Re h; Im h]).
+    """Compute the eigenvalues of A, complex [H,N], the largest modulus first (if complex, those of [Re h; Im h]).
 
     Raises:
         StateformError: a system that varies in time, or without a finite state.
@@ -35,7 +35,7 @@ def poles(system: System | StateSpace) -> Tensor:
 
 @torch.no_grad()
 def gram(system: System | StateSpace, kind: Kind, horizon: int | None = None) -> Tensor:
-    """A Gramian, [H,N,N]; of a system that varies in time [B,H,N,N].
+    """Compute a Gramian, [H,N,N]; of a system that varies in time [B,H,N,N].
 
     Args:
         system: time-invariant; with a horizon any system of a finite state (of its first `horizon` tokens: P at their
@@ -58,7 +58,7 @@ def gram(system: System | StateSpace, kind: Kind, horizon: int | None = None) ->
 
 
 def factor(A: Tensor, F: Tensor, terms: int | None = None) -> Tensor:
-    """The factor [H,N,m] of sum_{k<terms} A^k F F^H (A^H)^k, A [H,N,N] and F [H,N,i] real or complex.
+    """Compute the factor [H,N,m] of sum_{k<terms} A^k F F^H (A^H)^k, A [H,N,N] and F [H,N,i] real or complex.
 
     Raises:
         StateformError: poles on or outside the unit circle, or too near it, where all terms are wanted.
@@ -90,12 +90,12 @@ def factor(A: Tensor, F: Tensor, terms: int | None = None) -> Tensor:
 
 
 def _compressed(F: Tensor) -> Tensor:
-    """At most N columns with the same F F^H."""
+    """Find at most N columns with the same F F^H."""
     return F if F.shape[-1] <= F.shape[-2] else torch.linalg.qr(F.mH, mode="r").R.mH
 
 
 def _stretch(system: System, kind: str, horizon: int) -> Tensor:
-    """The factor over the first tokens of a system that varies in time: neighbours combined, then pairs of pairs."""
+    """Compute the factor over the first tokens of a time-varying system: neighbours combined, then pairs of pairs."""
     finite(system)
     require(system.eta != "sum", 'eta = "sum" is a second state that divides the first: the outputs are not linear in '
             "the inputs; take the system without it, dataclasses.replace(system, eta=None)")  # fmt: skip

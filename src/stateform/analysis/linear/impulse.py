@@ -36,7 +36,7 @@ class ImpulseResponse:
     token: int
 
     def half_life(self) -> Tensor:
-        """The first lag from which on what is left in the state is never again more than half of the most it was,
+        """Find the first lag from which on what is left in the state is never again more than half of the most it was,
         [B,H]; inf where it is not within the tokens at hand (of the coefficients, for a cache).
         """
         size = (self.coefficients if self.state is None else self.state).abs().double()
@@ -45,7 +45,7 @@ class ImpulseResponse:
         return torch.where(above < size.shape[-1], above.double(), torch.inf)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """Give plain numbers."""
         lives = self.half_life().flatten(0, 1).tolist()
         return {
             "token": self.token, "coefficients": self.coefficients.abs().tolist(),
@@ -66,7 +66,7 @@ class ImpulseResponse:
 def impulse_response(
     system: System, token: int, *, lags: int | None = None, heads: Sequence[int] | None = None
 ) -> ImpulseResponse:
-    """The response of a system to the write at one token, in time and memory linear in the tokens that follow.
+    """Compute the response of a system to the write at one token, in time and memory linear in the tokens that follow.
 
     Args:
         system: any causal system, from a zero state.
@@ -92,13 +92,13 @@ def impulse_response(
 
 
 def _tiles(start: int, stop: int, system: System) -> list[range]:
-    """The queries start..stop-1 in stretches whose rows of coefficients are small."""
+    """Cut the queries start..stop-1 into stretches whose rows of coefficients are small."""
     step = max(1, TILE // stop)
     return [range(at, min(at + step, stop)) for at in range(start, stop, step)]
 
 
 def _first(x: Tensor, system: System, r: int) -> Tensor:
-    """A part with its value at the first token (r steps of it) and 0 after it, [B,T*r,...]."""
+    """Keep the value of a part at the first token (r steps of it), 0 after it, [B,T*r,...]."""
     x = x if x.ndim > 2 else x.expand(system.B, system.T * r, *x.shape)
     out = torch.zeros_like(x)
     out[:, :r] = x[:, :r]
@@ -106,7 +106,7 @@ def _first(x: Tensor, system: System, r: int) -> Tensor:
 
 
 def _response(system: System) -> Tensor:
-    """alpha_{d,0} of the writes of the first token, [B,H,T] (or the norm of their contributions)."""
+    """Compute alpha_{d,0} of the writes of the first token, [B,H,T] (or the norm of their contributions)."""
     if not has_weights(system):
         d = system.d
         if d is not None:
@@ -122,7 +122,7 @@ def _response(system: System) -> Tensor:
 
 
 def _state(system: System) -> Tensor:
-    """||h_d|| of the writes of the first token, [B,H,T]: the whole state is read, after its last write."""
+    """Compute ||h_d|| of the writes of the first token, [B,H,T]: the whole state is read, after its last write."""
     k = _first(system.k, system, system.micro)
     whole = replace(system, q=None, v=None, k=k, eta=None, eta_floor=None, d=None, w_out=None, exclusive=False)
     return _run(whole).transpose(1, 2).norm(dim=-1)

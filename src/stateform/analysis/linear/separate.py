@@ -21,7 +21,7 @@ LIMIT = 1e4
 
 
 def separated(A: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """The maps (left [m,N], right [N,m]) of each group of poles of A [N,N], complex; right has orthonormal columns."""
+    """Compute the maps (left [m,N], right [N,m]) of each group of poles of A [N,N], complex; right is orthonormal."""
     return [(torch.as_tensor(left), torch.as_tensor(right)) for left, right in _parted(A.numpy(force=True) + 0j)]
 
 
@@ -36,7 +36,7 @@ def _parted(A: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def _halves(A: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]] | None:
-    """The maps of two groups of poles, or None where no cut parts them well enough."""
+    """Compute the maps of two groups of poles, or None where no cut parts them well enough."""
     for part, at in _cuts(np.linalg.eigvals(A)):
         try:
             T, U, k = schur(A, output="complex", sort=lambda pole, part=part, at=at: part(pole) < at)
@@ -53,7 +53,7 @@ def _halves(A: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]] | None:
 
 
 def _cuts(poles: np.ndarray) -> list[tuple[Callable[[Any], Any], float]]:
-    """Cuts along the real and the imaginary axis, in a wide gap between halves as even as can be; the better first."""
+    """List cuts along the real and imaginary axes, in a wide gap, with halves as even as can be; the better first."""
     found = []
     for part in (np.real, np.imag) if len(poles) > 1 else ():
         x = np.sort(part(poles))

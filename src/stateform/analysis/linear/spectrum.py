@@ -37,29 +37,29 @@ class Spectrum:
 
     @property
     def is_complex(self) -> bool:
-        """Whether an eigenvalue lies off the real line."""
+        """True if an eigenvalue lies off the real line."""
         e = self.eigenvalues
         return bool((e.imag.abs() > 1e-6 * e.abs().clamp_min(1e-12)).any())
 
     def real_range(self) -> tuple[float, float]:
-        """Least and largest real part."""
+        """Find the least and the largest real part."""
         return float(self.eigenvalues.real.min()), float(self.eigenvalues.real.max())
 
     def half_life(self) -> Tensor:
-        """Tokens (micro-steps) after which an eigenvalue alone has halved what is kept, ln 2 / -ln |lambda|, in the
-        shape of `eigenvalues`: 0 for an eigenvalue of 0, inf for a modulus of 1 or more.
+        """Count the tokens (micro-steps) after which an eigenvalue alone has halved what is kept, ln 2 / -ln |lambda|,
+        in the shape of `eigenvalues`: 0 for an eigenvalue of 0, inf for a modulus of 1 or more.
         """
         rate = -self.eigenvalues.abs().log()
         return torch.where(rate > 0, math.log(2) / rate, torch.inf)
 
     def half_life_per_head(self) -> list[float]:
-        """The median over batch, steps and keys of each head, [H]."""
+        """Take the median over batch, steps and keys of each head, [H]."""
         return [
             float(x) for x in self.half_life().double().movedim(2, 0).flatten(1).quantile(0.5, 1, interpolation="lower")
         ]
 
     def distribution(self, quantiles: Sequence[float] = (0.1, 0.5, 0.9)) -> dict[float, list[float]]:
-        """Quantiles of the modulus over batch, steps and keys, for each head."""
+        """Compute quantiles of the modulus over batch, steps and keys, for each head."""
         moduli = self.eigenvalues.abs().double().movedim(2, 0).flatten(1)
         return {q: [float(x) for x in moduli.quantile(q, 1)] for q in quantiles}
 
@@ -73,14 +73,14 @@ class Spectrum:
         )
 
     def sample(self, size: int, seed: int = 0) -> Tensor:
-        """At most `size` eigenvalues drawn without replacement."""
+        """Draw at most `size` eigenvalues, without replacement."""
         require_seed(seed)
         flat = self.eigenvalues.flatten()
         order = torch.randperm(len(flat), generator=torch.Generator().manual_seed(seed))[:size]
         return flat[order.to(flat.device)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """Give plain numbers."""
         low, high = self.real_range()
         return {
             "abs_min": self.smallest, "abs_max": self.radius, "real_min": low, "real_max": high,
@@ -90,7 +90,7 @@ class Spectrum:
 
 @torch.no_grad()
 def spectrum(system: System, tokens: Sequence[int] | None = None) -> Spectrum:
-    """Eigenvalues of A_t at the tokens given (default: up to 32 spread evenly).
+    """Compute the eigenvalues of A_t at the tokens given (default: up to 32 spread evenly).
 
     With readout "exp" A_t = I; what is given there is eta_{t-1}/eta_t, the eigenvalue in the DSF's coordinates
     (arXiv 2405.15731 eq. 15, 2510.09379), from the first tokens up to the last one asked for.
@@ -128,7 +128,7 @@ class Retention:
     queries: list[int]
 
     def half_life(self) -> Tensor:
-        """The first lag at which half or less is left, [B|1,queries,H|1,n|1]; inf where it never is in reach."""
+        """Find the first lag at which half or less is left, [B|1,queries,H|1,n|1]; inf where it never is in reach."""
         lags, reach = self.products.shape[2], torch.tensor(self.queries, device=self.products.device)
         d = torch.arange(1, lags + 1, device=reach.device)[:, None, None]
         known = d <= reach[:, None, None, None] + 1
@@ -136,11 +136,11 @@ class Retention:
         return torch.where(halved, d.double(), torch.inf).amin(2)
 
     def per_head(self) -> list[float]:
-        """The median half-life over batch, queries and keys of each head."""
+        """Take the median half-life over batch, queries and keys of each head."""
         return [float(x) for x in self.half_life().movedim(2, 0).flatten(1).quantile(0.5, 1, interpolation="lower")]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers; a half-life out of reach is None."""
+        """Give plain numbers; a half-life out of reach is None."""
         median = self.products.double().transpose(2, 3).flatten(0, 1).movedim(1, 0).movedim(2, 1)  # [H,lags,..]
         curve = median.flatten(2).quantile(0.5, 2)
         return {
@@ -156,7 +156,7 @@ class Retention:
 
 @torch.no_grad()
 def retention(system: System, *, lags: int = 256, queries: Sequence[int] | None = None) -> Retention:
-    """The products of the decays over the last d tokens, d = 1..lags: exp(g_i + ... + g_{i-d+1}) for each key.
+    """Compute the products of the decays over the last d tokens, d = 1..lags: exp(g_i + ... + g_{i-d+1}) for each key.
 
     Of the decay alone: what feedback erases as well is in `impulse_response`. Every exponent is the sum over the steps
     between, never a difference of cumulative sums. Memory queries x lags.

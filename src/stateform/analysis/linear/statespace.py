@@ -46,7 +46,7 @@ class StateSpace:
         return self.A.shape[-1]
 
     def system(self, u: Tensor) -> System:
-        """The System that runs on u [B,T,H,i]: its output has a head for each head and output, y [B,T,H * o,1].
+        """Make the System that runs on u [B,T,H,i]: its output has a head for each head and output, y [B,T,H * o,1].
 
         With one input it is time-invariant (u as its values v); with several, u is mapped to keys, k = B u.
         """
@@ -68,7 +68,7 @@ class StateSpace:
 
 
 def statespace(A: Any, B: Any, C: Any, D: Any = None, dt: float | None = None) -> StateSpace:
-    """The discrete system x[t+1] = A x[t] + B u[t], y[t] = C x[t] + D u[t] (with `dt`: of the continuous one).
+    """Write the system as x[t+1] = A x[t] + B u[t], y[t] = C x[t] + D u[t] (with `dt`: the continuous one).
 
     With `dt`, A, B, C, D are those of x' = A x + B u, and become by the bilinear map s = (2/dt) (z - 1)/(z + 1)
 
@@ -107,7 +107,7 @@ def statespace(A: Any, B: Any, C: Any, D: Any = None, dt: float | None = None) -
 
 @torch.no_grad()
 def written(system: System | StateSpace) -> StateSpace:
-    """The matrices of a time-invariant system, in float64.
+    """Write the matrices of a time-invariant system, in float64.
 
     Heads that share a state are one system with the outputs of all of them; heads that `w_out` maps together are one
     system with the states of all of them. The input is v (one value a head: every column of a matrix state is a copy
@@ -145,7 +145,7 @@ def written(system: System | StateSpace) -> StateSpace:
 
 
 def varying(system: System) -> list[str]:
-    """The parts, other than the input, that keep a system from being time-invariant."""
+    """List the parts, other than the input, that keep a system from being time-invariant."""
     given = ("v",) if system.v is not None else ("k", "d")
     names = [x for x in system.tensors() if not system.is_constant(x) and x not in given]
     return names + (['eta = "sum"'] if system.eta == "sum" else [])
@@ -161,13 +161,13 @@ def finite(system: System) -> None:
 
 
 def divisor(system: System) -> Tensor:
-    """What divides the outputs, a number per step and head [B|1,T|1,H|1]."""
+    """Find what divides the outputs, a number per step and head [B|1,T|1,H|1]."""
     eta = system.gate("eta", 1.0)
     return eta if system.eta_floor is None else torch.maximum(eta.abs(), system.gate("eta_floor"))
 
 
 def dense(system: System) -> tuple[Tensor, Tensor, Tensor]:
-    """A, B, C [B,T,heads of the state,...] of one column of the state, complex if anything is; without the direct term.
+    """Write A, B, C [B,T,state heads,...] of one column of the state, complex if anything is, without the direct term.
 
     Of a vector state the input is that of `w_in`, or where there is none k itself (its real and imaginary part).
     """
@@ -194,7 +194,7 @@ def dense(system: System) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def real(A: Tensor, B: Tensor, C: Tensor, whole: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """The same system with the real state [Re h; Im h]; its output is the real part, or if `whole` both."""
+    """Rewrite a system with the real state [Re h; Im h]; its output is the real part, or if `whole` both."""
     if not A.is_complex():
         return A, B, C
     A = torch.cat([torch.cat([A.real, -A.imag], -1), torch.cat([A.imag, A.real], -1)], -2)

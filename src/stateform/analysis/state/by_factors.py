@@ -24,7 +24,7 @@ from .need import StateNeed, check_size, spread_splits
 
 
 def _inner(E: Tensor) -> Tensor:
-    """sum_{i>=t, j<t} E_ij of squares E [..., c, c], for t = 0..c-1."""
+    """Sum squares E [..., c, c] over i >= t, j < t, for t = 0..c-1."""
     before = F.pad(E, (1, 0))[..., :-1].cumsum(-1)
     return before.flip(-2).cumsum(-2).flip(-2).diagonal(dim1=-2, dim2=-1)
 
@@ -93,7 +93,7 @@ def need_by_factors(
 
 
 def _maps(system: System, start: int, stop: int, eta: Tensor) -> _Maps:
-    """The stretch, run on unit values and unit states in the form chunkwise (recurrent where that does not exist)."""
+    """Run the stretch on unit values and unit states in the form chunkwise (recurrent where that does not exist)."""
     part, r, c = system[start:stop], system.micro, stop - start
     core = fold(part)
     units = torch.eye(c * r, c * r + core.n, dtype=torch.float64, device=core.k.device)
@@ -120,7 +120,7 @@ def eta_of(eta: Tensor) -> Tensor:
 
 
 def _seen(system: System, x: _Maps) -> _Maps:
-    """What is seen of a stretch: all heads through the output map; real parts, the state as real and imaginary part."""
+    """Read what is seen of a stretch: all heads through the output map; real parts, the state as real and imaginary."""
     if system.w_out is not None:
         w_out = system.w_out.to(torch.complex128 if x.read.is_complex() else system.w_out.dtype)
         carry = torch.stack([torch.block_diag(*row) for row in x.carry]).unsqueeze(1)

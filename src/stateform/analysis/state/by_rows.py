@@ -91,7 +91,7 @@ def need_by_rows(
 
 
 def _energies(rows: GivenRows | SoftmaxRows, stretches: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-    """||H_t||_F^2 at t = 1..T-1 [B,H,T-1], and ||Phi||_F^2 [B,H], a block of rows at a time."""
+    """Compute ||H_t||_F^2 at t = 1..T-1 [B,H,T-1], and ||Phi||_F^2 [B,H], a block of rows at a time."""
     energy, seen, total = [], torch.zeros(()), torch.zeros(())
     for start, stop in reversed(stretches):
         squares = rows(start, stop).abs().square().unflatten(-1, (rows.T, rows.writes)).sum(-1)

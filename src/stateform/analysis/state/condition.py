@@ -36,7 +36,7 @@ class Condition:
         return float(self.numbers.max())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """Give plain numbers."""
         return {
             "condition": self.worst, "bound": float(self.bound.max()), "residual": float(self.residual.max()),
             "tokens": list(self.tokens),
@@ -51,7 +51,7 @@ class Condition:
 
 @torch.no_grad()
 def condition(system: System, tokens: Sequence[int] | None = None) -> Condition:
-    """The condition numbers of a ridge readout, from a zero state.
+    """Compute the condition numbers of a ridge readout, from a zero state.
 
     Args:
         system: with readout "ridge".

@@ -16,7 +16,7 @@ class Cost:
     bytes: float
 
     def to_dict(self) -> dict[str, float]:
-        """Plain numbers."""
+        """Give plain numbers."""
         return {"flops": self.flops, "bytes": self.bytes}
 
     def __str__(self) -> str:
@@ -24,7 +24,7 @@ class Cost:
 
 
 def cost(system: System, form: str, *, chunk_size: int = 64) -> Cost:
-    """The leading terms of the work and of the peak memory of one form on this system, all rows and heads.
+    """Estimate the leading terms of the work and of the peak memory of one form on a system, all rows and heads.
 
     Args:
         system: the structure and sizes.

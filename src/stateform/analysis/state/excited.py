@@ -33,19 +33,19 @@ class Excited:
 
     @property
     def count(self) -> list[int]:
-        """For each head, directions moved by more than `tol` of the most moved one."""
+        """Directions moved by more than `tol` of the most moved one, for each head."""
         s = self.singular_values
         return [int(x) for x in (s > self.tol * s[:, :1]).sum(-1)]
 
     @property
     def effective(self) -> list[float]:
-        """For each head, exp of the entropy of the shares sigma_k^2 / sum sigma^2: 1 if one direction has it all."""
+        """exp of the entropy of the shares sigma_k^2 / sum sigma^2 of each head: 1 if one direction has it all."""
         energy = self.singular_values.square()
         share = energy / energy.sum(-1, keepdim=True).clamp_min(torch.finfo(energy.dtype).tiny)
         return [float(x) for x in torch.special.entr(share).sum(-1).exp()]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """Give plain numbers."""
         return {
             "states": self.N, "count": self.count, "effective": self.effective, "tol": self.tol,
             "singular_values": self.singular_values.tolist(),
@@ -60,7 +60,7 @@ class Excited:
 
 @torch.no_grad()
 def excited(system: System, tol: float = 1e-3) -> Excited:
-    """The singular values of the state's trajectory S_1 ... S_T, from a zero state, over rows, time and columns.
+    """Compute the singular values of the trajectory S_1 ... S_T, from a zero state, over rows, time and columns.
 
     The vector is a column of S, of n keys (a complex one counts as [Re; Im], 2 n). Where heads are single numbers
     (n = 1), or are mapped together by `w_out`, all heads are one vector. Exponential gates (`log_b`) are taken in the
@@ -102,7 +102,7 @@ def excited(system: System, tol: float = 1e-3) -> Excited:
 
 @torch.no_grad()
 def carried(system: System) -> Tensor:
-    """How much is read from the state of each head on this input, over what is read from the strongest's, [H], 0 to 1.
+    """Measure how much is read from the state of each head on this input, relative to the strongest head, [H], 0 to 1.
 
     Root mean squares over rows, time and outputs, without the direct term: what the state of a head is worth knowing
     for. Where `w_out` maps heads together, of what each adds to the outputs.

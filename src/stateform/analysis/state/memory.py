@@ -34,12 +34,12 @@ class Horizon:
         return [float(x) for x in self.tensor_per_head()]
 
     def tensor_per_head(self) -> Tensor:
-        """`per_head` as a tensor [H]."""
+        """Give `per_head` as a tensor [H]."""
         heads = self.tokens.double().transpose(0, 1).flatten(1)
         return torch.where(torch.tensor(self.limited(), device=heads.device), heads.amax(1), heads.quantile(0.5, dim=1))
 
     def limited(self) -> list[bool]:
-        """True for each head that mostly reads as far back as the text or its window goes.
+        """Mark each head that mostly reads as far back as the text or its window goes.
 
         Its horizon says how long those are: that of an even reading of everything is `share` of it.
         """
@@ -50,9 +50,9 @@ class Horizon:
         return [bool(x) for x in far.sum((0, 2)) * 2 > self.tokens.shape[0] * int(known.sum())]
 
     def sinks(self) -> list[float | None]:
-        """For each head that reads to the first token for the sake of that token, the median weight of it, 0 to 1.
+        """Give the median weight of the first token, 0 to 1, in each head that reads to it for its own sake.
 
-        It has more than 1 - share, so that the share is not reached without it, and twice what an even reading gives.
+        It is above 1 - share, so that the share is not reached without it, and twice what an even reading gives.
         None for the other heads.
         """
         even = 1 / (torch.tensor(self.queries, device=self.first.device) + 1)
@@ -63,7 +63,7 @@ class Horizon:
         return [x if s else None for x, s in zip(middle.tolist(), sink.tolist(), strict=True)]
 
     def quantile(self, q: float) -> float:
-        """Over batch, heads and queries."""
+        """Compute a quantile over batch, heads and queries."""
         return float(self.tokens.double().flatten().quantile(q))
 
     def by_position(self) -> list[float]:
@@ -71,7 +71,7 @@ class Horizon:
         return [float(x) for x in self.tokens.double().flatten(0, 1).quantile(0.5, dim=0)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """Give plain numbers."""
         return {
             "heads": self.per_head(),
             "quantiles": {str(q): self.quantile(q) for q in (0.1, 0.5, 0.9)},
@@ -100,7 +100,7 @@ class Horizon:
 def horizon(
     system: System, *, share: float = 0.95, queries: Sequence[int] | None = None, heads: Sequence[int] | None = None
 ) -> Horizon:
-    """Tokens back that hold `share` of sum_j |alpha_ij|, for each head and query.
+    """Count the tokens back that hold `share` of sum_j |alpha_ij|, for each head and query.
 
     Exact: the coefficients are those of the system itself, the erasing of the delta rule included.
 
@@ -139,7 +139,7 @@ class ReceptiveField:
         return 1 + sum(h - 1 for h in self.horizons.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """Give plain numbers."""
         return {
             "tokens": self.tokens, "horizons": dict(self.horizons), "share": self.share, "limited": self.limited,
         }  # fmt: skip
@@ -155,7 +155,7 @@ class ReceptiveField:
 def receptive_field(
     systems: Mapping[str, System], *, share: float = 0.95, queries: Sequence[int] | None = None
 ) -> ReceptiveField:
-    """How far back a stack of layers looks, from its layers' memory horizons: 1 + sum_l (horizon_l - 1).
+    """Predict how far back a stack of layers looks, from its layers' memory horizons: 1 + sum_l (horizon_l - 1).
 
     An estimate: the sum is the farthest token of chains that in every layer go as far as that layer's horizon, through
     its farthest-looking head; chains that hold most of the mass may be shorter, and `share` of each layer is no share

@@ -91,7 +91,7 @@ class StateNeed:
         return [int(x) for x in self.need.amax(0)]
 
     def limited(self) -> list[bool]:
-        """True for each head that needs at some split all that so short a text can ask for: a bound from below."""
+        """Mark each head that needs at some split all that so short a text can ask for: a bound from below."""
         splits = torch.tensor(self.splits, device=self.energy.device)
         full = torch.minimum(splits * self.writes, (self.length - splits) * self.outputs)
         asked = (self.ranks()[1] >= full) & (full < (torch.inf if self.state is None else self.state))
@@ -104,11 +104,11 @@ class StateNeed:
         return bool((least == most).all())
 
     def _allowed(self, tol: float) -> Tensor:
-        """The squared error allowed at every t, [B,H,T-1]."""
+        """Compute the squared error allowed at every t, [B,H,T-1]."""
         return tol**2 * (self.energy if self.relative == "block" else self.total[..., None].expand_as(self.energy))
 
     def _ranks(self, near: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
-        """Least and most rank of H at the splits `near` [N] with squared errors allowed [B,H,N]."""
+        """Find the least and the most rank of H at the splits `near` [N], with squared errors allowed [B,H,N]."""
         squares = F.pad(self.values[:, :, near].square(), (0, 1))
         tails = squares.flip(-1).cumsum(-1).flip(-1)  # tails[r] = sum_{k>r}
         allowed, missing = allowed.unsqueeze(-1), self.missing[:, :, near].unsqueeze(-1)

@@ -52,7 +52,7 @@ class _Live(TorchDispatchMode):
 
 
 def peak_bytes(job: Callable[[], Any]) -> int:
-    """The most bytes that tensors made by `job` held at one moment, its result included.
+    """Measure the most bytes that tensors made by `job` hold at one moment, its result included.
 
     What a single operation uses inside itself is not seen. Inputs and weights are not counted.
     """

@@ -19,8 +19,8 @@ from ..layer import LayerRunner
 
 
 def equations(b: LayerRunner) -> None:
-    """The recurrence of the layer's own systems, and their coefficients, against the definition: a plain loop over the
-    three equations. Inputs ten times as large, in float32 too, give finite numbers and are their definition as well.
+    """Compare the recurrence of the layer's own systems, and their coefficients, with the definition: a plain loop over
+    the three equations. Inputs ten times as large, in float32 too, give finite numbers and keep to it as well.
     """
     if not b.ours:
         return
@@ -69,7 +69,7 @@ def _is_defined(b: LayerRunner, system: System, where: str) -> None:
 
 
 def forms(b: LayerRunner) -> None:
-    """Every form of the layer's own systems, in every regime and precision, against the float64 recurrence in torch."""
+    """Compare all forms of the layer's systems, in all regimes and precisions, with the float64 recurrence in torch."""
     if not b.ours:
         return
     for T in b.lengths((1, 97), (1, 2, 63, 64, 65, 200, 1000)):
@@ -104,7 +104,7 @@ def _agree(b: LayerRunner, given: System, dtype: torch.dtype, lost: float, regim
 
 
 def _cast(system: System, dtype: torch.dtype) -> System:
-    """To a precision; decays and complex parts of a half precision system stay at float32."""
+    """Cast to a precision; decays and complex parts of a half precision system stay at float32."""
     if dtype not in HALF:
         return system.to(dtype)
     gates = ("log_decay", "forget", "rate", "phase", "log_b", "eta", "eta_floor")

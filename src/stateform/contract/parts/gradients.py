@@ -19,8 +19,8 @@ _UNASKED = ("w_in", "sign")
 
 
 def gradients(b: LayerRunner) -> None:
-    """Gradients of outputs and final state to every input and the initial state: each form against the recurrence
-    in torch, and the recurrence against finite differences.
+    """Compare gradients of outputs and final state to every input and the initial state: each form with the recurrence
+    in torch, and the recurrence with finite differences.
     """
     if not b.ours:
         return
@@ -57,7 +57,7 @@ def _forgets(system: System) -> bool:
 
 
 def _through(b: LayerRunner, layer: LayerRunner) -> None:
-    """The gradient of a layer's outputs to its inputs, through all of its systems, against finite differences."""
+    """Compare the gradient of a layer's outputs to its inputs, through all of its systems, with finite differences."""
     x, start = layer.input(2, 9), layer.oracle(layer.input(2, 5))[1].detach()
     weight, direction = normal(x.shape, b.generator).to(x), normal(x.shape, b.generator).to(x)
 
@@ -70,8 +70,8 @@ def _through(b: LayerRunner, layer: LayerRunner) -> None:
 
 
 def floor_of(found: Iterable[Tensor]) -> float:
-    """The least scale on which gradients are compared. One that cancels to nothing (the bias of softmax's keys, say)
-    still carries the rounding of what cancelled, which is of the size of the other gradients.
+    """Find the least scale on which gradients are compared. One that cancels to nothing (the bias of softmax's keys,
+    say) still carries the rounding of what cancelled, which is of the size of the other gradients.
     """
     return 1e-3 * max(float(g.abs().max()) for g in found if g.numel())
 
@@ -97,7 +97,7 @@ class _Loss:
         return total
 
     def gradients(self, form: str) -> dict[str, Tensor]:
-        """By the name of what is derived by; zeros where nothing depends on it."""
+        """Compute the gradients, by the name of what is derived by; zeros where nothing depends on it."""
         leaf = self.system.map(lambda _, x: x.detach().clone().requires_grad_())
         inputs, state = dict(leaf.tensors()), self.start
         if state is not None and "S" in state:
@@ -111,8 +111,8 @@ class _Loss:
 
 
 def _along_a_direction(b: LayerRunner, loss: _Loss, name: str, gradient: Tensor) -> None:
-    """A directional derivative of the recurrence by central differences: error about h^2 plus rounding over h. Where a
-    kink (of a floored normaliser, say) is nearer than h, a smaller h tells.
+    """Derive the recurrence in a direction by central differences: error about h^2 plus rounding over h. Where a kink
+    (of a floored normaliser, say) is nearer than h, a smaller h tells.
     """
     x = loss.system.tensors()[name]
     direction = normal(x.shape, b.generator).to(x)

@@ -17,7 +17,7 @@ from .ways import first_that_agrees
 
 
 def layer_packing(b: LayerRunner) -> None:
-    """Packed sequences are as if alone, in every form; nothing leaks between them, between rows or back in time."""
+    """Compare packed sequences with each alone, in all forms: nothing leaks between them, between rows or backwards."""
     T, ends = 61, (0, 1, 20, 20, 39, 61)
     layer = b.drawn().at(torch.float64, T)
     x = layer.input(1, T)
@@ -54,13 +54,13 @@ def _packed(layer: LayerRunner, x: Tensor, ends: tuple[int, ...]) -> None:
 
 
 def model_rows(b: ModelRunner) -> None:
-    """A row of a batch is as if alone."""
+    """Compare a row of a batch with the row alone."""
     for rows, T in ((3, 19), (2, 1), (5, 2)):
         holds(b, f"{rows} rows of {T} token{'s' * (T > 1)}", b.input(rows, T), Layout.rows(rows, T))
 
 
 def model_future(b: ModelRunner) -> None:
-    """Later tokens do not change earlier outputs."""
+    """Check that later tokens do not change earlier outputs."""
     T = min(80, b.longest)
     tokens = b.input(1, T)
     for at in (1, 5, 11, T - 1):
@@ -68,7 +68,7 @@ def model_future(b: ModelRunner) -> None:
 
 
 def model_packed(b: ModelRunner) -> None:
-    """Several texts in one row, with positions that start anew."""
+    """Put several texts into one row, with positions that start anew."""
     if not b.positions:
         return b.report.lacks("packing")
     lengths = (9, 5, 13)
@@ -92,7 +92,7 @@ def model_packed(b: ModelRunner) -> None:
 
 
 def _ways(b: ModelRunner, lengths: tuple[int, ...], ends: tuple[int, ...]) -> dict[str, dict[str, Any]]:
-    """The names under which models take where packed texts begin."""
+    """List the names under which models take where packed texts begin."""
     positions = torch.cat([torch.arange(n, device=b.device) for n in lengths])[None]
     cu = torch.tensor(ends, dtype=torch.int32, device=b.device)
     index = torch.repeat_interleave(torch.arange(len(lengths), device=b.device), cu.diff().long())[None].to(cu)

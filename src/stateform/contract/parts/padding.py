@@ -19,7 +19,7 @@ from .ways import first_that_agrees
 
 
 def layer_padding(b: LayerRunner) -> None:
-    """Left and right padding full of NaN changes nothing; masked outputs are 0."""
+    """Check that left and right padding full of NaN changes nothing, and that masked outputs are 0."""
     if not b.offers("attention_mask"):
         return
     T, more = 40, 7
@@ -45,12 +45,12 @@ _BETWEEN = (6, 3, 5)
 
 
 def left(b: ModelRunner) -> None:
-    """Rows of different lengths in one batch, padded on the left, with attention_mask alone, as users call it."""
+    """Pad rows of different lengths on the left, in one batch, with attention_mask alone, as users call it."""
     _at_one_end(b, _on_the_left())
 
 
 def right(b: ModelRunner) -> None:
-    """The same, padded on the right."""
+    """Pad rows of different lengths on the right, in one batch."""
     _at_one_end(b, spans(max(_LENGTHS), [(0, n) for n in _LENGTHS]))
 
 
@@ -65,7 +65,7 @@ def _at_one_end(b: ModelRunner, mask: Tensor) -> None:
 
 
 def _positions(b: ModelRunner, mask: Tensor) -> Sequence[dict[str, Tensor]]:
-    """What may be given besides attention_mask: nothing, or the positions too."""
+    """List what may be given besides attention_mask: nothing, or the positions too."""
     return [{}, {"position_ids": positions_of(mask.to(b.device))}] if b.positions else [{}]
 
 
@@ -90,7 +90,7 @@ def _in_any_way(
 
 
 def continued(b: ModelRunner) -> None:
-    """After left padding, the next tokens from the cache: one by one, many at once, and by generate."""
+    """Compute the next tokens from the cache, after left padding: one by one, many at once, and by generate."""
     if b.cache_name is None or "attention_mask" not in b.takes:
         return
     mask = _on_the_left()
@@ -145,8 +145,8 @@ def _same_tokens(b: ModelRunner, tokens: Tensor, mask: Tensor, alone: list[tuple
 
 
 def between(b: ModelRunner) -> None:
-    """Padding between tokens, as a batch of chats has it whose turns have different lengths: all in one forward, and
-    the tokens after it from the cache, as generate calls it. Each row gives what its tokens give without padding.
+    """Pad between tokens, as a batch of chats has it whose turns have different lengths: all in one forward, and the
+    tokens after it from the cache, as generate calls it. Each row gives what its tokens give without padding.
     """
     if "attention_mask" not in b.takes:
         return

@@ -11,7 +11,7 @@ from ..outcome import REMEMBERS_NOTHING
 
 
 def parts_matter(b: LayerRunner) -> None:
-    """The parameters that are drawn make state, decay, feedback and eta each change y by over 1%."""
+    """Check that with the parameters drawn, state, decay, feedback and eta each change y by over 1%."""
     if not b.ours:
         return _memory_matters(b)
     _, changes = drawn(b.layer, b.input(2, 48), b.generator)
@@ -32,7 +32,7 @@ def _memory_matters(b: LayerRunner) -> None:
 
 
 def contractive(b: LayerRunner) -> None:
-    """A layer that says it is contractive has no decay above 1, with its own parameters and with those drawn."""
+    """Check that a layer said to be contractive has no decay above 1, with its own parameters and with those drawn."""
     if not (b.ours and getattr(b.layer, "contractive", False)):
         return
     for which, layer in (("its own", b), ("drawn", b.drawn())):
@@ -46,7 +46,7 @@ def contractive(b: LayerRunner) -> None:
 
 
 def empty(b: LayerRunner) -> None:
-    """No rows, no tokens, one token: an empty result, the state unchanged."""
+    """Run no rows, no tokens and one token: an empty result, the state unchanged."""
     layer = b.drawn()
     with torch.no_grad():
         _, state = layer.call(layer.input(2, 9))

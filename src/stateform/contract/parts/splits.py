@@ -29,7 +29,7 @@ def _sizes(b: LayerRunner) -> Iterator[tuple[int, torch.dtype]]:
 
 
 def layer_splits(b: LayerRunner) -> None:
-    """The whole sequence by the recurrence against each form: at once, and in pieces."""
+    """Compare the whole sequence by the recurrence with each form: at once, and in pieces."""
     for T, dtype in _sizes(b):
         exact = b.drawn()
         layer = exact.at(dtype, T)
@@ -48,7 +48,7 @@ def layer_splits(b: LayerRunner) -> None:
 
 
 def _lost(b: LayerRunner, x: Tensor) -> float:
-    """The digits that solving the equations of a ridge readout costs: those of their condition number."""
+    """Estimate the digits that solving the equations of a ridge readout costs: those of their condition number."""
     if not b.ours:
         return 0.0
     system = b.system(wide(x)).to(torch.float64)
@@ -62,7 +62,7 @@ def _cuts(split: Layout) -> list[int]:
 
 
 def _split_gradient(layer: LayerRunner, x: Tensor) -> None:
-    """Gradients to the input and the parameters, through the pieces against through the whole."""
+    """Compare gradients to the input and the parameters through the pieces with those through the whole."""
     T = x.shape[1]
     weight = normal(x.shape, layer.generator).to(x.device)
     split, module = Layout.rows(2, *layer.calls(T, 3)), layer.layer
@@ -96,7 +96,7 @@ def layer_steps(b: LayerRunner) -> None:
 
 
 def _one_by_one(begin: int, T: int) -> list[int]:
-    """The calls of single tokens, after a prefix."""
+    """List the calls of single tokens, after a prefix."""
     return [*([begin] if begin else []), *[1] * (T - begin)]
 
 
@@ -104,7 +104,7 @@ def _one_by_one(begin: int, T: int) -> list[int]:
 
 
 def model_cache(b: ModelRunner) -> None:
-    """With and without a cache; with an empty one given; one text after another."""
+    """Compute texts with and without a cache, with an empty one given, and one text after another."""
     if not b.offers("a cache"):
         return
     T = min(24, b.longest)
@@ -121,7 +121,7 @@ def model_cache(b: ModelRunner) -> None:
 
 
 def model_continue(b: ModelRunner) -> None:
-    """A prefix, then many tokens at once from the cache, chunk after chunk."""
+    """Compute a prefix, then many tokens at once from the cache, chunk after chunk."""
     if b.cache_name is None:
         return
     T = min(300 if b.exhaustive else 80, b.longest)
@@ -142,7 +142,7 @@ def _splits(T: int, exhaustive: bool) -> list[tuple[int, ...]]:
 
 
 def model_steps(b: ModelRunner) -> None:
-    """One token at a time from an empty cache, and after a prefix."""
+    """Compute one token at a time from an empty cache, and after a prefix."""
     if b.cache_name is None:
         return
     T = min(24, b.longest)
