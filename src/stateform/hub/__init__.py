@@ -13,13 +13,15 @@ from .accelerate import Acceleration, accelerate, undo
 from .lift import Certificate, Lift, lift
 from .lifted import FAMILIES, Lifted, adapts
 from .load import Opened, open_model
+from .namings import NAMINGS, read_layer
 from .reduction import ModelReduction, reduce
 from .replacement import Replacement, softmax_to_state
 from .runs import TextScore, perplexity
 
 __all__ = [
-    "FAMILIES", "Acceleration", "Certificate", "Lift", "Lifted", "ModelReduction", "Opened", "Replacement", "Score",
-    "TextScore", "accelerate", "adapts", "lift", "open_model", "perplexity", "reduce", "softmax_to_state", "undo",
+    "FAMILIES", "NAMINGS", "Acceleration", "Certificate", "Lift", "Lifted", "ModelReduction", "Opened", "Replacement",
+    "Score", "TextScore", "accelerate", "adapts", "lift", "open_model", "perplexity", "read_layer", "reduce",
+    "softmax_to_state", "undo",
 ]  # fmt: skip
 
 Score = TextScore

@@ -9,6 +9,8 @@ The inverse of I - dt A / 2 is Woodbury's. GELU and a gated mixing of the channe
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -39,18 +41,23 @@ class S4(Channels):
         d_state: modes per channel (all of them are kept: the feedback couples conjugate pairs).
         dt_min: least initial step.
         dt_max: largest initial step.
+        per_channel: each channel has a Lambda, a B and a P of its own, [channels,n], as in the released code.
     """
 
-    def __init__(self, d_model: int, *, d_state: int = 32, dt_min: float = 1e-3, dt_max: float = 1e-1) -> None:
+    later: ClassVar = {"per_channel": False}
+
+    def __init__(
+        self, d_model: int, *, d_state: int = 32, dt_min: float = 1e-3, dt_max: float = 1e-1, per_channel: bool = False
+    ) -> None:
         super().__init__(d_model, dt_min, dt_max)
-        Lambda, B, P = diagonalised_legs(d_state)
+        Lambda, B, P = (x.expand(d_model, -1).clone() if per_channel else x for x in diagonalised_legs(d_state))
         self.log_decay_rate = nn.Parameter((-Lambda.real).log().to(torch.get_default_dtype()))
         self.frequency = nn.Parameter(Lambda.imag.to(torch.get_default_dtype()))
         self.B, self.P = pairs_of(B), pairs_of(P)
         self.C = nn.Parameter(torch.randn(d_model, d_state, 2) * 0.5**0.5)
 
     def system(self, u: Tensor, past: Past | None = None) -> System:
-        Lambda = torch.complex(-precise(self.log_decay_rate).exp(), precise(self.frequency))  # [n]
+        Lambda = torch.complex(-precise(self.log_decay_rate).exp(), precise(self.frequency))  # [n] or [channels,n]
         B, P, C = (torch.view_as_complex(precise(x)) for x in (self.B, self.P, self.C))
         rate = 2 / precise(self.log_dt).exp().unsqueeze(-1)  # [channels,1]
         D = 1 / (rate - Lambda)  # [channels,n]
