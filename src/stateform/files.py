@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import secrets
 import shutil
 from pathlib import Path
@@ -50,6 +51,11 @@ def write_atomically(path: Path, data: bytes) -> None:
     finally:
         with contextlib.suppress(OSError, ValueError):
             temporary.unlink(missing_ok=True)
+
+
+def is_half_written(path: Path) -> bool:
+    """True if a kill left it: the temporary file of a write that `write_atomically` did not end."""
+    return re.fullmatch(r"\..+\.[0-9a-f]{8}", path.name) is not None and path.is_file()
 
 
 def writable(path: str | Path) -> Path:

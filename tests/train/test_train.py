@@ -532,6 +532,26 @@ def test_killed_after_its_outcome_it_leaves_nothing_behind(tmp_path: Path) -> No
     assert files(folder) == FINISHED
 
 
+def test_killed_at_any_write_it_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Whatever it wrote when it was killed, the folder of the next run has no half-written file."""
+    names: list[str] = []
+
+    def note(a: Any, b: Any, rename: Any = os.replace) -> None:
+        names.append(Path(a).name)
+        rename(a, b)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "replace", note)
+        train(experiment(keep="best"), tmp_path / "watched", machine=CPU)
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    for name in names:
+        (folder / name).write_bytes(b"half")
+    assert any(name.startswith(".modeling_stateform.py.") for name in names)
+    train(experiment(keep="best"), folder, machine=CPU)
+    assert files(folder) == FINISHED
+
+
 def test_settings_of_the_process_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     def settings() -> list[Any]:
         names = ("pytorch_lightning", "lightning_fabric", "lightning.pytorch")

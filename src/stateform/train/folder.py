@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import StateformError, require
-from ..files import DamagedError, make_folder, read_json, write_json
+from ..files import DamagedError, is_half_written, make_folder, read_json, write_json
 from ..models import Classifier, LanguageModel
 from ..result import Result
 from . import checkpoint
@@ -145,7 +144,7 @@ def prepare(folder: Path, experiment: Experiment, lock: Lock, now: Sources) -> N
     make_folder(folder)
     lock.take()
     try:
-        for path in filter(_half_written, folder.iterdir()):
+        for path in filter(is_half_written, folder.iterdir()):
             path.unlink()
     except OSError as error:
         raise StateformError(f"cannot write in the folder {folder}: {error.strerror or error}") from None
@@ -153,14 +152,9 @@ def prepare(folder: Path, experiment: Experiment, lock: Lock, now: Sources) -> N
         write_json(folder / EXPERIMENT, experiment.to_dict() | {"sources": now})
 
 
-def _half_written(path: Path) -> bool:
-    """True if it is the temporary file of a write that was killed."""
-    return re.fullmatch(r"\.\w+\.(json|safetensors)\.[0-9a-f]{8}", path.name) is not None
-
-
 def _passing(path: Path) -> bool:
     """True if a kill may have left it: a lock that nobody holds, or a file that is half written."""
-    return path.name == LOCK or _half_written(path)
+    return path.name == LOCK or is_half_written(path)
 
 
 def resume(folder: Path, model: LanguageModel | Classifier, rounds: Any) -> Path | None:
