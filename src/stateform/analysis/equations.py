@@ -181,7 +181,7 @@ def _floored(system: System, s: _Letters, eta: str) -> str:
     return f"max(|{eta}|, {floor})"
 
 
-def _seen(read: SoftmaxRead) -> str:
+def _visible_keys(read: SoftmaxRead) -> str:
     """Say which j are seen at t."""
     if read.window is None:
         return "j <= t" if read.causal else "j"
@@ -191,7 +191,7 @@ def _seen(read: SoftmaxRead) -> str:
 def _attention(system: System, s: _Letters) -> list[str]:
     read = system.readout
     assert isinstance(read, SoftmaxRead)
-    seen = _seen(read)
+    seen = _visible_keys(read)
     score, moved = _score(system, s)
     inside = score if read.cap is None else f"{read.cap:g} tanh({score} / {read.cap:g})"
     for name, term in (("bias", "bias_j"), ("distance", "r_{t-j}")):

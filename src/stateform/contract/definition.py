@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import require
-from ..system import System
+from ..system import RidgeRead, SoftmaxRead, System
 from ..system.state import State
 
 Array = np.ndarray[Any, Any]
@@ -54,7 +54,7 @@ def defined(
         for readout "exp"), in float64 or complex128.
     """
     loop = _Loop(system, _Noise(noise, np.random.default_rng(seed), summed))
-    y, S = loop.packed(_given(system, initial_state), [0, system.T] if cu_seqlens is None else cu_seqlens.tolist())
+    y, S = loop.packed(_unscaled(system, initial_state), [0, system.T] if cu_seqlens is None else cu_seqlens.tolist())
     if system.v is None:
         y = y[..., 0]
     elif system.q is not None and system.q.ndim in (2, 4):
@@ -137,7 +137,7 @@ def _decay(parts: Parts, noise: _Noise) -> Array | None:
     return functools.reduce(np.multiply, factors) if factors else None
 
 
-def _given(system: System, state: State | Tensor | None) -> Array | None:
+def _unscaled(system: System, state: State | Tensor | None) -> Array | None:
     """Undo the scale of an initial state: S, [N,H,n,columns]."""
     if state is None:
         return None
@@ -244,7 +244,9 @@ class _Loop:
     def regressed(self, t: int, q: Array, G: Array) -> Array:
         """Compute the query of a ridge readout, q + mix ((G + R)^{-1} q - q)."""
         norm, ridge = np.sqrt((G**2).sum((-2, -1))), self.gate("ridge", t)
-        if self.system.readout.relative:  # type: ignore[attr-defined]  # of an empty G nothing is read, whatever the query
+        read = self.system.readout
+        assert isinstance(read, RidgeRead)
+        if read.relative:  # of an empty G nothing is read, whatever the query
             ridge = np.where(norm[..., None] > 0, ridge * norm[..., None], 1.0)
         M = G + ridge[..., None] * np.eye(G.shape[-1])
         M = self.noise(M, (norm + ridge.max(-1))[..., None, None])
@@ -258,7 +260,8 @@ class _Loop:
         way, the log decay adds up in the exponent of its weight.
         """
         cut = {name: x[:, low:high] for name, x in self.parts.items()}
-        q, k, v = cut["q"], cut["k"], cut["v"]
+        q, k, v, read = cut["q"], cut["k"], cut["v"], self.system.readout
+        assert isinstance(read, SoftmaxRead)
         B, T, H = k.shape[:3]
         k = k * cut["b"][..., None] if "b" in cut else k
         g = self.noise(cut["forget"]) if "forget" in cut else np.zeros((B, T, H))
@@ -271,8 +274,7 @@ class _Loop:
             last = T if self.system.window is None else min(T, i + self.system.window)
             seen = np.arange(first, i + 1 if self.system.causal else last)
             x = self.noise(q[:, i : i + 1] * keys[:, seen]).real.sum(-1)
-            cap = self.system.readout.cap  # type: ignore[attr-defined]
-            x = x if cap is None else cap * np.tanh(x / cap)
+            x = x if read.cap is None else read.cap * np.tanh(x / read.cap)
             x = x + forgotten[:, seen] + (cut["bias"][:, seen] if "bias" in cut else 0.0)
             if "distance" in cut:
                 far = np.clip(i - seen, 0, cut["distance"].shape[-1] - 1)

@@ -73,9 +73,9 @@ def _change(got: Any, want: Tensor) -> float:
     return float(((got - want).abs().max() / want.abs().max().clamp_min(1e-300)).nan_to_num(math.inf))
 
 
-def drawn(layer: nn.Module, x: Tensor, generator: torch.Generator) -> tuple[nn.Module, dict[str, float]]:
+def drawn(layer: M, x: Tensor, generator: torch.Generator) -> tuple[M, dict[str, float]]:
     """Copy the layer, with parameters in which every part of its system changes y by over 1%."""
-    best: tuple[nn.Module, dict[str, float]] | None = None
+    best: tuple[M, dict[str, float]] | None = None
     for how in ("own", "own", "wide", "wide", "wide", "wide"):
         candidate = copied(layer)
         redraw(candidate, generator, how)

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,20 +41,21 @@ class Ran:
 class LayerRunner:
     """A copy of a layer in float64, and how it is called."""
 
-    layer: nn.Module
+    layer: Layer
+    """Another class has what is asked of it: `offers` tells."""
     report: Report
     generator: torch.Generator
     exhaustive: bool
     part: str = ""
     dtype: torch.dtype = torch.float64
     allowed: float = 0.0
-    """Relative error of outputs and states; `at` sets it."""
+    """Relative error of outputs and states; `in_precision` sets it."""
 
     def __post_init__(self) -> None:
         self.ours = has_system(self.layer)
         self.takes = arguments(self.layer)
         self.device = next((p.device for p in self.layer.parameters()), torch.device("cpu"))
-        self.d_model = int(self.layer.d_model)  # type: ignore[arg-type]
+        self.d_model = int(self.layer.d_model)
 
     # -- other layers and inputs -------------------------------------------------------------------------------------
 
@@ -64,7 +65,7 @@ class LayerRunner:
             return self
         return replace(self, layer=drawn(self.layer, self.input(2, 48), self.generator)[0])
 
-    def at(self, dtype: torch.dtype, T: int) -> LayerRunner:
+    def in_precision(self, dtype: torch.dtype, T: int) -> LayerRunner:
         """Copy the layer in a precision, for texts of T tokens."""
         allowed = tolerance(dtype, T, rounded=PROJECTED)
         return replace(self, layer=copied(self.layer).to(dtype), dtype=dtype, allowed=allowed)
@@ -96,7 +97,7 @@ class LayerRunner:
         if not self.ours or "form" not in self.takes:
             return ["auto"]
         with torch.no_grad():
-            return self.layer.forms(x)  # type: ignore[operator]
+            return self.layer.forms(x)
 
     def system(self, u: Tensor) -> System:
         """Ask the layer what it computes of the input [B,T,d_model]."""
@@ -140,9 +141,9 @@ class LayerRunner:
 
     def step(self, x: Tensor, state: State | None, at: int) -> tuple[Tensor, State]:
         """Compute one token [B,d_model]; the state that is given stays as it was."""
-        before: State = self.layer.init_state(len(x)) if state is None else state  # type: ignore[operator]
+        before: State = self.layer.init_state(len(x)) if state is None else state
         kept = before.clone()
-        y, after = self.layer.step(x, before)  # type: ignore[operator]
+        y, after = self.layer.step(x, before)
         same = all(torch.equal(kept[k], before[k]) for k in kept)
         self.report.expect(self.part, same, f"step at position {at} changed the state it was given")
         return y.unsqueeze(1), after
@@ -242,7 +243,7 @@ def layer_runner(thing: Any, seed: int, exhaustive: bool, options: dict[str, Any
     missing = [x for x in ("initial_state", "return_state") if x not in arguments(layer)]
     require(not missing, f"{name} does not take {' and '.join(missing)}; expected both, as in sf.Layer.forward")
     require_finite_weights(layer)
-    return LayerRunner(layer, Report(name), torch.Generator("cpu").manual_seed(seed), exhaustive)
+    return LayerRunner(cast(Layer, layer), Report(name), torch.Generator("cpu").manual_seed(seed), exhaustive)
 
 
 def arguments(layer: nn.Module) -> set[str]:

@@ -39,7 +39,7 @@ def ssd_to_linear_attention(system: System) -> Conversion:
     """
     check_system(system, "ssd_to_linear_attention")
     _check_kind(system, "scalar")
-    g = _times(_numbers(system, "log_decay"), _numbers(system, "rate")).expand(-1, system.T, -1)
+    g = _product(_numbers(system, "log_decay"), _numbers(system, "rate")).expand(-1, system.T, -1)
     g = torch.cat([torch.where(g[:, :1].isneginf(), 0.0, g[:, :1]), g[:, 1:]], 1)  # a reset of nothing is none
     exponent = -g.cumsum(1)
     dtype = real_dtype(upcast(system.k).dtype)
@@ -55,14 +55,14 @@ def ssd_to_linear_attention(system: System) -> Conversion:
         )
     eta = exponent.exp()
     new = {
-        "b": _times(_numbers(system, "b"), eta),
+        "b": _product(_numbers(system, "b"), eta),
         "f": None if system.f is None else _scaled(system.f, (-g).exp()),
-        "eta": None if system.eta == "sum" else _times(_numbers(system, "eta"), eta),
-        "d": None if system.d is None else _times(_numbers(system, "d"), eta),
-        "eta_floor": None if system.eta_floor is None else _times(_numbers(system, "eta_floor"), eta),
+        "eta": None if system.eta == "sum" else _product(_numbers(system, "eta"), eta),
+        "d": None if system.d is None else _product(_numbers(system, "d"), eta),
+        "eta_floor": None if system.eta_floor is None else _product(_numbers(system, "eta_floor"), eta),
     }
     text = f"SSD to linear attention: decays that multiply to exp({-top:.3g})"
-    return certify(_with(system, dtype, new, log_decay=None), system, text)
+    return certify(_with_parts(system, dtype, new, log_decay=None), system, text)
 
 
 def linear_attention_to_ssd(system: System) -> Conversion:
@@ -94,15 +94,15 @@ def linear_attention_to_ssd(system: System) -> Conversion:
     log = eta.expand(-1, system.T, -1).log()
     g = -torch.diff(log, dim=1, prepend=log[:, :1])
     new = {
-        "b": _times(_numbers(system, "b"), 1 / eta),
+        "b": _product(_numbers(system, "b"), 1 / eta),
         "f": None if system.f is None else _scaled(system.f, g.exp()),
-        "d": None if system.d is None else _times(_numbers(system, "d"), 1 / eta),
+        "d": None if system.d is None else _product(_numbers(system, "d"), 1 / eta),
         "log_decay": g,
     }
     dtype = real_dtype(upcast(system.k).dtype)
     low, high = (float(x.exp()) for x in g.detach().aminmax()) if g.numel() else (1.0, 1.0)
     text = f"linear attention to SSD: decays of {low:.3g} to {high:.3g}"
-    return certify(_with(system, dtype, new, eta=None, eta_floor=None), system, text)
+    return certify(_with_parts(system, dtype, new, eta=None, eta_floor=None), system, text)
 
 
 def _numbers(system: System, name: str) -> Tensor:
@@ -113,7 +113,7 @@ def _numbers(system: System, name: str) -> Tensor:
     return x if x.ndim == 3 else x[None, None]
 
 
-def _times(x: Tensor, y: Tensor) -> Tensor:
+def _product(x: Tensor, y: Tensor) -> Tensor:
     """Multiply x and y, both [B|1,T|1,heads]; where their numbers of heads differ, one divides the other."""
     heads = lcm(x.shape[2], y.shape[2])
     return spread_heads(x, heads) * spread_heads(y, heads)
@@ -126,7 +126,7 @@ def _scaled(x: Tensor, factor: Tensor) -> Tensor:
     return spread_heads(x, heads) * spread_heads(factor, heads).unsqueeze(-1)
 
 
-def _with(system: System, dtype: torch.dtype, new: dict[str, Tensor | None], **rest: None) -> System:
+def _with_parts(system: System, dtype: torch.dtype, new: dict[str, Tensor | None], **rest: None) -> System:
     """Replace parts of a system, the others written out in batch and time, in the precision of its state."""
 
     def cast(x: Tensor) -> Tensor:

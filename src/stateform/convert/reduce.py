@@ -103,7 +103,7 @@ def _balanced(system: System, tol: float) -> Reduction:
     return Reduction(
         new, system, False, base.certificate, base.errors, text, order=found.order, hankel=found.hankel,
         bound=tuple(bound.tolist()), gain=tuple(found.error().tolist()), rounding=tuple(rounding.tolist()),
-        ran=_ran(found, max(256, system.T), rounding),
+        ran=_worst_error(found, max(256, system.T), rounding),
     )  # fmt: skip
 
 
@@ -150,7 +150,7 @@ def _energy(system: System, s: StateSpace) -> Tensor:
     return u.movedim(2, 0).flatten(2).norm(dim=2).amax(1)
 
 
-def _ran(found: Balanced, steps: int, rounding: Tensor) -> dict[str, float]:
+def _worst_error(found: Balanced, steps: int, rounding: Tensor) -> dict[str, float]:
     """Compute ||y - y_r|| / ||u|| over the bound, for the worst head, from outputs in float64."""
     s = found.original
     i = s.B.shape[-1]

@@ -107,7 +107,7 @@ def smaller(
             return replace(inner, layer=layer)
         with torch.random.fork_rng(devices=[]):
             outer: Any = Convolved(inner.layer, layer.width)
-        outer = _alike(outer, layer)
+        outer = _placed_like(outer, layer)
         outer.conv = copy.deepcopy(layer.conv)
         return replace(inner, layer=outer)
     kind = type(layer)
@@ -287,7 +287,7 @@ def _s4d(layer: Any, modes: _Modes) -> Layer:
     states = 2 * modes.poles.shape[1]
     kind = type(layer) if isinstance(layer, S4D) else S4D
     options = {k: v for k, v in layer.config.items() if kind is type(layer) or k in ("d_model", "dt_min", "dt_max")}
-    new: Any = _alike(_made(kind, {**options, "d_state": states}), layer)
+    new: Any = _placed_like(_layer_to_fill(kind, {**options, "d_state": states}), layer)
     for name in ("log_dt", "D"):
         getattr(new, name).copy_(getattr(layer, name))
     new.out_proj = copy.deepcopy(layer.out_proj)
@@ -304,7 +304,7 @@ def _s4d(layer: Any, modes: _Modes) -> Layer:
 
 
 def _lru(layer: Any, modes: _Modes) -> Layer:
-    new: Any = _alike(_made(LRU, {**layer.config, "d_state": modes.poles.shape[1]}), layer)
+    new: Any = _placed_like(_layer_to_fill(LRU, {**layer.config, "d_state": modes.poles.shape[1]}), layer)
     log = _log(modes)
     new.nu_log.copy_((-log.real).log())
     new.theta_log.copy_(log.imag.abs().clamp_min(1e-12).log())  # an angle is above 0; this one is as good as none
@@ -317,7 +317,7 @@ def _lru(layer: Any, modes: _Modes) -> Layer:
 
 
 def _s5(layer: Any, modes: _Modes) -> Layer:
-    new: Any = _alike(_made(S5, {**layer.config, "d_state": 2 * modes.poles.shape[1]}), layer)
+    new: Any = _placed_like(_layer_to_fill(S5, {**layer.config, "d_state": 2 * modes.poles.shape[1]}), layer)
     log = _log(modes)
     dt = -2 * log.real  # the real part of Lambda is -1/2, as that of HiPPO
     new.log_dt.copy_(dt.log())
@@ -352,13 +352,13 @@ def _evened(modes: _Modes, gain: Tensor) -> tuple[Tensor, Tensor]:
     return b / size.unsqueeze(-1), c * size
 
 
-def _made(kind: type[Layer], options: dict[str, Any]) -> Layer:
+def _layer_to_fill(kind: type[Layer], options: dict[str, Any]) -> Layer:
     """Make a layer whose weights are to be overwritten: the random numbers of the program go on as they were."""
     with torch.random.fork_rng(devices=[]):
         return kind(**options)
 
 
-def _alike(new: Layer, old: Layer) -> Layer:
+def _placed_like(new: Layer, old: Layer) -> Layer:
     """Put a layer into the dtype, on the device and in the mode of another."""
     weight = next(old.parameters())
     return new.to(device=weight.device, dtype=weight.dtype).train(old.training)

@@ -111,7 +111,7 @@ class Given(nn.Module):
         return self.x
 
 
-def made(name: str, layer: Any, *same: str, **options: Any) -> Any:
+def general_of(name: str, layer: Any, *same: str, **options: Any) -> Any:
     """Make the general layer in the dtype of the special one, with its options of the names `same`, and its weights."""
     options |= {x: layer.config[x] for x in same}
     general = build(name, d_model=layer.d_model, **options).to(next(layer.parameters()).dtype)
@@ -142,7 +142,7 @@ def logit(log_sigmoid: Tensor) -> Tensor:
 @relation("sliding_window", "softmax", "a window of at least T tokens")
 def _window(layer: Any, u: Tensor) -> Case:
     same = ("n_heads", "n_kv_heads", "d_state", "positions")
-    general = made("sliding_window", layer, *same, window=u.shape[1])
+    general = general_of("sliding_window", layer, *same, window=u.shape[1])
     general.rope_base = layer.rope_base
     return general.system(u), layer.system(u)
 
@@ -150,14 +150,14 @@ def _window(layer: Any, u: Tensor) -> Case:
 @relation("hopfield", "softmax", "updates = 1 and beta = 1/sqrt(n) (softmax without positions)")
 def _hopfield(layer: Any, u: Tensor) -> Case:
     require(layer.n_kv_heads == layer.n_heads, "a Hopfield layer has as many heads of keys as of queries")
-    general, plain = made("hopfield", layer, "n_heads", "d_state", updates=1), copy.deepcopy(layer)
+    general, plain = general_of("hopfield", layer, "n_heads", "d_state", updates=1), copy.deepcopy(layer)
     plain.positions = "none"
     return general.system(u), plain.system(u)
 
 
 @relation("fox", "softmax", "gates that are open, f = 1")
 def _fox(layer: Any, u: Tensor) -> Case:
-    general = made("fox", layer, "n_heads", "n_kv_heads", "d_state", "positions")
+    general = general_of("fox", layer, "n_heads", "n_kv_heads", "d_state", "positions")
     general.rope_base = layer.rope_base
     fill((general.f_proj.weight, 0.0), (general.f_proj.bias, torch.inf))
     return general.system(u), layer.system(u)
@@ -166,7 +166,7 @@ def _fox(layer: Any, u: Tensor) -> Case:
 @relation("path", "softmax", "beta = 0 and no forget gate (softmax without positions)")
 def _path(layer: Any, u: Tensor) -> Case:
     require(layer.n_kv_heads == layer.n_heads, "PaTH has as many heads of keys as of queries")
-    general, plain = made("path", layer, "n_heads", "d_state"), copy.deepcopy(layer)
+    general, plain = general_of("path", layer, "n_heads", "d_state"), copy.deepcopy(layer)
     plain.positions = "none"
     fill((general.b_proj.weight, 0.0), (general.b_proj.bias, -torch.inf))
     return general.system(u), plain.system(u)
@@ -181,7 +181,7 @@ def _taylor(layer: Any, u: Tensor) -> Case:
     s = plain.system(u)
     s = replace(s, q=s.q[..., :2], k=s.k[..., :2])
     degree = degree_needed(s, tolerance(torch.float64, u.shape[1]) / 4)
-    general = made("taylor", layer, "n_heads", d_state=2, degree=degree)
+    general = general_of("taylor", layer, "n_heads", d_state=2, degree=degree)
     # the layer divides q and k by the fourth root of the number of keys
     general.q_proj, general.k_proj = (Given((x * 2**0.25).flatten(2)) for x in (s.q, s.k))
     general.v_proj = layer.v_proj
@@ -194,7 +194,7 @@ def _taylor(layer: Any, u: Tensor) -> Case:
 @relation("gla", "retention", "a constant gate, gamma_h for all keys of a head (retention without its rotation)")
 def _retention(layer: Any, u: Tensor) -> Case:
     s = layer.system(u)
-    general = made("gla", layer, "n_heads", d_state=layer.d_state)
+    general = general_of("gla", layer, "n_heads", d_state=layer.d_state)
     general.v_proj = layer.v_proj
     constant_gate(general, s.log_decay)
     return general.system(u), replace(s, phase=None)
@@ -203,7 +203,7 @@ def _retention(layer: Any, u: Tensor) -> Case:
 @relation("gla", "lightning", "a constant gate, exp(-s_h) for all keys of a head, and silu behind the projections")
 def _lightning(layer: Any, u: Tensor) -> Case:
     s = layer.system(u)
-    general = made("gla", layer, "n_heads", d_state=layer.d_state)
+    general = general_of("gla", layer, "n_heads", d_state=layer.d_state)
     general.q_proj, general.k_proj, general.v_proj = (Given(x.flatten(2)) for x in (s.q * layer.d_state**0.5, s.k, s.v))
     constant_gate(general, s.log_decay)
     return general.system(u), s
@@ -212,7 +212,7 @@ def _lightning(layer: Any, u: Tensor) -> Case:
 @relation("gla", "hgrn2", "keys tied to the gate, k_t = 1 - a_t, a gate of full rank and temperature 1")
 def _hgrn2(layer: Any, u: Tensor) -> Case:
     s, keys = layer.system(u), layer.n_heads * layer.d_state
-    general = made("gla", layer, "n_heads", d_state=layer.d_state, gate_rank=keys, gate_temperature=1.0)
+    general = general_of("gla", layer, "n_heads", d_state=layer.d_state, gate_rank=keys, gate_temperature=1.0)
     first, last = general.decay_proj
     fill((first.weight, layer.f_proj.weight), (last.weight, torch.eye(keys)), (last.bias, 0.0))
     g = general.system(u)
@@ -222,7 +222,7 @@ def _hgrn2(layer: Any, u: Tensor) -> Case:
 @relation("gateloop", "gla", "phase 0 and the modulus of gla's gate")
 def _gla(layer: Any, u: Tensor) -> Case:
     s = layer.system(u)
-    general = made("gateloop", layer, "n_heads", d_state=layer.d_state)
+    general = general_of("gateloop", layer, "n_heads", d_state=layer.d_state)
     general.q_proj, general.modulus_proj = Given(s.q.flatten(2)), Given(logit(s.log_decay).flatten(2))
     fill((general.phase_proj.weight, 0.0), (general.phase_proj.bias, 0.0))
     return general.system(u), s
@@ -235,7 +235,7 @@ DELTA = ("n_heads", "d_state", "d_conv")
 
 @relation("kda", "gated_deltanet", "equal decays for all keys of a head")
 def _gated_deltanet(layer: Any, u: Tensor) -> Case:
-    general = made("kda", layer, *DELTA, "allow_negative_eigenvalues", gate_rank=layer.n_heads)
+    general = general_of("kda", layer, *DELTA, "allow_negative_eigenvalues", gate_rank=layer.n_heads)
     first, last = general.a_proj
     spread = torch.eye(layer.n_heads).repeat_interleave(layer.d_state, 0)
     fill(
@@ -250,7 +250,7 @@ def _gated_deltanet(layer: Any, u: Tensor) -> Case:
 def _kda(layer: Any, u: Tensor) -> Case:
     plain = layer.beta_scale == 1 and layer.least_log_decay is None
     require(plain, "gated_deltanet2 has gates in (0,1) and decays without a bound")
-    general = made("gated_deltanet2", layer, *DELTA, "gate_rank")
+    general = general_of("gated_deltanet2", layer, *DELTA, "gate_rank")
     for gate in (general.e_proj, general.s_proj):
         gate.weight.copy_(layer.beta_proj.weight.repeat_interleave(len(gate.weight) // layer.n_heads, 0))
     return general.system(u), layer.system(u)
@@ -258,14 +258,14 @@ def _kda(layer: Any, u: Tensor) -> Case:
 
 @relation("gated_deltanet", "deltanet", "decay a_t = 1 (A_log -> -inf)")
 def _deltanet(layer: Any, u: Tensor) -> Case:
-    general = made("gated_deltanet", layer, *DELTA, "allow_negative_eigenvalues")
+    general = general_of("gated_deltanet", layer, *DELTA, "allow_negative_eigenvalues")
     fill((general.A_log, -torch.inf))
     return general.system(u), layer.system(u)
 
 
 @relation("deltaproduct", "deltanet", "n_h = 1 step a token")
 def _deltaproduct(layer: Any, u: Tensor) -> Case:
-    return made("deltaproduct", layer, *DELTA, "allow_negative_eigenvalues", n_h=1).system(u), layer.system(u)
+    return general_of("deltaproduct", layer, *DELTA, "allow_negative_eigenvalues", n_h=1).system(u), layer.system(u)
 
 
 @relation(
@@ -273,7 +273,7 @@ def _deltaproduct(layer: Any, u: Tensor) -> Case:
 )
 def _linear(layer: Any, u: Tensor) -> Case:
     s = layer.system(u)
-    g = made("deltanet", layer, "n_heads", "d_state").system(u)
+    g = general_of("deltanet", layer, "n_heads", "d_state").system(u)
     return replace(g, q=s.q, k=s.k, v=s.v, b=None, f=0 * g.f), replace(s, eta=None)
 
 
@@ -284,7 +284,7 @@ def _linear(layer: Any, u: Tensor) -> Case:
 def _mamba2(layer: Any, u: Tensor) -> Case:
     require(layer.n_groups == 1, "mamba has one B and one C")
     s, H, p = layer.system(u), layer.n_heads, layer.d_inner // layer.n_heads
-    general = made("mamba", layer, "expand", "d_conv", "d_state", "allow_negative_eigenvalues", dt_rank=H)
+    general = general_of("mamba", layer, "expand", "d_conv", "d_state", "allow_negative_eigenvalues", dt_rank=H)
     B, C = s.k.squeeze(2), s.q.squeeze(2)
     general.conv, general.x_proj = Given(s.v.flatten(2)), Given(torch.cat([layer.dt_proj(u), B, C], -1))
     spread = torch.eye(H).repeat_interleave(p, 0)
@@ -303,13 +303,13 @@ def _ssd(layer: Any, u: Tensor) -> Case:
     s = layer.system(u)
     found = ssd_to_linear_attention(s).system
     parts = {name: getattr(found, name) for name in ("q", "k", "v", "b", "eta", "d")}
-    return replace(made("normalized", layer, n_heads=1).system(u), **parts), s
+    return replace(general_of("normalized", layer, n_heads=1).system(u), **parts), s
 
 
 def _mamba_of(layer: Any, u: Tensor, before_softplus: Tensor, A: Tensor) -> System:
     """Make Mamba's system with Delta_t = softplus of what is given [B,T,channels], and -A [channels] for all states."""
     channels = len(A)
-    general = made("mamba", layer, "expand", dt_rank=channels)
+    general = general_of("mamba", layer, "expand", dt_rank=channels)
     rest = before_softplus.new_zeros(*before_softplus.shape[:2], 2 * general.d_state)
     general.x_proj = Given(torch.cat([before_softplus, rest], -1))
     fill(
@@ -335,7 +335,7 @@ def _rg_lru(layer: Any, u: Tensor) -> Case:
 
 @relation("qlstm", "min_gru", "gates tied, f_t = 1 - i_t (W_f = -W_i), and no output gate")
 def _min_gru(layer: Any, u: Tensor) -> Case:
-    general = made("qlstm", layer, "expand")
+    general = general_of("qlstm", layer, "expand")
     z, h = layer.z_proj, layer.h_proj
     for mine, theirs, sign in ((general.f_proj, z, -1), (general.i_proj, z, 1), (general.u_proj, h, 1)):
         fill((mine.weight, sign * theirs.weight), (mine.bias, sign * theirs.bias))
@@ -346,7 +346,7 @@ def _min_gru(layer: Any, u: Tensor) -> Case:
 def _s5(layer: Any, u: Tensor) -> Case:
     Lambda = torch.complex(-layer.log_decay_rate.exp(), layer.frequency)
     log, gain = log_decay_and_gain(Lambda, layer.log_dt.exp())
-    general = made("lru", layer, d_state=len(Lambda))
+    general = general_of("lru", layer, d_state=len(Lambda))
     B = torch.view_as_real(torch.view_as_complex(layer.B) * gain.unsqueeze(-1))
     fill(
         (general.nu_log, (-log.real).log()),

@@ -64,7 +64,7 @@ class Trajectory:
     states: Tensor
     """[B,T,H,n]"""
     converged: bool
-    """Whether `residual` is within `tolerance`."""
+    """True if `residual` is within `tolerance`."""
     iterations: int
     """How many it took (damped: all stretches together)."""
     residual: float

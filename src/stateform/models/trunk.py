@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..errors import StateformError, require, values_checked
 from ..forms import known_form
 from ..forms.packing import check_cu_seqlens, from_mask
-from ..layer import Convolved
+from ..layer import Convolved, HasState
 from ..layer.parts import first_parameter
 from ..machine import free_memory
 from ..system.precision import one_dtype
@@ -35,6 +35,13 @@ def _check_memory(config: ModelConfig) -> None:
         f"the model has {count:,} weights, {size / 1e9:.3g} GB; {free / 1e9:.3g} GB may be used: make it "
         "smaller, or make it on another device: with torch.device(...)",
     )
+
+
+def _with_state(block: Any) -> HasState:
+    """Give the mixer of a block; raise if it keeps no state."""
+    mixer: Any = block.mixer
+    require(hasattr(mixer, "init_state"), f"the layer {block.spec} has no init_state; it keeps no state")
+    return mixer
 
 
 class SequenceModel(nn.Module):
@@ -115,9 +122,8 @@ class SequenceModel(nn.Module):
 
     def init_state(self, batch: int = 1) -> State:
         """Make the state before the first token, of `batch` rows."""
-        for block in self.blocks:
-            require(hasattr(block.mixer, "init_state"), f"the layer {block.spec} has no init_state; it keeps no state")
-        states = [block.mixer.init_state(batch) for block in self.blocks]  # type: ignore[operator,union-attr]
+        mixers = [_with_state(block) for block in self.blocks]
+        states = [mixer.init_state(batch) for mixer in mixers]
         return self._joined(states, torch.zeros(batch, dtype=torch.long, device=self.device))
 
     def _joined(self, states: list[State], position: Tensor, **more: Tensor) -> State:
@@ -278,14 +284,16 @@ class SequenceModel(nn.Module):
         Raises:
             StateformError: use_reentrant=True, which would lose the gradients that go through states.
         """
-        for block in self.blocks:
-            block._gradient_checkpointing_func = checkpointing(gradient_checkpointing_kwargs)  # type: ignore[assignment]
-            block.gradient_checkpointing = True  # type: ignore[assignment]
+        blocks: Iterable[Any] = self.blocks
+        for block in blocks:
+            block._gradient_checkpointing_func = checkpointing(gradient_checkpointing_kwargs)
+            block.gradient_checkpointing = True
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep everything that the backward pass needs again."""
-        for block in self.blocks:
-            block.gradient_checkpointing = False  # type: ignore[assignment]
+        blocks: Iterable[Any] = self.blocks
+        for block in blocks:
+            block.gradient_checkpointing = False
 
     def parameter_groups(self, weight_decay: float = 0.1) -> list[dict[str, Any]]:
         """Split the parameters into two groups for an optimizer: with weight decay, and without.

@@ -67,12 +67,12 @@ class Collapse:
         return {"with_skip": self.with_skip.mean(0).tolist(), "without_skip": self.without_skip.mean(0).tolist()}
 
     def __str__(self) -> str:
-        def told(x: Tensor) -> str:
+        def in_words(x: Tensor) -> str:
             return f"{float(x[:, 0].mean()):.3g} at the input, {float(x[:, -1].mean()):.3g} at the end"
 
         return (
             f"distance of the tokens from their mean, mu(Y)/||Y||, over {self.with_skip.shape[1] - 1} layers\n"
-            f"  with skips    {told(self.with_skip)}\n  without skips {told(self.without_skip)}"
+            f"  with skips    {in_words(self.with_skip)}\n  without skips {in_words(self.without_skip)}"
         )
 
 
@@ -228,7 +228,7 @@ def skip_bound(
     else:
         layers, Y = layers_of(thing), inputs
 
-    def kept(value: float) -> bool:
+    def keeps_apart(value: float) -> bool:
         Ys = lambda_skip(layers, Y, value)
         before, after = (frobenius(x - x.mean(-2, keepdim=True)).square() for x in (Ys[0], Ys[-1]))
         return bool((after >= a ** len(layers) * before).all())
@@ -242,7 +242,7 @@ def skip_bound(
     margin = skip**2 - a * (S * C_M + abs(skip)) ** 2
     least = 2 * abs(skip) * N * d * S * C_M / margin / a ** len(layers) if margin > 0 else math.inf
     enough = sufficient_skip(a, S, C_M, N * d / (a ** len(layers) * start)) if start > 0 else math.inf
-    measured = _from_where_on(kept, top, tolerance)
+    measured = _least_skip(keeps_apart, top, tolerance)
     return SkipBound(a, C_M, S, sufficient_skip(a, S, C_M), skip, least, start, measured, (top, tolerance), enough)
 
 
@@ -257,16 +257,16 @@ def _size_of_M(layer: Mix, Y: Tensor) -> Tensor:
     return frobenius(found.coefficients()).square().sum(1).sqrt()
 
 
-def _from_where_on(kept: Any, top: float, tolerance: float) -> float:
-    """Find the least lambda in [0, top] from which on `kept` holds, on a grid, then by bisection; NaN if not at top."""
+def _least_skip(keeps_apart: Any, top: float, tolerance: float) -> float:
+    """Find the least lambda in [0, top] from which on `keeps_apart` holds, by grid and bisection; NaN if not at top."""
     grid = [0.0, *(top * 2.0 ** (-(GRID - 2 - i) / 3) for i in range(GRID - 1))]
-    if not kept(top):
+    if not keeps_apart(top):
         return math.nan
-    low = next((x for x in reversed(grid[:-1]) if not kept(x)), None)
+    low = next((x for x in reversed(grid[:-1]) if not keeps_apart(x)), None)
     if low is None:
         return 0.0
     high = grid[grid.index(low) + 1]
     while high - low > tolerance:
         middle = (low + high) / 2
-        low, high = (low, middle) if kept(middle) else (middle, high)
+        low, high = (low, middle) if keeps_apart(middle) else (middle, high)
     return high

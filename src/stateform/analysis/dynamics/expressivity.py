@@ -57,7 +57,7 @@ class Reach:
     step: float | None
     """Least real one of a single micro-step."""
     commutes: bool
-    """Whether the transitions of neighbouring tokens commuted, A B = B A."""
+    """True if the transitions of neighbouring tokens commuted, A B = B A."""
 
     @property
     def negative(self) -> bool:
@@ -105,12 +105,12 @@ class Expressivity:
     recall: str
     """What is kept of the past."""
     selection: Verdict
-    """Whether the transition depends on the input."""
+    """Yes if the transition depends on the input."""
     parity: Verdict
     counting: Verdict
     permutations: Verdict
     memory: Verdict
-    """Whether a finite state holds all that is read of the past."""
+    """Yes if a finite state holds all that is read of the past."""
     reach: Reach | None
     """None where eigenvalues decide nothing: a cache, a nonlinear recurrence."""
 
@@ -139,9 +139,9 @@ def reach(systems: Sequence[System]) -> Reach:
     """Find where the eigenvalues of transitions lie, for systems with a linear readout; 0 for what overflows."""
     values, steps, commutes = [], [], True
     for system in systems:
-        single = whole = _of_steps(system)
+        single = whole = _eigenvalues_of_steps(system)
         if system.f is not None or system.transition is not None:
-            A = _tame(token_transitions(system))
+            A = _without_overflow(token_transitions(system))
             whole = whole if system.micro == 1 else torch.linalg.eigvals(A)
             now, later = A[:, :-1], A[:, 1:]
             size = (torch.linalg.matrix_norm(now) * torch.linalg.matrix_norm(later)).clamp_min(1e-12)
@@ -160,7 +160,7 @@ def reach(systems: Sequence[System]) -> Reach:
     )  # fmt: skip
 
 
-def _of_steps(system: System) -> Tensor:
+def _eigenvalues_of_steps(system: System) -> Tensor:
     """Compute the eigenvalues of every micro-step's transition.
 
     The characteristic polynomial of diag(a) + f w^T knows f and w by the products f_i w_i alone. Where none of these is
@@ -169,16 +169,20 @@ def _of_steps(system: System) -> Tensor:
     """
     core = fold(system)
     if core.f is None or core.w is None or system.decay_kind != "diagonal":
-        return system.spectrum() if system.transition is None else torch.linalg.eigvals(_tame(token_steps(system)))
+        return (
+            system.spectrum()
+            if system.transition is None
+            else torch.linalg.eigvals(_without_overflow(token_steps(system)))
+        )
     products = core.f * core.w
     if products.is_complex() or system.is_complex or system.sign is not None or bool((products > 0).any()):
-        return torch.linalg.eigvals(_tame(token_steps(system)))
+        return torch.linalg.eigvals(_without_overflow(token_steps(system)))
     g = (-products).sqrt()
     a = replace(core, f=None, w=None).transition().dense(system.n)
-    return torch.linalg.eigvalsh(_tame(a - g.unsqueeze(-1) * g.unsqueeze(-2)).flatten(2, 3)) + 0j
+    return torch.linalg.eigvalsh(_without_overflow(a - g.unsqueeze(-1) * g.unsqueeze(-2)).flatten(2, 3)) + 0j
 
 
-def _tame(A: Tensor) -> Tensor:
+def _without_overflow(A: Tensor) -> Tensor:
     """Set to zero what eigenvalues cannot be found with: matrices [..., n, n] that overflowed, and tiny entries."""
     A = torch.where(torch.isfinite(A.abs()).all(-1).all(-1)[..., None, None], A, 0.0)
     return torch.where(A.abs() < 1e-30 * A.abs().amax((-2, -1), keepdim=True), 0.0, A)
@@ -212,7 +216,7 @@ def expressivity(systems: Sequence[System], *, nonlinear: bool = False) -> Expre
     The Systems of a chain are as layers of a stack: it expresses what one of them does.
     """
     require(len(systems) > 0, "expressivity needs at least one system")
-    members = [_of_one(one, nonlinear) for one in zip(*(x.systems for x in systems), strict=True)]
+    members = [_expressivity_of_one(one, nonlinear) for one in zip(*(x.systems for x in systems), strict=True)]
     *before, found = members
     for other in before:
         parity, counting, permutations, selection = (
@@ -227,7 +231,7 @@ def expressivity(systems: Sequence[System], *, nonlinear: bool = False) -> Expre
     return found
 
 
-def _of_one(systems: Sequence[System], nonlinear: bool) -> Expressivity:
+def _expressivity_of_one(systems: Sequence[System], nonlinear: bool) -> Expressivity:
     """Judge what the transitions of one System express, for several parameters and inputs."""
     system = systems[0]
     recall = _recall(system)
@@ -248,7 +252,7 @@ def _of_one(systems: Sequence[System], nonlinear: bool) -> Expressivity:
     if not varies:
         why = "A is constant: in one layer, what a token adds to the state does not depend on the others"
         no = Verdict(False, why, LINEARITY, "of one layer: in a stack, inputs depend on earlier tokens")
-        parity = _parity(system, found) if _plain(system) else no
+        parity = _parity(system, found) if _is_positive_diagonal(system) else no
         return Expressivity("no: A constant", recall, selection, parity, no, no, memory, found)
     parity, counting = _parity(system, found), _counting(system, found)
     permutations, moved = _permutations(system, found, parity)
@@ -270,13 +274,13 @@ def _recall(system: System) -> str:
     return f"a finite state of {system.state_size} numbers"
 
 
-def _plain(system: System) -> bool:
+def _is_positive_diagonal(system: System) -> bool:
     """True if A_t is a positive diagonal by structure."""
     return all(getattr(system, x) is None for x in ("phase", "sign", "transition", "f"))
 
 
 def _parity(system: System, found: Reach) -> Verdict:
-    if _plain(system):
+    if _is_positive_diagonal(system):
         what = "A_t = I" if system.decay_kind == "identity" else "every eigenvalue is exp(log decay), real and positive"
         return Verdict(False, f"{what}: no number of layers has parity in finite precision", PARITY, FINITE)
     if found.negative or found.angle:

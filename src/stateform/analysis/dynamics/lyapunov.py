@@ -235,7 +235,7 @@ def _joint(model: Any, tokens: Tensor, k: int) -> Tensor:
         return moving, {x: z for x, z in tensors.items() if x not in moving}
 
     moving, fixed = split(state.tensors)
-    like = _flat(moving)
+    like = _numbers_of_rows(moving)
     size = like.shape[1]
     require(size >= k, f"k is {k}; expected at most {size}, the numbers of the state before the first token")
     start = _directions((*like.shape, k), like.dtype).to(like.device)
@@ -256,7 +256,7 @@ def _joint(model: Any, tokens: Tensor, k: int) -> Tensor:
             with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no forward derivative
                 value, column = torch.func.jvp(after, (moving,), (tangent,))[:2]
             pushed.append(column)
-        Q, R = torch.linalg.qr(torch.stack([_flat(x) for x in pushed], -1))
+        Q, R = torch.linalg.qr(torch.stack([_numbers_of_rows(x) for x in pushed], -1))
         logs.append(_log_diagonal(R))
         moving, fixed = value, rest
         tangents = [_unflat(Q[..., i], moving) for i in range(k)]
@@ -267,7 +267,7 @@ def _double(model: nn.Module) -> bool:
     return next(model.parameters()).dtype == torch.float64
 
 
-def _flat(parts: dict[str, Tensor]) -> Tensor:
+def _numbers_of_rows(parts: dict[str, Tensor]) -> Tensor:
     """Lay out the numbers of a state, one row a sequence; a complex one counts twice."""
     real = [torch.view_as_real(x.resolve_conj()) if x.is_complex() else x for x in parts.values()]
     return torch.cat([x.flatten(1) for x in real], 1)

@@ -166,12 +166,12 @@ def _values_of_groups(A: Tensor, B: Tensor, C: Tensor) -> Tensor:
         # b is off by roundings of left and B, read is off by those of C
         off = _norm(left) * _norm(B), _norm(C)
         pace = max(1.05 * _pace(a), least)
-        found.append(max((_told(a / x, b, c, off, len(A)) for x in {pace, max(1.05 * _norm(a), least)}),
+        found.append(max((_above_rounding(a / x, b, c, off, len(A)) for x in {pace, max(1.05 * _norm(a), least)}),
                          key=lambda values: int((values > 0).sum())))  # fmt: skip
     return torch.cat(found).sort(descending=True).values
 
 
-def _told(A: Tensor, B: Tensor, C: Tensor, sizes: tuple[float, float], N: int) -> Tensor:
+def _above_rounding(A: Tensor, B: Tensor, C: Tensor, sizes: tuple[float, float], N: int) -> Tensor:
     """Keep the Hankel values of a group that can be told from what roundings leave, 0 for the others."""
     F_P, F_Q = factor(A[None], B[None])[0], factor(A.mH[None], C.mH[None])[0]
     values = torch.linalg.svdvals(F_Q.mH @ F_P)

@@ -111,7 +111,7 @@ def _maps(system: System, start: int, stop: int, eta: Tensor) -> _Maps:
         own = torch.arange(c, device=b.device) * r + (0 if part.exclusive else r - 1)
         direct = spread_heads(part.gate("d"), part.H).transpose(1, 2)[..., None, None]
         alpha = alpha + F.one_hot(own, c * r).unsqueeze(1) * direct
-    return _seen(part, _Maps(alpha / eta_of(eta), read / eta_of(eta), write, carry))
+    return _read_through(part, _Maps(alpha / eta_of(eta), read / eta_of(eta), write, carry))
 
 
 def eta_of(eta: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ def eta_of(eta: Tensor) -> Tensor:
     return eta.transpose(1, 2)[..., None, None]
 
 
-def _seen(system: System, x: _Maps) -> _Maps:
+def _read_through(system: System, x: _Maps) -> _Maps:
     """Read what is seen of a stretch: all heads through the output map; real parts, the state as real and imaginary."""
     if system.w_out is not None:
         w_out = system.w_out.to(torch.complex128 if x.read.is_complex() else system.w_out.dtype)

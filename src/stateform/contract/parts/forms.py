@@ -34,7 +34,7 @@ def equations(b: LayerRunner) -> None:
                     if exact is not None:
                         _is_defined(b, exact, f"{regime} decays, T = {T}")
             for dtype in (torch.float64, torch.float32):
-                other = layer.at(dtype, T)
+                other = layer.in_precision(dtype, T)
                 for large in other.system(10 * other.input(2, T)).systems:
                     _is_defined(b, large, f"inputs times 10, {short(dtype)}, T = {T}")
 

@@ -19,7 +19,7 @@ from .ways import first_that_agrees
 def layer_packing(b: LayerRunner) -> None:
     """Compare packed sequences with each alone, in all forms: nothing leaks between them, between rows or backwards."""
     T, ends = 61, (0, 1, 20, 20, 39, 61)
-    layer = b.drawn().at(torch.float64, T)
+    layer = b.drawn().in_precision(torch.float64, T)
     x = layer.input(1, T)
     with torch.no_grad():
         if b.offers("cu_seqlens"):

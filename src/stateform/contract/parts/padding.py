@@ -26,7 +26,7 @@ def layer_padding(b: LayerRunner) -> None:
     places = [(0, T), (0, 13), (17, T), (5, 31)]
     mask = spans(T, places)
     for dtype in (torch.float64, torch.float32):
-        layer = b.drawn().at(dtype, T)
+        layer = b.drawn().in_precision(dtype, T)
         x = layer.input(4, T)
         rows = [f"row {row} padded to [{low},{high}) of {T}, {short(dtype)}" for row, (low, high) in enumerate(places)]
         longer = torch.cat([mask, torch.ones(4, more, dtype=torch.bool, device=mask.device)], 1)

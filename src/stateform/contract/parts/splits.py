@@ -32,7 +32,7 @@ def layer_splits(b: LayerRunner) -> None:
     """Compare the whole sequence by the recurrence with each form: at once, and in pieces."""
     for T, dtype in _sizes(b):
         exact = b.drawn()
-        layer = exact.at(dtype, T)
+        layer = exact.in_precision(dtype, T)
         x = layer.input(2, T)
         with torch.no_grad():
             layer = layer.losing(_lost(exact, x))
@@ -86,7 +86,7 @@ def layer_steps(b: LayerRunner) -> None:
         return
     T = 24
     for dtype in DTYPES:
-        layer = b.drawn().at(dtype, T)
+        layer = b.drawn().in_precision(dtype, T)
         x = layer.input(2, T)
         with torch.no_grad():
             for begin in (0, 9):
