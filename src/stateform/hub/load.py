@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,7 +81,7 @@ def open_model(
 
     Args:
         name: a folder, the name of a repository ("state-spaces/mamba-130m-hf"), or a file of another program
-            (`stateform.hub.formats`).
+            (`stateform.hub.formats`; a GGUF file is read by transformers, and dequantised).
         dtype: of the weights: "auto" (as saved), "float32", "bfloat16", "float64".
         tokenizer: "bytes", or the folder or name of another than the model's own; for a model of llama2.c the file of
             its words.
@@ -103,15 +104,19 @@ def open_model(
     where = os.path.expanduser(os.fspath(name))
     require(where.strip() != "", "the name of the model is empty; give a folder or the name of a repository")
     folder = Path(where)
-    ours = _of_ours(folder, tokenizer)
+    packed = _is_gguf(folder)
+    ours = None if packed else _of_ours(folder, tokenizer)
     if ours is not None:
         return ours if dtype == "auto" else Opened(where, ours.model.to(getattr(torch, dtype)), ours.tokenizer)
     hf = transformers()
-    if folder.is_dir():
+    if packed:
+        _require_gguf(where)
+    elif folder.is_dir():
         require((folder / "config.json").is_file(), f"{where} has no config.json; expected the folder of a model")
     elif folder.is_absolute() or where.startswith((".", "~")) or where.count("/") > 1:
         raise StateformError(f"there is no folder {where}")
-    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    options |= {"gguf_file": folder.name} if packed else {}
     if folder.is_dir():
         _check_config(folder / "config.json")
     config = _configuration(hf, where, options)
@@ -123,11 +128,32 @@ def open_model(
     return Opened(where, _loaded(hf, maker, where, config=config, dtype=dtype, **options), words)
 
 
+def _is_gguf(path: Path) -> bool:
+    """True for a file that begins as those of llama.cpp do."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(4) == b"GGUF"
+
+
+def _require_gguf(where: str) -> None:
+    """Raise unless the packages are there with which transformers reads a GGUF file."""
+    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
+    require(not missing, f"{where} is a GGUF file, which transformers reads with the package{'s' * (len(missing) > 1)} "
+            f"{' and '.join(missing)}: pip install {' '.join(missing)}")  # fmt: skip
+
+
+def _place(where: str, options: dict[str, Any]) -> str:
+    """Give what transformers calls the place of a model: for a GGUF file its folder; the file is an option there."""
+    return str(Path(where).parent) if "gguf_file" in options else where
+
+
 def _loaded(hf: Any, maker: Any, where: str, **options: Any) -> nn.Module:
     """Load the weights of a model. Raises StateformError if some are missing."""
+    place = _place(where, options)
     try:
         with _quiet(hf):
-            model, info = maker.from_pretrained(where, use_safetensors=True, output_loading_info=True, **options)
+            model, info = maker.from_pretrained(place, use_safetensors=True, output_loading_info=True, **options)
     except Exception as error:  # any error that another library raises on files it did not expect
         raise StateformError(f"cannot load {where}: {_describe(error)}") from error
     missing = sorted(info.get("missing_keys") or [])
@@ -160,8 +186,9 @@ def transformers() -> Any:
 
 
 def _configuration(hf: Any, where: str, options: dict[str, Any]) -> Any:
+    place, found_by = _place(where, options), {k: x for k, x in options.items() if k != "trust_remote_code"}
     try:
-        values, _ = hf.PreTrainedConfig.get_config_dict(where, revision=options["revision"])
+        values, _ = hf.PreTrainedConfig.get_config_dict(place, **found_by)
     except Exception as error:
         raise StateformError(f"cannot read the configuration of {where}: {_describe(error)}") from error
     kind = values.get("model_type")
@@ -173,7 +200,7 @@ def _configuration(hf: Any, where: str, options: dict[str, Any]) -> Any:
     )
     require(kind in FAMILIES or options["trust_remote_code"] or kind in hf.CONFIG_MAPPING, no_adapter(kind))
     try:
-        return hf.AutoConfig.from_pretrained(where, **options)
+        return hf.AutoConfig.from_pretrained(place, **options)
     except Exception as error:
         raise StateformError(f"the configuration of {where} cannot be used: {_describe(error)}") from error
 
@@ -273,9 +300,10 @@ def _parts(index: Path) -> list[str]:
 def _tokenizer(hf: Any, where: str, given: str | None, options: dict[str, Any]) -> Any:
     if given == "bytes":
         return "bytes"
+    own = {k: x for k, x in options.items() if not given or k != "gguf_file"}
     try:
         with _quiet(hf):
-            made = hf.AutoTokenizer.from_pretrained(given or where, **options)
+            made = hf.AutoTokenizer.from_pretrained(given or _place(where, options), **own)
         # Without files of a tokenizer, transformers may give one that has no words.
         why = "" if len(made) > len(made.added_tokens_decoder) else "it has no words"
     except Exception as error:  # any error of another library's tokenizer

@@ -10,7 +10,7 @@ from ...models import LanguageModel
 from .format import FORMATS, Reader
 
 _OTHERS = {
-    b"GGUF": "a GGUF file of llama.cpp; its weights are mostly quantised: open the original model instead",
+    b"GGUF": "a GGUF file of llama.cpp; sf.open_model reads it, by transformers",
     b"lmgg": "a file of an early ggml; convert the original model anew",
     b"tjgg": "a file of an early llama.cpp; open the original model instead",
     b"24ka": "a llama2.c file of version 1 or 2; export the model again with --version 0",
