@@ -14,7 +14,7 @@ from .source import FILES, MODULES, PACKAGE, SOURCE, imports, name_of
 # and those for type checking count like any other.
 LOW = "low report result loops system"
 HOUSE = [
-    ("low", "errors clock files text machine former graph", ""),
+    ("low", "errors clock files text series machine former graph", ""),
     ("report", "report", "low"),
     ("result", "result", "low report"),
     ("loops", "loops", "low"),

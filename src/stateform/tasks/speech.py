@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import lzma
 import re
 import tarfile
-import wave
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ import numpy as np
 import torch
 
 from ..errors import StateformError, require
+from ..series import read_sound
 from .base import Batch, Split, register_task
 from .data import Digits, Stored, padded, stamp
 
@@ -63,18 +62,11 @@ def read_recordings(place: Path, version: object) -> tuple[tuple[int, int, np.nd
         match = re.fullmatch(r"([0-9])_(\w+)_([0-9]{1,5})\.wav", name)
         require(match, f"{place} has a file {name}; expected names such as 7_jackson_32.wav: digit, speaker, number")
         assert match
-        try:
-            with wave.open(io.BytesIO(content)) as sound:
-                kind = (sound.getnchannels(), sound.getsampwidth(), sound.getframerate())
-                samples = np.frombuffer(sound.readframes(sound.getnframes()), "<i2") if kind[1] == 2 else np.zeros(0)
-                stated = sound.getnframes()
-        except (wave.Error, EOFError, ValueError) as error:
-            raise StateformError(f"{name} in {place} is no .wav file: {error}; fetch it again") from None
-        says = f"{name} in {place} has {kind[0]} channels of {8 * kind[1]} bits, {kind[2]} samples a second"
-        require(kind == (1, 2, RATE), f"{says}; expected 1 channel of 16 bits, {RATE} a second")
-        whole = len(samples) == stated > 0
-        require(whole, f"{name} in {place} has {len(samples)} samples; it says {stated}: fetch it again")
-        found.append((int(match[1]), int(match[3]), samples))
+        sound = read_sound(content, f"{name} in {place}", "fetch it again")
+        kind = (sound.samples.shape[1], sound.bits, sound.rate)
+        says = f"{name} in {place} has {kind[0]} channels of {kind[1]} bits, {kind[2]} samples a second"
+        require(kind == (1, 16, RATE), f"{says}; expected 1 channel of 16 bits, {RATE} a second")
+        found.append((int(match[1]), int(match[3]), sound.samples[:, 0]))
     require(found, f"{place} holds no recordings; expected {PUBLIC}")
     return tuple(found)
 
