@@ -188,7 +188,9 @@ def test_another_width_is_refused_or_mapped() -> None:
     with pytest.raises(
         StateformError, match=r"an array has 3 numbers a step; the layer reads 8: give .*\[T,8\].*--project"
     ):
-        series.fitted(8, "the layer")
+        series.fitted(8, "the layer", project=False)
+    with pytest.raises(StateformError, match=r"the model reads 8: give numbers \[T,8\]$"):
+        series.fitted(8, "the model")
     mapped = series.fitted(8, "the layer", project=True, seed=1)
     assert "3 numbers a step" in mapped.mapped and "to 8 by a fixed random matrix (seed 1)" in mapped.mapped
     plain = torch.linalg.lstsq(torch.from_numpy(NUMBERS), mapped.values)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .report import cell, dig, visible
+from .report.wording import TOKEN
 
 if TYPE_CHECKING:
     from .report.page import Page
@@ -63,7 +64,8 @@ class Paged(Result):
         page = self.page()
         excerpt = str(dig(page.result, "text", "excerpt") or "")
         created = str(page.result.get("created") or "")
-        return render(page, plotlyjs, made=conditions(page.result), created=created, excerpt=excerpt)
+        unit = str(dig(page.result, "data", "unit") or TOKEN)
+        return render(page, plotlyjs, made=conditions(page.result), created=created, excerpt=excerpt, unit=unit)
 
     def save_html(self, path: str | Path, plotlyjs: str = "inline") -> None:
         """Write the page, whole or not at all; "directory" puts its plotting library into a file beside it."""

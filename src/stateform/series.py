@@ -45,14 +45,15 @@ class Series:
         """Keep the first steps, at most so many."""
         return replace(self, values=self.values[:most])
 
-    def fitted(self, width: int, what: str, *, project: bool = False, seed: int = 0) -> Series:
+    def fitted(self, width: int, what: str, *, project: bool | None = None, seed: int = 0) -> Series:
         """Give the series whose steps have `width` numbers.
 
         Args:
             width: how many numbers a step is to have.
             what: reads them; it is named in the error.
             project: map steps of another width by a fixed random matrix, divided by the root mean square of the
-                numbers, so that they are as large as the vectors that stand for the bytes of a text.
+                numbers, so that they are as large as the vectors that stand for the bytes of a text. None: what reads
+                them was made for its own numbers, and the error does not offer it.
             seed: of that matrix.
 
         Raises:
@@ -61,16 +62,19 @@ class Series:
         if self.width == width:
             return self
         many = f"{self.width} number{'' if self.width == 1 else 's'} a {self.unit}"
-        require(project, f"{self.source} has {many}; {what} reads {width}: give numbers [T,{width}], or map these by a "
-                "fixed random matrix with project=True (--project)")  # fmt: skip
+        hint = "" if project is None else ", or map these by a fixed random matrix with project=True (--project)"
+        require(project, f"{self.source} has {many}; {what} reads {width}: give numbers [T,{width}]{hint}")
         require_seed(seed)
         drawn = torch.Generator("cpu").manual_seed(seed)
         matrix = torch.randn(self.width, width, generator=drawn, dtype=torch.float64, device="cpu")
-        peak = self.values.abs().max().clamp_min(torch.finfo(torch.float64).tiny)  # squares must not overflow
-        unit = self.values / peak
-        unit = unit / unit.square().mean().sqrt().clamp_min(1e-300)
-        mapped = f"{many}, of mean square 1, mapped to {width} by a fixed random matrix (seed {seed})"
-        return replace(self, values=unit @ matrix / self.width**0.5, mapped=mapped)
+        mapped = f"{many}, scaled to mean square 1, mapped to {width} by a fixed random matrix (seed {seed})"
+        return replace(self, values=self.scaled().values @ matrix / self.width**0.5, mapped=mapped)
+
+    def scaled(self) -> Series:
+        """Give the series divided by its root mean square; zeros stay."""
+        tiny = torch.finfo(torch.float64).tiny
+        unit = self.values / self.values.abs().max().clamp_min(tiny)  # whose squares do not overflow
+        return replace(self, values=unit / unit.square().mean().sqrt().clamp_min(tiny))
 
     def to_dict(self) -> dict[str, Any]:
         """Give what was read as plain values, without the numbers."""
@@ -83,18 +87,26 @@ class Series:
         return f"{len(self.values):,} {self.unit}s of {self.source}{rate}{width}"
 
 
-def read_series(data: str | Path | np.ndarray[Any, Any] | Tensor) -> Series:
+Array = np.ndarray[Any, Any] | Tensor
+Given = str | Path | Array | Series
+"""What numbers are read from."""
+
+
+def read_series(data: Given) -> Series:
     """Read numbers.
 
     Args:
         data: a file, by its suffix: .npy with one array, .csv with a row for each step (and a first row of names, or
             none), .wav with samples of 8, 16, 24 or 32 bits, which become numbers from -1 to 1, a column a channel;
-            or an array or a tensor. Arrays hold floating-point numbers [T,d], [1,T,d], or [T] for d = 1.
+            or an array or a tensor. Arrays hold floating-point numbers [T,d], [1,T,d], or [T] for d = 1. A Series is
+            given back.
 
     Raises:
         StateformError: a file that cannot be read, or of another kind; rows of different lengths; integers; NaN or
             infinity; fewer than 2 steps.
     """
+    if isinstance(data, Series):
+        return data
     if isinstance(data, str | Path):
         read = READERS.get(Path(data).suffix.lower())
         require(read, f"{data} is no file of numbers by its name; expected {', '.join(READERS)}: numpy.save writes the "
@@ -107,14 +119,42 @@ def read_series(data: str | Path | np.ndarray[Any, Any] | Tensor) -> Series:
     return Series(_checked(data, "an array"), "an array")
 
 
+NO_NUMBERS = "reads tokens, not numbers; expected integers [T], which are token ids, or a text"
+"""What is said of a model that is given numbers."""
+
+
 def is_floating(data: Any) -> bool:
-    """True for an array or a tensor of real numbers, which is a series; integers are token ids."""
+    """True if the data are an array or a tensor of real numbers, which is a series; integers are token ids."""
     real = isinstance(data, np.ndarray) and data.dtype.kind == "f"
     return real or (isinstance(data, Tensor) and data.is_floating_point())
 
 
-def _checked(data: np.ndarray[Any, Any] | Tensor, what: str) -> Tensor:
-    """The numbers as [T,d] in float64; raise unless that is what they are."""
+def tensor_of(array: np.ndarray[Any, Any]) -> Tensor:
+    """Give an array of token ids or of numbers as a tensor, int64 or float64.
+
+    Raises:
+        StateformError: an array of something else.
+    """
+    whole = array.dtype.kind in "iu"
+    known = whole or is_floating(array)
+    require(known, f"an array of {array.dtype} was given; expected integers, token ids, or floating-point numbers")
+    return torch.from_numpy(array.astype(np.int64 if whole else np.float64))
+
+
+def told_apart(text: str | Path | Array | None, data: Given | None) -> tuple[str | Path | Tensor | None, Given | None]:
+    """Tell a text or token ids from numbers: an array of real numbers is numbers wherever it is given.
+
+    Raises:
+        StateformError: both were given; an array of something else.
+    """
+    require(text is None or data is None, "a text and numbers were given, of which one can be read; leave one out")
+    if is_floating(text):
+        return None, text
+    return tensor_of(text) if isinstance(text, np.ndarray) else text, data
+
+
+def _checked(data: Array, what: str) -> Tensor:
+    """Give the numbers as [T,d] in float64; raise unless that is what they are."""
     shape = list(data.shape)
     whole = "; token ids are for a model, as a tensor" if "int" in str(data.dtype) else ""
     require(is_floating(data), f"{what} holds {data.dtype} of shape {shape}; expected floating-point numbers [T,d]: "
@@ -148,7 +188,7 @@ def _npy(data: bytes, what: str) -> tuple[np.ndarray[Any, Any], None]:
 
 
 def _csv(data: bytes, what: str) -> tuple[np.ndarray[Any, Any], None]:
-    """Read rows of numbers. A first row without any number holds names; what parts cells is the first of `; tab ,`."""
+    """Read rows; a first row without any number holds names. Cells are parted by `;`, else tabs, else `,`."""
     text = decoded(data, what)
     mark = next((m for m in ";\t" if m in text.partition("\n")[0]), ",")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, skipinitialspace=True)

@@ -36,7 +36,8 @@ def read_text(path: str | Path | None) -> tuple[str, bytes]:
     data = read_bytes(path, "the text ")
     require(len(data) > 0, f"the text {path} is empty; give a file with at least two bytes")
     other = next((what for mark, what in _NO_TEXT if data.startswith(mark)), None)
-    require(other is None, f"{path} is {other}, not a text; expected text, of which every byte is read as a token")
+    require(other is None, f"{path} is {other}, not a text; expected text, of which every byte is read as a token "
+            "(layers take numbers as data, on the command line --data)")  # fmt: skip
     return str(path), data
 
 

@@ -7,6 +7,7 @@ import inspect
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 import stateform as sf
 from stateform.architectures import REGISTRY, accepted, resolve
 from stateform.contract.equivalence import share_weights
+from stateform.contract.layer import LayerRunner
 from stateform.forms.form import FORMS
 from stateform.loops import build, ops
 from stateform.system.core import Core
@@ -422,6 +424,71 @@ def test_numbers_are_drawn_where_the_layer_is(name: str) -> None:
         report = sf.check(layer)
     assert report.ok, str(report)
     assert report == sf.check(layer)
+
+
+def stretches(x: Tensor, of: Tensor) -> bool:
+    """True if each row [B,T,d] is a stretch of a series [L,d] that begins again after its end."""
+    every = torch.stack([of.roll(-k, 0).repeat(1 + x.shape[1] // len(of), 1)[: x.shape[1]] for k in range(len(of))])
+    return all(bool((every == row).flatten(1).all(1).any()) for row in x)
+
+
+def test_numbers_that_are_given_are_read_in_place_of_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = np.random.RandomState(0).randn(31, 8)
+    given = torch.from_numpy(3 * numbers / np.sqrt((9 * numbers**2).mean()))
+    seen: list[Tensor] = []
+    own = LayerRunner.input
+
+    def watched(self: LayerRunner, B: int, T: int) -> Tensor:
+        seen.append(own(self, B, T))
+        assert seen[-1].shape == (B, T, self.d_model) and seen[-1].dtype == self.dtype
+        return seen[-1]
+
+    monkeypatch.setattr(LayerRunner, "input", watched)
+    torch.manual_seed(0)
+    report = sf.check(sf.build("gla", d_model=8), data=3 * numbers)
+    assert report.ok, str(report)
+    assert seen and all(stretches(x, given.to(x.dtype)) for x in seen if x.dtype == torch.float32)
+    assert any(x.shape[1] > 31 for x in seen), "it begins again"
+    (note,) = report.notes
+    assert (
+        note == "inputs are stretches of 31 steps of an array of 8 numbers, scaled to mean square 1, not random draws"
+    )
+    layer = sf.build("linear", d_model=16)
+    with torch.device("meta"):
+        report = sf.check(layer, data=numbers, project=True)
+    assert report.ok and "8 numbers a step, scaled to mean square 1, mapped to 16 by" in report.notes[0]
+
+
+class Silent(Running):
+    """Goes wrong where a token is silent, as no draw is."""
+
+    def forward(self, x: Tensor, initial_state: sf.State | None = None, return_state: bool = False) -> Any:
+        y, state = super().forward(x, initial_state, return_state=True)
+        y = torch.where((x == 0).all(-1, keepdim=True), y + float(x.shape[1]), y)
+        return (y, state) if return_state else y
+
+
+def test_what_goes_wrong_on_such_numbers_alone_is_caught() -> None:
+    torch.manual_seed(0)
+    layer, numbers = Silent(8), np.random.RandomState(0).randn(40, 8)
+    numbers[::3] = 0
+    assert sf.check(layer).ok
+    assert not sf.check(layer, data=numbers).ok
+
+
+def test_numbers_that_cannot_be_read_are_refused_before_any_work() -> None:
+    started: list[str] = []
+    numbers = np.random.RandomState(0).randn(9, 4)
+    model = sf.LanguageModel("linear", d_model=8, vocab_size=9)
+    for thing, options, message in [
+        ("linear", {"data": numbers}, r"has 4 numbers a step; linear reads 32: give .*--project"),
+        ("linear", {"data": np.full((9, 32), np.nan)}, "holds nan at step 0, number 0"),
+        ("linear", {"data": "absent.wav"}, "cannot read the numbers absent.wav"),
+        (model, {"data": numbers}, "reads tokens, which are drawn; numbers are for a layer"),
+    ]:
+        with pytest.raises(sf.StateformError, match=message):
+            sf.check(thing, on_progress=started.append, **options)  # type: ignore[arg-type]
+    assert not started
 
 
 def test_a_layer_without_weights_is_refused() -> None:

@@ -545,6 +545,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "empty.txt").touch()
     (tmp_path / "one.txt").write_text("a")
     (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 10)
+    (tmp_path / "nan.csv").write_text("1,2\nnan,4\n")
+    (tmp_path / "ragged.csv").write_text("1,2\n3\n")
+    np.save(tmp_path / "numbers.npy", np.ones((5, 3)))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -823,6 +826,20 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "empty text": ("compare linear --text empty.txt", ("empty.txt is empty",)),
     "one byte": ("compare linear --text one.txt", ("one.txt has 1 byte", "at least 2")),
     "text is a folder": ("compare linear --text .", ("cannot read the text",)),
+    "an array as text": ("compare linear --text numbers.npy", ("an array of numbers, not a text", "--data")),
+    "a text as numbers": ("compare linear --data text.txt", ("text.txt is no file of numbers", ".npy, .csv, .wav")),
+    "no numbers": ("compare linear --data absent.csv", ("cannot read the numbers absent.csv",)),
+    "numbers with NaN": ("compare linear --data nan.csv", ("nan.csv holds nan at step 1, number 0",)),
+    "ragged rows": ("compare linear --data ragged.csv", ("line 2 of ragged.csv has 1 cells, line 1 has 2",)),
+    "numbers of another width": ("compare linear --data numbers.npy", ("has 3 numbers a step", "64", "--project")),
+    "a text and numbers": ("compare linear --text text.txt --data numbers.npy", ("a text and numbers were given",)),
+    "analyze: another width": ("analyze linear --data numbers.npy", ("has 3 numbers a step", "linear reads 64")),
+    "check: numbers with NaN": ("check linear --data nan.csv", ("nan.csv holds nan",)),
+    "check: another width": ("check linear --data numbers.npy", ("has 3 numbers a step", "linear reads 32")),
+    "check: numbers for a model": ("check ./absent --data numbers.npy", ("./absent is a pretrained model", "--data")),
+    "open: numbers with NaN": ("open absent --data nan.csv", ("nan.csv holds nan",)),
+    "reduce: numbers with NaN": ("reduce absent --data nan.csv", ("nan.csv holds nan",)),
+    "reduce: a text and numbers": ("reduce absent --text text.txt --data nan.csv", ("a text and numbers were given",)),
     "no folder for the page": ("compare linear --html absent/x.html", ("cannot write absent/x.html", "no folder")),
     "the page is a folder": ("compare linear --html .", ("cannot write", "folder")),
     "no folder for the numbers": ("compare linear --json absent/x.json", ("cannot write absent/x.json", "no folder")),

@@ -7,9 +7,11 @@ import dataclasses
 import json
 import re
 import sys
+import wave as wave_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -28,7 +30,9 @@ from stateform.analysis import (  # fmt: skip
     state_need,
 )
 from stateform.analysis.state.excited import carried
+from stateform.hub import Opened
 from stateform.report import units
+from stateform.report.page import plots
 from stateform.studies import analysis, questions
 from stateform.studies.analysis import overview
 from stateform.studies.questions import QUESTIONS, Finding, Question, findings
@@ -504,6 +508,120 @@ def test_bad_input_is_refused_before_any_work(model: sf.LanguageModel, tmp_path:
     assert not started
     found = sf.analyze(other, torch.arange(30) % 40, only="memory")
     assert found.result["text"]["source"] == "token ids"
+
+
+# -- numbers ------------------------------------------------------------------------------------------------------
+
+
+def wave(length: int, width: int) -> np.ndarray:
+    """Numbers [T,d]: sines of as many periods as there are columns."""
+    return np.sin(np.arange(length)[:, None] * (1 + np.arange(width)) / 5)
+
+
+def shown(found: sf.Analysis) -> str:
+    """All that a reader sees: sentences, tables, the words and the drawings of the page."""
+    page = found.page()
+    words = {k: v for k, v in page.words.items() if k != "subject"}
+    return "\n".join([str(found), json.dumps(words), json.dumps(plots(page.figures)["figures"], default=str),
+                      *(repr(dataclasses.replace(f, views=())) for f in page.figures), repr(page.grids)])  # fmt: skip
+
+
+def nouns(text: str) -> set[str]:
+    """The words for what was read that stand in a text; plotly's own are not meant."""
+    text = re.sub(r'%{[^}]*}|"text":|"(hoverinfo|textfont)"|text=', "", text)
+    return set(re.findall(r"\b(tokens?|texts?|steps?|series|samples?|recording)\b", text.lower()))
+
+
+def test_a_layer_reads_numbers_as_they_are(tmp_path: Path) -> None:
+    x = wave(90, 16)
+    np.save(tmp_path / "x.npy", x)
+    torch.manual_seed(0)
+    layer = sf.build("gla", d_model=16, n_heads=2)
+    found = sf.analyze(layer, x, max_length=70)
+    u = torch.from_numpy(x[None, :70])
+    with torch.no_grad():
+        system = copy.deepcopy(layer).double().system(u)
+    answers = found.result["layers"][0]["answers"]
+    horizons = horizon(system, queries=sorted({int(t) for t in torch.linspace(15, 69, 24)}))
+    assert answers["memory"]["heads"] == horizons.to_dict()["heads"]
+    site = Site("", layer, system, [], 1)
+    assert answers["coefficients"] == QUESTIONS["coefficients"].layer(site)  # type: ignore[misc]
+    assert found.result["data"] == {
+        "source": "an array", "unit": "step", "steps": 70, "width": 16, "rate": None, "mapped": "",
+    }  # fmt: skip
+    assert "text" not in found.result and "on 70 steps of an array" in str(found)
+    for same in (sf.analyze(layer, torch.from_numpy(x), max_length=70), sf.analyze(layer, data=x[:70]),
+                 sf.analyze(layer, data=tmp_path / "x.npy", max_length=70)):  # fmt: skip
+        assert [row["answers"] for row in same.result["layers"]] == [row["answers"] for row in found.result["layers"]]
+
+
+def test_a_report_on_numbers_has_words_of_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "text token.wav"
+    with wave_module.open(str(file), "wb") as sound:
+        sound.setparams((2, 2, 8000, 0, "NONE", ""))
+        sound.writeframes((wave(80, 2) * 2**14).astype("<i2").tobytes())
+    heard = sf.analyze("mamba2", data=file, project=True, d_model=16, seed=3)
+    assert nouns(shown(heard).replace(str(file), "")) == {"sample", "samples", "recording", "step"}, "no step amplifies"
+    assert heard.result["data"]["rate"] == 8000
+    line = " ".join(str(heard).split())
+    assert (
+        f"on 80 samples of {file}, 8,000 a second (2 numbers a sample, scaled to mean square 1, mapped to 16 by a "
+        in line
+    )
+    torch.manual_seed(0)
+    model = sf.Classifier("gla softmax", d_model=16, d_input=2, n_classes=3, n_heads=2)
+    seen = sf.analyze(model, wave(60, 2))
+    assert nouns(shown(seen)) == {"step", "steps", "series"}
+    assert set(seen.result["model"]) >= {"collapse", "representation", "stability"}, "of all layers together"
+    assert "The output" in seen.html() and 'data-unit="step"' in seen.html()
+
+
+def test_words_stay_for_a_text(text: Path) -> None:
+    assert nouns(shown(sf.analyze("mamba2", text, d_model=16, max_length=60))) - {"steps", "step", "series"} == {
+        "token", "tokens", "text",
+    }  # fmt: skip
+
+
+def test_a_model_of_numbers_is_looked_at_layer_by_layer() -> None:
+    torch.manual_seed(0)
+    model = sf.Classifier("gla mamba2", d_model=16, d_input=3, n_classes=2, max_positions=40)
+    found = sf.analyze(model, wave(60, 3), only=["memory", "state"])
+    assert found.result["data"]["steps"] == 40, "it has so many positions"
+    double = copy.deepcopy(model).double()
+    looks = list(_layers(double, torch.from_numpy(wave(60, 3)[None, :40])))
+    for row, look in zip(found.result["layers"], looks, strict=True):
+        site = Site("", look.layer, look.system, [], 2)  # type: ignore[arg-type]
+        assert row["answers"]["memory"] == QUESTIONS["memory"].layer(site)  # type: ignore[misc]
+
+
+def test_numbers_that_cannot_be_read_are_refused_before_any_work(model: sf.LanguageModel, tmp_path: Path) -> None:
+    started: list[str] = []
+    labels = sf.Classifier("gla", d_model=16, d_input=3, n_classes=2)
+    (tmp_path / "a.csv").write_text("1,2\n3,nan\n")
+    for thing, options, message in [
+        ("gla", {"data": wave(9, 4)}, r"has 4 numbers a step; gla reads 64: give numbers \[T,64\], or map .*--project"),
+        ("gla", {"data": wave(9, 1)}, "has 1 number a step"),
+        ("gla", {"data": tmp_path / "a.csv"}, "a.csv holds nan at step 1, number 1"),
+        ("gla", {"data": tmp_path / "none.npy"}, "cannot read the numbers .*none.npy"),
+        ("gla", {"data": np.arange(9)}, "holds int64"),
+        ("gla", {"text": np.arange(9)}, "token ids are for a model"),
+        ("gla", {"text": np.array([None, 1.0])}, "an array of object was given; expected integers, token ids, or"),
+        ("gla", {"text": wave(9, 64), "data": wave(9, 64)}, "a text and numbers were given"),
+        ("gla", {"text": torch.full((9, 64), torch.inf)}, "holds inf at step 0"),
+        (model, {"data": wave(9, 16)}, "LanguageModel reads tokens, not numbers; expected integers"),
+        (Opened("mine", model, "bytes"), {"data": wave(9, 16)}, "mine reads tokens, not numbers"),
+        (labels, {"data": wave(9, 16)}, r"has 16 numbers a step; Classifier reads 3: give numbers \[T,3\]$"),
+        (labels, {"data": wave(9, 16), "project": True}, "Classifier reads 3"),
+        (labels, {}, "Classifier reads numbers, 3 a step, not tokens; give them as data"),
+        (Opened("mine", labels, None), {}, "mine reads numbers, 3 a step, not tokens"),
+        (labels, {"text": torch.arange(9)}, "reads numbers, 3 a step"),
+    ]:
+        with pytest.raises(sf.StateformError, match=message):
+            sf.analyze(thing, on_progress=lambda *a: started.append(a[0]), **options)  # type: ignore[arg-type]
+    assert not started
+    other = sf.LanguageModel("gla", d_model=16, n_heads=2, vocab_size=40)
+    same = [sf.analyze(other, ids, only="memory").result["layers"] for ids in (np.arange(30), torch.arange(30))]
+    assert same[0] == same[1], "integers are token ids in an array too"
 
 
 def test_a_name_of_a_layer_is_no_folder(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
+import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import stateform as sf
 from stateform import cli
+from stateform.analysis import influence
 from stateform.architectures import REGISTRY
 from stateform.studies.compare import lengths_up_to
 from stateform.studies.subject import embed
@@ -21,6 +27,7 @@ from stateform.text import read_text
 from tests.program import program
 
 TEXT = b"A system is what it remembers; a layer is what it does with that.\n" * 8
+DATA = os.environ.get("STATEFORM_DATA")
 NAMES = ["softmax", "linear", "mamba2", "lru", "gated_deltanet"]
 
 
@@ -67,6 +74,68 @@ def test_numbers_are_no_text(name: str, data: bytes, what: str, tmp_path: Path) 
     for ask in (sf.compare, sf.analyze):
         with pytest.raises(sf.StateformError, match=f"{name} is {what}.*not a text"):
             ask(["linear"] if ask is sf.compare else "linear", text=tmp_path / name)
+
+
+SIZES = {"d_model": 16, "max_length": 64, "repeats": 1}
+
+
+def test_layers_are_compared_on_numbers(tmp_path: Path) -> None:
+    numbers = 3 * np.random.RandomState(0).randn(300, 16)
+    np.savetxt(tmp_path / "a.csv", numbers, delimiter=",", header=",".join("abcdefghijklmnop"), fmt="%.17g")
+    found = sf.compare(["linear", "gla"], data=tmp_path / "a.csv", **SIZES)  # type: ignore[arg-type]
+    assert found.result["data"] == {
+        "source": str(tmp_path / "a.csv"), "unit": "step", "steps": 64, "width": 16, "rate": None, "mapped": "",
+    }  # fmt: skip
+    torch.manual_seed(0)
+    layer = sf.build("linear", d_model=16).double()
+    with torch.no_grad():
+        first = layer.system(torch.from_numpy(numbers[None, :64]))
+    alpha = influence(first, heads=[0])[0, 0]
+    shown = found.result["layers"][0]["dynamics"]["coefficients"]["heads"][0]["alpha"]
+    torch.testing.assert_close(torch.tensor(shown, dtype=torch.float64), alpha.double(), atol=1e-3, rtol=1e-3)
+    line = " ".join(str(found).split())
+    assert "2 layers on 64 steps of" in line and "How many steps back does each layer reach?" in line
+    page = found.page()
+    seen = [line, str(page.words), str(page.grids), *(str(replace(figure, views=())) for figure in page.figures)]
+    told = " ".join(re.sub(r"text=", "", text) for text in seen).replace(str(tmp_path), "")
+    assert not re.findall(r"\b(?:tokens?|texts?)\b", told, re.I), "of the tokens of no text is anything said"
+
+
+def test_numbers_of_another_width_are_mapped_where_that_is_asked_for() -> None:
+    numbers = np.random.RandomState(0).randn(40, 3)
+    with pytest.raises(sf.StateformError, match=r"has 3 numbers a step; a layer here reads 16: give .*project=True"):
+        sf.compare(["linear"], data=numbers, **SIZES)  # type: ignore[arg-type]
+    found = sf.compare(["linear"], data=numbers, project=True, **SIZES)  # type: ignore[arg-type]
+    mapped = "3 numbers a step, scaled to mean square 1, mapped to 16 by a fixed random matrix (seed 0)"
+    assert found.result["data"]["mapped"] == mapped and mapped in " ".join(str(found).split())
+    one, other = (sf.compare(["linear"], data=x, project=True, **SIZES).result["layers"][0]["dynamics"]  # type: ignore[arg-type]
+                  for x in (numbers, 1000 * numbers))  # fmt: skip
+    assert one["horizon"] == other["horizon"], "whatever the unit"
+    for bad, message in [
+        ({"text": torch.arange(9)}, "token ids are for a model"),
+        ({"text": "a.txt", "data": numbers}, "a text and numbers were given"),
+        ({"data": numbers[:1]}, "has 1 step; expected at least 2"),
+        ({"data": [1.0]}, "the numbers are a list; expected a file, an array or a tensor"),
+    ]:
+        with pytest.raises(sf.StateformError, match=message):
+            sf.compare(["linear"], **SIZES, **bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not DATA or not Path(DATA, "spoken-digits").is_dir(), reason="no recordings in STATEFORM_DATA")
+def test_layers_are_compared_on_a_recording(tmp_path: Path) -> None:
+    with tarfile.open(next(Path(str(DATA), "spoken-digits").glob("recordings.tar*"))) as archive:
+        member = next(m for m in archive if m.name.endswith(".wav"))
+        content = archive.extractfile(member)
+        assert content is not None
+        (tmp_path / "digit.wav").write_bytes(content.read())
+    words = ["compare", "linear", "mamba2", "--data", "digit.wav", "--d-model", 16, "--max-length", 64, "--repeats", 1]
+    done = program(*words, cwd=tmp_path, COLUMNS="80")
+    assert done.returncode == 2 and "digit.wav has 1 number a sample; a layer here reads 16" in done.stderr
+    done = program(*words, "--project", "--html", "a.html", cwd=tmp_path, COLUMNS="80")
+    assert done.returncode == 0, done.stderr
+    line = " ".join(done.stdout.split())
+    assert "2 layers on 64 samples of digit.wav, 8,000 a second (1 number a sample, scaled" in line
+    assert "Choose a sample to see what is read there" in (tmp_path / "a.html").read_text(encoding="utf-8")
 
 
 def test_lengths_end_at_the_longest() -> None:

@@ -42,10 +42,18 @@ def test_a_trained_model_of_bytes_is_analyzed_on_text(tmp_path: Path) -> None:
     assert "Python's own documentation" in found.to_dict()["text"]["source"]
 
 
-def test_a_model_of_numbers_is_refused(tmp_path: Path) -> None:
+def test_a_model_of_numbers_is_analyzed_on_an_example_of_its_task(tmp_path: Path) -> None:
     folder = trained(tmp_path / "run", "icl_regression(dim=4)", "linear")
-    with pytest.raises(sf.StateformError, match="reads numbers; analyze reads token ids"):
-        sf.analyze(folder)
+    found = sf.analyze(folder, only=["memory", "representation"])
+    experiment, model = load_trained(folder)
+    example = experiment.task.sample(1, split="test").inputs
+    assert found.to_dict()["data"] == {
+        "source": f"an example of {experiment.task.spec}", "unit": "step", "steps": example.shape[1],
+        "width": example.shape[2], "rate": None, "mapped": "",
+    }  # fmt: skip
+    assert numbers(found) == numbers(sf.analyze(model, example, only=["memory"]))
+    with pytest.raises(sf.StateformError, match=r"reads numbers, .* a step, not tokens"):
+        sf.analyze(folder, tmp_path / "run" / "experiment.json")
 
 
 def test_trained_layers_are_compared(tmp_path: Path) -> None:

@@ -63,6 +63,19 @@ Plotlyjs = Annotated[
 ]
 
 
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        help="Numbers to read: .npy [T,d], .csv (a row for each step; the first may hold names) or .wav.",
+    ),
+]
+Project = Annotated[
+    bool,
+    typer.Option("--project", help="Map numbers of another width than the layers' by a fixed random matrix."),
+]
+
+
 class Bar:
     """A progress bar on stderr, quiet where that is no terminal."""
 

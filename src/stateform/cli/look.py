@@ -12,7 +12,7 @@ from rich.console import Console
 
 from ..result import show_wide
 from . import listing
-from .common import Bar, Plotlyjs, app, check_writable, command, end, give
+from .common import Bar, Data, Plotlyjs, Project, app, check_writable, command, end, give
 
 QUESTIONS = ", ".join(listing.questions())
 
@@ -26,6 +26,8 @@ def compare_command(
     text: Annotated[
         Path | None, typer.Option(help="A file; its bytes are the tokens. Default: Python's documentation.")
     ] = None,
+    data: Data = None,
+    project: Project = False,
     html: Annotated[Path | None, typer.Option(help="Write the report here.")] = None,
     plotlyjs: Plotlyjs = "inline",
     json: Annotated[Path | None, typer.Option(help="Write the numbers here.")] = None,
@@ -38,14 +40,15 @@ def compare_command(
     seed: Annotated[int, typer.Option(help="Of weights and draws.")] = 0,
     repeats: Annotated[int, typer.Option(help="Runs per time.")] = 5,
 ) -> None:
-    """Put layers side by side on a text: what they are, whether their forms agree, what they cost and remember."""
+    """Put layers side by side on a text or numbers: what they are, whether forms agree, what they cost and remember."""
     from ..studies.compare import compare
 
     check_writable(plotlyjs, html=html, json=json)
     with Bar() as bar:
         found = compare(
-            layers, text=text, d_model=d_model, n_heads=n_heads, d_state=d_state, max_length=max_length, dtype=dtype,
-            memory_limit_gb=memory_limit, seed=seed, repeats=repeats, on_progress=bar,
+            layers, text=text, data=data, project=project, d_model=d_model, n_heads=n_heads, d_state=d_state,
+            max_length=max_length, dtype=dtype, memory_limit_gb=memory_limit, seed=seed, repeats=repeats,
+            on_progress=bar,
         )  # fmt: skip
     page = partial(found.save_html, plotlyjs=plotlyjs)
     files = ("Report", html, page), ("Numbers", json, found.save_json)
@@ -61,6 +64,8 @@ def analyze_command(
     text: Annotated[
         Path | None, typer.Option(help="A file; its bytes are the tokens. Default: Python's documentation.")
     ] = None,
+    data: Data = None,
+    project: Project = False,
     only: Annotated[list[str] | None, typer.Option(help=f"One question alone (may be repeated): {QUESTIONS}.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report here.")] = None,
     plotlyjs: Plotlyjs = "inline",
@@ -68,19 +73,19 @@ def analyze_command(
     d_model: Annotated[int, typer.Option(help="Width of a layer that is built here.")] = 64,
     n_heads: Annotated[int | None, typer.Option(help="Its heads, if it takes that.")] = None,
     d_state: Annotated[int | None, typer.Option(help="Its keys per head, if it takes that.")] = None,
-    max_length: Annotated[int, typer.Option(help="Tokens of the text that are read.")] = 1024,
+    max_length: Annotated[int, typer.Option(help="Tokens of the text, or steps, that are read.")] = 1024,
     dtype: Annotated[str, typer.Option(help="In which all is computed: float64, float32 or bfloat16.")] = "float64",
     seed: Annotated[int, typer.Option(help="Of the weights of a layer that is built here.")] = 0,
 ) -> None:
-    """Look into a layer, or every layer of a model, on a text: memory, state, stability, what it can express."""
+    """Look into a layer, or every layer of a model, on a text or numbers: memory, state, what it can express."""
     from ..studies.analyze import analyze
 
     check_writable(plotlyjs, html=html, json=json)
     wanted = [name for names in only or [] for name in names.split(",") if name]
     with Bar() as bar:
         found = analyze(
-            thing, text, only=wanted, d_model=d_model, n_heads=n_heads, d_state=d_state, max_length=max_length,
-            dtype=dtype, seed=seed, on_progress=bar,
+            thing, text, data=data, project=project, only=wanted, d_model=d_model, n_heads=n_heads, d_state=d_state,
+            max_length=max_length, dtype=dtype, seed=seed, on_progress=bar,
         )  # fmt: skip
     page = partial(found.save_html, plotlyjs=plotlyjs)
     files = ("Report", html, page), ("Numbers", json, found.save_json)
@@ -94,6 +99,8 @@ def check_command(
         list[str],
         typer.Argument(help="Names, files path/file.py:Class, `all`, or pretrained models (folder or hub)."),
     ],
+    data: Data = None,
+    project: Project = False,
     d_model: Annotated[int, typer.Option(help="Width of the layers.")] = 32,
     exhaustive: Annotated[
         bool, typer.Option("--exhaustive", help="More shapes, sequences of up to 1000 tokens.")
@@ -107,11 +114,16 @@ def check_command(
     from ..architectures import build, names
     from ..contract.check import check
     from ..contract.outcome import Report
+    from ..errors import require
     from ..hub import open_model
+    from ..series import read_series
     from ..studies.subject import is_folder
 
     wanted = names() if layers == ["all"] else layers
+    series = None if data is None else read_series(data)
     for name in wanted:
+        fits = series is None or not is_folder(name)
+        require(fits, f"{name} is a pretrained model, which reads tokens; --data is for layers")
         if not is_folder(name):
             build(name, d_model=d_model)  # before any work, so that an error comes first
     reports: list[Report] = []
@@ -124,7 +136,10 @@ def check_command(
 
                 thing = open_model(name).model if is_folder(name) else name
                 sizes = {"d_model": d_model} if isinstance(thing, str) else {}
-                report = check(thing, seed=seed, exhaustive=exhaustive, on_progress=on_progress, **sizes)
+                report = check(
+                    thing, data=series, project=project, seed=seed, exhaustive=exhaustive, on_progress=on_progress,
+                    **sizes,
+                )  # fmt: skip
                 reports.append(report)
                 bar.progress.console.file.flush()
                 typer.echo(str(report))

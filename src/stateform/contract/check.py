@@ -12,6 +12,7 @@ from torch import nn
 
 from ..errors import StateformError, require, require_seed, validate
 from ..models import LanguageModel
+from ..series import Given, read_series
 from .law import Runner
 from .layer import layer_runner
 from .model import model_conditions, model_runner
@@ -21,8 +22,8 @@ from .refusals import is_language_model
 
 
 def check(
-    thing: str | type[nn.Module] | nn.Module, *, seed: int = 0, exhaustive: bool = False,
-    on_progress: Callable[[str], None] | None = None, **options: Any,
+    thing: str | type[nn.Module] | nn.Module, *, data: Given | None = None, project: bool = False, seed: int = 0,
+    exhaustive: bool = False, on_progress: Callable[[str], None] | None = None, **options: Any,
 ) -> Report:  # fmt: skip
     """Check the contract on a layer, or on a causal language model, ours or of the package transformers.
 
@@ -34,7 +35,12 @@ def check(
             `initial_state` and `return_state` (and, where offered, `attention_mask`, `cu_seqlens`, `form`, `step`,
             `init_state`, `system`); or a causal language model of transformers, or a LanguageModel (which needs the
             extra `hub`). A module is copied, not changed.
-        seed: of all random draws.
+        data: numbers for a layer to read in place of random ones: a file (.npy, .csv, .wav) or an array [T,d], see
+            `stateform.series.read_series`. Each input is a stretch of them from a drawn place on, which begins again
+            after their end; they are scaled to mean square 1, as draws have it and tolerances suppose.
+        project: map numbers of another width than the layer's by a fixed random matrix, which the report names;
+            without it they are refused.
+        seed: of all random draws, and of `project`.
         exhaustive: more shapes and longer sequences (up to 1000 tokens).
         on_progress: called with the name of each part before it runs.
         options: for `build`, e.g. d_model (default 32).
@@ -43,16 +49,20 @@ def check(
         A Report; print it.
 
     Raises:
-        StateformError: if `thing` is neither.
+        StateformError: if `thing` is neither; numbers that a layer cannot read, or for a model.
     """
     require_seed(seed)
     if isinstance(thing, LanguageModel):
         thing = _as_transformers_has_it(thing)
     if is_language_model(thing):
+        given = f"{type(thing).__name__} reads tokens, which are drawn; numbers are for a layer"
+        require(data is None, f"{given}: leave out the data")
         require(not options, f"a model is checked as it is; leave out {', '.join(options)}")
         with model_conditions():
             return _checked(model_runner(thing, seed, exhaustive), MODEL, on_progress)
     runner = layer_runner(thing, seed, exhaustive, options)
+    if data is not None:
+        runner.read(read_series(data), project, seed)
     with validate(False):  # what a layer makes of wrong values is the finding
         return _checked(runner, LAYER, on_progress)
 

@@ -18,6 +18,7 @@ from ..architectures import build
 from ..errors import StateformError, require, require_finite_weights
 from ..layer import Layer, has_system, system_of
 from ..models import SequenceModel
+from ..series import Series
 from ..system import System
 from ..system.precision import HALF, PROJECTED, UNIT, tolerance
 from ..system.state import State, grows
@@ -50,12 +51,24 @@ class LayerRunner:
     dtype: torch.dtype = torch.float64
     allowed: float = 0.0
     """Relative error of outputs and states; `in_precision` sets it."""
+    rows: Tensor | None = None
+    """Numbers [T,d_model] of which inputs are stretches; None: inputs are drawn."""
 
     def __post_init__(self) -> None:
         self.ours = has_system(self.layer)
         self.takes = arguments(self.layer)
         self.device = next((p.device for p in self.layer.parameters()), torch.device("cpu"))
         self.d_model = int(self.layer.d_model)
+
+    def read(self, series: Series, project: bool, seed: int) -> None:
+        """Take the inputs from a series.
+
+        Raises:
+            StateformError: its steps have another width, and are not mapped.
+        """
+        series = series.fitted(self.d_model, self.report.name, project=project, seed=seed)
+        self.rows = series.scaled().values
+        self.report.notes.append(f"inputs are stretches of {series}, scaled to mean square 1, not random draws")
 
     # -- other layers and inputs -------------------------------------------------------------------------------------
 
@@ -75,7 +88,11 @@ class LayerRunner:
         return replace(self, allowed=self.allowed + digits * UNIT[torch.float32 if self.dtype in HALF else self.dtype])
 
     def input(self, B: int, T: int) -> Tensor:
-        return normal((B, T, self.d_model), self.generator).to(self.device, self.dtype)
+        """Draw B rows of T steps each, or take them from the numbers given."""
+        if self.rows is None:
+            return normal((B, T, self.d_model), self.generator).to(self.device, self.dtype)
+        start = torch.randint(len(self.rows), (B, 1), generator=self.generator, device="cpu")
+        return self.rows[(start + torch.arange(T, device="cpu")) % len(self.rows)].to(self.device, self.dtype)
 
     def calls(self, T: int, n: int) -> tuple[int, ...]:
         """Cut T tokens into n calls of random length."""

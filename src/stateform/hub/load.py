@@ -44,8 +44,10 @@ class Opened:
         """Read the first tokens of a text, [1,T].
 
         Raises:
-            StateformError: there is no tokenizer; the text gives no token.
+            StateformError: the model reads numbers; there is no tokenizer; the text gives no token.
         """
+        width = self.model.config.d_input if isinstance(self.model, SequenceModel) else None
+        require(width is None, f"{self.name} reads numbers, {width} a step, not tokens; give them as data")
         text = text.encode() if isinstance(text, str) else text
         require(
             self.tokenizer is not None,

@@ -15,6 +15,7 @@ from plotly.offline import get_plotlyjs
 
 from .figure import COLOURS, Figure, Panel, template
 from .table import Grid
+from .wording import TOKEN
 from .words import visible
 
 _OWN = "report/templates"
@@ -41,8 +42,9 @@ class Page:
 
 
 def render(
-    page: Page, plotlyjs: str = "inline", *, made: Sequence[tuple[str, str]] = (), created: str = "", excerpt: str = ""
-) -> str:
+    page: Page, plotlyjs: str = "inline", *, made: Sequence[tuple[str, str]] = (), created: str = "", excerpt: str = "",
+    unit: str = TOKEN,
+) -> str:  # fmt: skip
     """Write a page as the text of one HTML file, which needs neither a network nor any other file.
 
     Args:
@@ -52,6 +54,7 @@ def render(
         made: names and values for the foot of the page: how the result was made.
         created: when.
         excerpt: the beginning of the text that was read, if one was.
+        unit: what follows one another in what was read.
 
     Returns:
         The page, free of characters that UTF-8 cannot encode.
@@ -66,6 +69,7 @@ def render(
             figures={figure.key: figure for figure in page.figures},
             grids={grid.key: grid for grid in page.grids},
             conditions=made,
+            unit=unit,
             result=_json(_finite(page.result)),
             plots=_json(plots(page.figures)),
             style=_file("report.css"),

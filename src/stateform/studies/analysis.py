@@ -16,7 +16,7 @@ from ..report.words import thinned
 from ..result import Paged, Record
 from .drawing import depth_figure, heads_figure
 from .questions import QUESTIONS
-from .words import layers, name_of, of_source
+from .words import layers, name_of, with_source, wording
 
 if TYPE_CHECKING:
     from ..report.page import Page
@@ -48,9 +48,7 @@ def subject(result: Mapping[str, Any]) -> str:
     one = kind != "model" or many == 1
     parts = ["one layer" if one else f"{many} layers", f"{units.count(heads)} head{'' if heads == 1 else 's'}",
              f"{units.count(dig(result, 'subject', 'parameters'))} weights"]  # fmt: skip
-    tokens = dig(result, "text", "tokens")
-    text = ", ".join(parts)
-    return of_source(text + (f", on {units.count(tokens)} tokens" if tokens else ""), result)
+    return with_source(", ".join(parts), result, ", ")
 
 
 def title(result: Mapping[str, Any]) -> str:
@@ -114,7 +112,7 @@ def refused(result: Mapping[str, Any], question: str) -> list[str]:
     notes = [f"Not for {_named(names, len(layers(result)))}: {reason}." for reason, names in why.items()]
     if (reason := dig(result, "refused", question)) is not None:
         notes.append(f"Not for the model: {visible(str(reason))}.")
-    return [note.replace("..", ".") for note in notes]
+    return wording(result)([note.replace("..", ".") for note in notes])
 
 
 def _named(names: Sequence[str], every: int) -> str:
@@ -152,7 +150,7 @@ def overview(result: Mapping[str, Any], most: int | None = _ROWS) -> Grid | None
         notes.append("Error: of the System's output against the module's own, over the largest output.")
     if len(shown) < len(every):
         notes.append(f"{len(shown)} of the {len(every)} layers; all are in the report.")
-    return Grid("layers", "Layer by layer", tuple(columns), tuple(rows), tuple(notes))
+    return wording(result)(Grid("layers", "Layer by layer", tuple(columns), tuple(rows), tuple(notes)))
 
 
 def _error(certificate: Mapping[str, Any] | None) -> str:
@@ -183,10 +181,11 @@ def tables(result: Mapping[str, Any]) -> list[RenderableType]:
 def drawings(result: Mapping[str, Any]) -> dict[str, list[Figure]]:
     """Draw the figures of each question, by its name: its heads, the curves through depth, and those of its own."""
     found: dict[str, list[Figure]] = {}
+    said = wording(result)
     for name, asked in (result.get("questions") or {}).items():
         own = QUESTIONS[name].figures(result) if name in QUESTIONS else ()
         drawn = [heads_figure(result, name, asked), depth_figure(result, name, asked), *own]
-        found[name] = [figure for figure in drawn if figure is not None]
+        found[name] = said([figure for figure in drawn if figure is not None])
     return found
 
 

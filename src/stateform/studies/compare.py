@@ -15,11 +15,12 @@ from ..architectures import REGISTRY, accepted, build, resolve
 from ..errors import StateformError, require, require_finite_weights, require_seed, validate
 from ..models import open_folder
 from ..result import Progress, Steps, header, until_interrupted
+from ..series import Given, read_series, told_apart
 from ..system.precision import why_no_proof
 from ..text import read_text
 from .comparison import Comparison
 from .questions import BESIDE, SHOWN, Lineup, Member
-from .subject import DTYPES, embed, printable
+from .subject import DTYPES, EXCERPT, Read, embed, printable
 
 
 def lengths_up_to(longest: int) -> list[int]:
@@ -30,23 +31,28 @@ def lengths_up_to(longest: int) -> list[int]:
 
 
 def compare(
-    layers: Sequence[str | type[nn.Module] | nn.Module], *, text: str | Path | None = None, d_model: int = 64,
-    n_heads: int | None = None, d_state: int | None = None, max_length: int = 4096, dtype: str = "float32",
-    memory_limit_gb: float = 1.0, seed: int = 0, repeats: int = 5, on_progress: Progress | None = None,
+    layers: Sequence[str | type[nn.Module] | nn.Module], *, text: str | Path | None = None,
+    data: Given | None = None, project: bool = False, d_model: int = 64, n_heads: int | None = None,
+    d_state: int | None = None, max_length: int = 4096, dtype: str = "float32", memory_limit_gb: float = 1.0,
+    seed: int = 0, repeats: int = 5, on_progress: Progress | None = None,
 ) -> Comparison:  # fmt: skip
-    """Put layers side by side on a text.
+    """Put layers side by side on a text, or on numbers.
 
     Args:
         layers: names (`sf.names()`), names with options ("qlstm(reversed=True)"), files "path/file.py:Class", layers
             of saved models "folder" or "folder:2" (the first, or by number), classes or layers.
         text: a file whose bytes are the tokens; default: Python's own documentation.
+        data: numbers in its place: a file (.npy, .csv, .wav) or an array [T,d], see `stateform.series.read_series`; the
+            layers read them as they are, and the report speaks of steps, or of a recording's samples.
+        project: map numbers of another width than d_model by a fixed random matrix, which the result names; without
+            it they are refused.
         d_model: width of every layer that is built here.
         n_heads: for the layers that take it (default: each layer's own).
         d_state: likewise.
         max_length: the longest sequence whose time is measured.
         dtype: of the measurements of time (certificates are in float64).
         memory_limit_gb: a form whose estimated memory is larger is left out, and the result says so.
-        seed: of the weights, the embedding and all draws.
+        seed: of the weights, the embedding of bytes, the matrix of `project` and all draws.
         repeats: runs per time; median, least and largest are kept.
         on_progress: called as the work goes on.
 
@@ -54,29 +60,29 @@ def compare(
         A Comparison. After Ctrl-C it holds what was finished, and says that it is not complete.
 
     Raises:
-        StateformError: before any work: an unknown name or option, an unreadable or empty text, sizes that do not fit.
+        StateformError: before any work: an unknown name or option, an unreadable or empty text, numbers that are not
+            finite or of another width, sizes that do not fit.
     """
     require(len(layers) > 0, "name at least one layer, e.g. softmax linear mamba2 gated_deltanet")
     require(dtype in DTYPES, f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
     require_seed(seed)
     require(repeats >= 1, f"repeats is {repeats}; expected 1 or more")
     require(memory_limit_gb > 0, f"memory_limit_gb is {memory_limit_gb}; expected a number above 0")
-    source, data = read_text(text)
-    require(len(data) >= 2, f"{source} has {len(data)} byte; expected at least 2")
+    most = lengths_up_to(max_length)[-1]
+    read = _read(text, data, project, most, d_model, seed)
     built = _build_all(layers, d_model, n_heads, d_state, seed)
-    lengths = lengths_up_to(min(max_length, len(data)))
-    x = embed(data[: lengths[-1]], d_model, seed)
+    x = read.inputs
+    lengths = lengths_up_to(x.shape[1])
     result: dict[str, Any] = {
         **header(),
-        "text": {"source": source, "tokens": x.shape[1], "excerpt": data[:240].decode(errors="replace")},
+        **read.to_dict(),
         "settings": {
             "d_model": d_model, "lengths": lengths, "batch": 1, "dtype": dtype, "seed": seed,
             "memory_limit_gb": memory_limit_gb, "repeats": repeats,
         },
         "complete": False, "layers": [], "pairs": [],
     }  # fmt: skip
-    shown = [printable(c) for c in data[:SHOWN]]
-    lineup = Lineup(built, x, shown, lengths, DTYPES[dtype], memory_limit_gb, repeats, seed)
+    lineup = Lineup(built, x, read.shown, lengths, DTYPES[dtype], memory_limit_gb, repeats, seed)
     alone = sum(one.layer is not None for one in BESIDE)
     step = Steps(on_progress, len(built) * alone + sum(one.steps(lineup) for one in BESIDE))
     with until_interrupted(result), torch.no_grad(), validate(False):
@@ -90,6 +96,21 @@ def compare(
                 one.together(lineup, result, step)
     step.end()
     return Comparison(result)
+
+
+def _read(text: str | Path | None, data: Given | None, project: bool, most: int, d_model: int, seed: int) -> Read:
+    """Read what all layers are given, as numbers [1,T,d_model]."""
+    given, data = told_apart(text, data)
+    if data is not None:
+        series = read_series(data).first(most)
+        return Read.of(series.fitted(d_model, "a layer here", project=project, seed=seed))
+    require(not isinstance(given, Tensor), "token ids are for a model; give layers a text, whose bytes they read, or "
+            "numbers")  # fmt: skip
+    source, found = read_text(given)  # type: ignore[arg-type]
+    require(len(found) >= 2, f"{source} has {len(found)} byte; expected at least 2")
+    excerpt = found[:EXCERPT].decode(errors="replace")
+    shown = [printable(c) for c in found[:SHOWN]]
+    return Read(source, embed(found[:most], d_model, seed), shown, excerpt)
 
 
 def _try(name: str, layer: nn.Module, x: Tensor) -> None:

@@ -13,11 +13,11 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ..report import Figure, Grid, Headline, answer, dig, units
+from ..report import Figure, Grid, Headline, answer
 from ..report.table import opening
 from ..result import Paged, Record
 from .questions import BESIDE
-from .words import layers, names, of_source
+from .words import layers, names, with_source, wording
 
 if TYPE_CHECKING:
     from ..report.page import Page
@@ -43,9 +43,8 @@ class Comparison(Record, Paged):
 
 def subject(result: Mapping[str, Any]) -> str:
     """Say in one line how many layers were put on which text."""
-    tokens, n = dig(result, "text", "tokens"), len(layers(result))
-    text = f"{n} layer{'' if n == 1 else 's'}"
-    return of_source(text + (f" on {units.count(tokens)} tokens" if tokens else ""), result)
+    n = len(layers(result))
+    return with_source(f"{n} layer{'' if n == 1 else 's'}", result, " ")
 
 
 def interrupted(result: Mapping[str, Any]) -> str | None:
@@ -57,17 +56,17 @@ def interrupted(result: Mapping[str, Any]) -> str | None:
 
 def grids(result: Mapping[str, Any], lengths: int = 5) -> list[Grid]:
     """Make every table that the result has something for, in order; times at `lengths` lengths at most."""
-    return [grid for one in BESIDE for grid in one.tables(result, lengths) if grid is not None]
+    return wording(result)([grid for one in BESIDE for grid in one.tables(result, lengths) if grid is not None])
 
 
 def figures(result: Mapping[str, Any]) -> list[Figure]:
     """Draw every figure that the result has data for, in order."""
-    return [figure for one in BESIDE for figure in one.figures(result) if figure is not None]
+    return wording(result)([figure for one in BESIDE for figure in one.figures(result) if figure is not None])
 
 
 def headlines(result: Mapping[str, Any]) -> list[Headline]:
     """List the findings that a reader wants first; none for what was not measured."""
-    return [headline for one in BESIDE for headline in one.headlines(result)]
+    return wording(result)([headline for one in BESIDE for headline in one.headlines(result)])
 
 
 def tables(result: Mapping[str, Any]) -> list[RenderableType]:
@@ -99,6 +98,7 @@ def page(result: Mapping[str, Any]) -> Page:
     """Put the comparison on a page, each question in its section."""
     from ..report.page import Page
 
+    said = wording(result)
     drawn: list[Figure] = []
     made: list[Grid] = []
     sections: dict[str, list[tuple[int, str, list[str]]]] = {key: [] for key in SECTIONS}
@@ -118,6 +118,6 @@ def page(result: Mapping[str, Any]) -> Page:
         "interrupted": interrupted(result),
         "names": names(result),
         "headlines": headlines(result),
-        "sections": [{"key": k, "title": SECTIONS.get(k, k), "shown": keys} for k, keys in shown.items() if keys],
+        "sections": [{"key": k, "title": said(SECTIONS.get(k, k)), "shown": keys} for k, keys in shown.items() if keys],
     }
-    return Page("studies/templates/comparison.html.j2", result, drawn, made, words)
+    return Page("studies/templates/comparison.html.j2", result, said(drawn), said(made), words)

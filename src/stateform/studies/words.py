@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..report import GridRow, dig, visible
+from ..report import GridRow, dig, units, visible
 from ..report.units import MISSING
+from ..report.wording import TOKEN, Wording
 
 Answer = dict[str, Any]
 """What answers a question, as plain values."""
@@ -45,10 +46,20 @@ def has(result: Mapping[str, Any], *keys: str) -> bool:
     return any(dig(layer, *keys) for layer in layers(result))
 
 
-def of_source(text: str, result: Mapping[str, Any]) -> str:
-    """Add the name of the text that was read."""
-    source = dig(result, "text", "source")
-    return text + (f" of {visible(str(source))}" if source else "")
+def wording(result: Mapping[str, Any]) -> Wording:
+    """Give the words for what was read: nothing is changed for the tokens of a text."""
+    quoted = [str(layer.get(key) or "") for layer in layers(result) for key in ("name", "kind", "summary", "paper")]
+    return Wording(str(dig(result, "data", "unit") or TOKEN), quoted)
+
+
+def with_source(text: str, result: Mapping[str, Any], joint: str) -> str:
+    """Add what was read to a sentence about layers: how much, and of what."""
+    told: Mapping[str, Any] = result.get("data") or result.get("text") or {}
+    many, source, rate = told.get("steps") or told.get("tokens"), told.get("source"), told.get("rate")
+    text += f"{joint}on {units.count(many)} {told.get('unit') or TOKEN}s" if many else ""
+    text += f" of {visible(str(source))}" if source else ""
+    text += f", {rate:,} a second" if rate else ""
+    return text + (f" ({told['mapped']})" if told.get("mapped") else "")
 
 
 def span(values: Sequence[float | None] | None, write: Callable[[float], str]) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -265,6 +267,34 @@ def test_a_text_of_bytes_and_a_classifier_and_a_layer(tmp_path: Path) -> None:
     assert not seen.losses and seen.off["together"] < 0.5 and "Outputs differ" in str(seen)
     alone = reduce(sf.build("linear", d_model=16, n_heads=2), 0.1, torch.randn(1, 30, 16))
     assert alone.layers[0].name == "layer" and alone.layers[0].ok
+
+
+def test_numbers_are_read_from_files_and_arrays(tmp_path: Path) -> None:
+    numbers = np.random.RandomState(0).randn(40, 16)
+    np.save(tmp_path / "a.npy", numbers)
+    torch.manual_seed(0)
+    layer = sf.build("mamba2", d_model=16)
+    want = reduce(layer, 0.1, torch.from_numpy(numbers[None, :30]).float()).to_dict()
+    for given in ({"data": tmp_path / "a.npy"}, {"data": numbers}, {"tokens": numbers}):
+        found = reduce(layer, 0.1, max_length=30, **given)  # type: ignore[call-overload]
+        assert found.to_dict() == want and (found.tokens, found.unit) == (30, "step")
+        told = " ".join(str(found).split())
+        assert "measured on 30 steps" in told and "what its heads need on these 30 steps" in told
+        assert not re.findall(r"\b(tokens?|text)\b", told)
+    labels = sf.Classifier("linear s4d", d_model=8, d_input=1, n_classes=3, n_heads=2, d_state=8)
+    (tmp_path / "a.csv").write_text("x\n" + "\n".join(f"{x:.3f}" for x in numbers[:, 0]))
+    assert reduce(labels, 0.3, data=tmp_path / "a.csv").off["together"] < 0.5
+    started: list[str] = []
+    for model, options, message in [
+        (layer, {"data": numbers[:, :3]}, r"has 3 numbers a step; Mamba2 reads 16: give numbers \[T,16\]$"),
+        (labels, {"data": numbers}, r"has 16 numbers a step; Classifier reads 1"),
+        (small_model(), {"data": numbers}, "LanguageModel reads tokens, not numbers"),
+        (layer, {"data": numbers, "tokens": numbers}, "tokens and numbers were given"),
+        (layer, {"tokens": np.array([None])}, "an array of object was given"),
+    ]:
+        with pytest.raises(sf.StateformError, match=message):
+            reduce(model, 0.1, on_progress=lambda *a: started.append(a[0]), **options)  # type: ignore[call-overload]
+    assert not started
 
 
 def test_a_cell_is_left_and_said_so() -> None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +22,9 @@ from ...convert.smaller import can_be_smaller, smaller
 from ...errors import StateformError, require
 from ...layer import Layer
 from ...models import SequenceModel
+from ...report.wording import TOKEN, Wording
 from ...result import Progress, Steps
+from ...series import NO_NUMBERS, Array, Given, Series, read_series, tensor_of
 from ...system import System
 from ...text import read_text
 from ..runs import Runs, TextScore
@@ -36,16 +39,16 @@ def reduce(model: System, tol: float = 1e-2) -> Conversion: ...
 
 @overload
 def reduce(
-    model: nn.Module, tol: float = 1e-2, tokens: Tensor | str | Path | None = None, *,
+    model: nn.Module, tol: float = 1e-2, tokens: Array | str | Path | None = None, *, data: Given | None = None,
     by: Literal["bound", "error"] = "bound", layers: Sequence[str] | str | None = None, max_length: int = 256,
     limit: float = 5e8, on_progress: Progress | None = None,
 ) -> ModelReduction: ...  # fmt: skip
 
 
 def reduce(
-    model: nn.Module | System, tol: float = 1e-2, tokens: Tensor | str | Path | None = None, *,
-    by: Literal["bound", "error"] = "bound", layers: Sequence[str] | str | None = None, max_length: int = 256,
-    limit: float = 5e8, on_progress: Progress | None = None,
+    model: nn.Module | System, tol: float = 1e-2, tokens: Array | str | Path | None = None, *,
+    data: Given | None = None, by: Literal["bound", "error"] = "bound", layers: Sequence[str] | str | None = None,
+    max_length: int = 256, limit: float = 5e8, on_progress: Progress | None = None,
 ) -> ModelReduction | Conversion:  # fmt: skip
     """Reduce a model to as little state as an error of `tol` allows, and measure what that costs on a text.
 
@@ -61,10 +64,13 @@ def reduce(
             varies in time, the relative error of its operator on this text in the Frobenius norm; above 0, below 1.
         tokens: what to measure on: ids [T] or [B,T]; for a model of bytes also a file; for a Layer (or a Classifier of
             numbers) numbers [B,T,d].
+        data: numbers in their place, for a Layer or a Classifier of numbers: a file (.npy, .csv, .wav) or an array
+            [T,d], see `stateform.series.read_series`.
         by: what must stay below `tol` in a constant channel: the Hankel bound (a guarantee for every input), or the
             error measured over frequencies (which is smaller, so that more is left out).
         layers: only these modules (`blocks.0.mixer`, ...); default: all.
-        max_length: tokens of the text that are read; each head takes several steps of linear algebra for each.
+        max_length: tokens of the text, or steps of the numbers, that are read; each head takes several steps of linear
+            algebra for each.
         limit: bytes allowed for the matrices of the heads that are reduced together.
         on_progress: called as the work goes on.
 
@@ -78,7 +84,11 @@ def reduce(
         return reduce_system(model, tol)
     check_settings(tol, max_length)
     require(by in ("bound", "error"), f'by is {by!r}; expected "bound" or "error"')
-    work = _Work(model, float(tol), by, _inputs(model, tokens, max_length), layers, limit, on_progress)
+    series = None if data is None else _series(model, tokens, data, max_length)
+    inputs = _inputs(model, tokens, max_length) if series is None else series.values.unsqueeze(0)
+    numbers = inputs is not None and inputs.is_floating_point()
+    unit = series.unit if series is not None else "step" if numbers else TOKEN
+    work = _Work(model, float(tol), by, inputs, unit, layers, limit, on_progress)
     try:
         work.go()
         work.complete = True
@@ -94,9 +104,23 @@ def check_settings(tol: float, max_length: int) -> None:
     require(isinstance(max_length, int) and max_length >= 2, f"max_length is {max_length!r}; expected 2 or more")
 
 
-def _inputs(model: nn.Module, tokens: Tensor | str | Path | None, most: int) -> Tensor | None:
+def _series(model: nn.Module, tokens: Array | str | Path | None, data: Given, most: int) -> Series:
+    """Read the numbers for a layer or a model of numbers, in its dtype."""
+    require(tokens is None, "tokens and numbers were given, of which one can be read; leave one out")
+    name = type(model).__name__
+    of_model = model.config.d_input if isinstance(model, SequenceModel) else None
+    width = model.d_model if isinstance(model, Layer) else of_model
+    require(width is not None, f"{name} {NO_NUMBERS}")
+    series = read_series(data).first(most).fitted(width or 0, name)
+    weight = next(model.parameters(), series.values)
+    return replace(series, values=series.values.to(weight))
+
+
+def _inputs(model: nn.Module, tokens: Array | str | Path | None, most: int) -> Tensor | None:
     if tokens is None:
         return None
+    if isinstance(tokens, np.ndarray):
+        tokens = tensor_of(tokens)
     if isinstance(tokens, str | Path):
         kind = model.config.tokenizer if isinstance(model, SequenceModel) else None
         require(kind == "bytes", f"a text is read as bytes, which are no tokens of this {type(model).__name__}; give "
@@ -112,10 +136,10 @@ class _Work:
 
     def __init__(
         self, model: nn.Module, tol: float, by: Literal["bound", "error"], inputs: Tensor | None,
-        wanted: Sequence[str] | str | None, limit: float, on_progress: Progress | None,
+        unit: str, wanted: Sequence[str] | str | None, limit: float, on_progress: Progress | None,
     ) -> None:  # fmt: skip
         self.model, self.tol, self.by, self.limit = model, tol, by, limit
-        self.runs = Runs(model, inputs)
+        self.runs, self.unit = Runs(model, inputs), unit
         names = list(self.runs.modules)
         require(names, "the model has no layers")
         wanted = [wanted] if isinstance(wanted, str) else wanted
@@ -142,7 +166,7 @@ class _Work:
         same = self.runs.same()
         changes: dict[str, Any] = {}
         for name in self.names:
-            self.step(f"{name}: on the text")
+            self.step(Wording(self.unit)(f"{name}: on the text"))
             change = self.new.get(name) or self._on_text(name, same[name])
             if change is None:
                 continue
@@ -210,5 +234,5 @@ class _Work:
         kind = getattr(getattr(self.model, "config", None), "tokenizer", None)
         return ModelReduction(
             model, self.tol, tuple(self.rows.values()), (counts[0], counts[1]), 0 if tokens is None else
-            tokens.shape[0] * tokens.shape[1], kind == "bytes", self.losses, self.off, self.complete,
+            tokens.shape[0] * tokens.shape[1], kind == "bytes", self.losses, self.off, self.complete, self.unit,
         )  # fmt: skip

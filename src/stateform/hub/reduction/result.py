@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ...report.wording import TOKEN, Wording
 from ...result import Result
 from ..runs import TextScore
 
@@ -66,6 +67,8 @@ class ModelReduction(Result):
     """The relative distance of the model's outputs from those before, by case: "written", "together"."""
     complete: bool = True
     """False if it was interrupted; then it holds what was finished."""
+    unit: str = TOKEN
+    """What follows one another in what was read: "token", "step" of a series or "sample" of a recording."""
 
     @property
     def written(self) -> list[str]:
@@ -80,8 +83,8 @@ class ModelReduction(Result):
     def to_dict(self) -> dict[str, Any]:
         """Give plain numbers, strings, lists and dicts."""
         return {
-            "tol": self.tol, "tokens": self.tokens, "parameters": list(self.parameters), "losses": dict(self.losses),
-            "off": dict(self.off), "complete": self.complete, "ok": self.ok,
+            "tol": self.tol, "tokens": self.tokens, "unit": self.unit, "parameters": list(self.parameters),
+            "losses": dict(self.losses), "off": dict(self.off), "complete": self.complete, "ok": self.ok,
             "layers": [layer.to_dict() for layer in self.layers],
         }  # fmt: skip
 
@@ -91,7 +94,8 @@ class ModelReduction(Result):
         from rich.text import Text
 
         before, after = self.parameters
-        yield Text(f"Reduced: {_sentence(self)}")
+        said = Wording(self.unit, [name for row in self.layers for name in (row.name, row.kind)])
+        yield Text(said(f"Reduced: {_sentence(self)}"))
         if not self.complete:
             yield Text("Interrupted: what follows was finished.", style="bold yellow")
         table = Table(box=box.SIMPLE, pad_edge=False)
@@ -108,10 +112,10 @@ class ModelReduction(Result):
         for name, row in zip(_short([row.name for row in self.layers]), self.layers, strict=True):
             table.add_row(name, row.became or row.kind, *(cell(row) for cell in columns.values()))
         yield table
-        yield from map(Text, _tolerances(self))
+        yield from map(Text, said(_tolerances(self)))
         for name, row in zip(_short([row.name for row in self.layers]), self.layers, strict=True):
             if row.why:
-                yield Text(f"{name} ({row.kind}): {row.why}.")
+                yield Text(said(f"{name} ({row.kind}): {row.why}."))
             if not row.ok:
                 yield Text(f"{name} ({row.kind}): the error is ABOVE its bound.", style="bold red")
         if before != after:
@@ -122,10 +126,10 @@ class ModelReduction(Result):
         elif self.off:
             yield Text("Outputs differ by " + ", ".join(f"{x:.2g} ({_NAMES[name]})" for name, x in self.off.items()))
         if any(row.least for row in self.layers):
-            yield Text(
+            yield Text(said(
                 f"State with a colon: of what the layer has, what its heads need on these {self.tokens} tokens. Such "
                 "systems hold for this text alone: a report of what it needs, no weights."
-            )
+            ))  # fmt: skip
 
 
 _NAMES = {"before": "as it was", "written": "with the layers written back", "together": "with all layers reduced"}

@@ -223,9 +223,9 @@
       button.style.background = k > current ? "" : `color-mix(in srgb, ${step} ${opacity}%, transparent)`;
     });
     const order = row.map((value, k) => [Math.abs(value || 0), k]).sort((a, b) => b[0] - a[0]).slice(0, 3);
-    const said = order.filter(([size]) => size > 0).map(([, k]) => `${tokens[k] === undefined ? "token" : `“${tokenName(tokens[k])}”`} at ${k} (${written(row[k])})`);
+    const said = order.filter(([size]) => size > 0).map(([, k]) => `${tokens[k] === undefined ? place.dataset.unit : `“${tokenName(tokens[k])}”`} at ${k} (${written(row[k])})`);
     const here = tokens[current] === undefined ? "" : ` “${tokenName(tokens[current])}”`;
-    document.getElementById("reads-what").textContent = `The output at token ${current}${here} reads most from ${said.join(", ") || "nothing"}.`;
+    document.getElementById("reads-what").textContent = `The output at ${place.dataset.unit} ${current}${here} reads most from ${said.join(", ") || "nothing"}.`;
     const sign = signed ? "; blue adds, orange subtracts" : "";
     document.getElementById("map-what").textContent = (what || "") + sign;
   }

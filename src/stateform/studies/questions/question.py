@@ -105,7 +105,7 @@ class Question:
         name: what `only` names it.
         title: the question, as the reader sees it.
         layer: the answer for one layer (None: not a question about a layer).
-        model: the answer for a model on token ids (None: not a question about a model).
+        model: the answer for a model on token ids, or on numbers [1,T,d] (None: not a question about a model).
         found: what is remarkable in the answers, most of all first or not.
         heads: what the answers' numbers of `heads` are, with their unit: they are drawn as a map of depth and heads.
         depth: what the numbers of `depth` in the model's answer are: they are drawn as curves.
