@@ -43,13 +43,13 @@ NUMBERS = np.random.RandomState(0).randn(5, 3)
     "data",
     [
         NUMBERS, NUMBERS[None], np.asfortranarray(NUMBERS), NUMBERS.astype(">f8"), torch.from_numpy(NUMBERS),
-        torch.from_numpy(NUMBERS)[None].requires_grad_(),
+        torch.from_numpy(NUMBERS)[None].requires_grad_(), torch.from_numpy(NUMBERS).to_sparse(),
     ],
-    ids=["array", "[1,T,d]", "Fortran", "big-endian", "tensor", "with gradients"],
+    ids=["array", "[1,T,d]", "Fortran", "big-endian", "tensor", "with gradients", "sparse"],
 )  # fmt: skip
 def test_arrays_are_read(data: Any, tmp_path: Path) -> None:
     assert read_series(data).values.tolist() == NUMBERS.tolist()
-    np.save(tmp_path / "a.npy", data.detach() if isinstance(data, torch.Tensor) else data)
+    np.save(tmp_path / "a.npy", data.detach().to_dense() if isinstance(data, torch.Tensor) else data)
     series = read_series(tmp_path / "a.npy")
     assert series.values.tolist() == NUMBERS.tolist() and series.values.dtype == torch.float64
     assert (series.width, series.unit, series.rate) == (3, "step", None)
@@ -119,6 +119,11 @@ def test_arrays_that_are_no_series_are_refused(name: str, tmp_path: Path) -> Non
     np.save(tmp_path / "a.npy", array, allow_pickle=True)
     with pytest.raises(StateformError, match=rf"a\.npy.*{message}"):
         read_series(tmp_path / "a.npy")
+
+
+def test_a_tensor_without_values_is_refused() -> None:
+    with pytest.raises(StateformError, match="an array is on the device meta, where there are no numbers"):
+        read_series(torch.zeros(4, 2, device="meta"))
 
 
 def test_a_masked_number_is_none() -> None:

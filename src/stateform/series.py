@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import wave
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -107,7 +108,7 @@ def read_series(data: Given) -> Series:
     """
     if isinstance(data, Series):
         return data
-    if isinstance(data, str | Path):
+    if isinstance(data, str | os.PathLike):
         read = READERS.get(Path(data).suffix.lower())
         require(read, f"{data} is no file of numbers by its name; expected {', '.join(READERS)}: numpy.save writes the "
                 "first")  # fmt: skip
@@ -145,12 +146,16 @@ def told_apart(text: str | Path | Array | None, data: Given | None) -> tuple[str
     """Tell a text or token ids from numbers: an array of real numbers is numbers wherever it is given.
 
     Raises:
-        StateformError: both were given; an array of something else.
+        StateformError: both were given; an array of something else, or neither a file nor an array.
     """
     require(text is None or data is None, "a text and numbers were given, of which one can be read; leave one out")
     if is_floating(text):
         return None, text
-    return tensor_of(text) if isinstance(text, np.ndarray) else text, data
+    text = tensor_of(text) if isinstance(text, np.ndarray) else text
+    known = text is None or isinstance(text, str | os.PathLike | Tensor)
+    kind = type(text).__name__
+    require(known, f"the text is a {kind}; expected a file, token ids [T] or numbers [T,d]: an array or a tensor")
+    return text, data
 
 
 def _checked(data: Array, what: str) -> Tensor:
@@ -160,7 +165,10 @@ def _checked(data: Array, what: str) -> Tensor:
     require(is_floating(data), f"{what} holds {data.dtype} of shape {shape}; expected floating-point numbers [T,d]: "
             f"convert them with values.astype(float){whole}")  # fmt: skip
     if isinstance(data, Tensor):
-        x = data.detach().to("cpu", torch.float64)
+        require(
+            not data.is_meta, f"{what} is on the device meta, where there are no numbers; give a tensor with values"
+        )
+        x = data.detach().to_dense().to("cpu", torch.float64)
     else:
         x = torch.from_numpy(np.array(np.ma.filled(data.astype(np.float64), np.nan)))  # a masked number is none
     x = x[0] if x.ndim == 3 and len(x) == 1 else x.unsqueeze(1) if x.ndim == 1 else x

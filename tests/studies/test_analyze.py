@@ -606,6 +606,12 @@ def test_numbers_that_cannot_be_read_are_refused_before_any_work(model: sf.Langu
         ("gla", {"data": np.arange(9)}, "holds int64"),
         ("gla", {"text": np.arange(9)}, "token ids are for a model"),
         ("gla", {"text": np.array([None, 1.0])}, "an array of object was given; expected integers, token ids, or"),
+        (
+            "gla",
+            {"text": [1, 2, 3]},
+            r"the text is a list; expected a file, token ids \[T\] or numbers \[T,d\]: an array",
+        ),
+        ("gla", {"text": b"some words"}, "the text is a bytes; expected a file"),
         ("gla", {"text": wave(9, 64), "data": wave(9, 64)}, "a text and numbers were given"),
         ("gla", {"text": torch.full((9, 64), torch.inf)}, "holds inf at step 0"),
         (model, {"data": wave(9, 16)}, "LanguageModel reads tokens, not numbers; expected integers"),

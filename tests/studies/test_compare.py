@@ -113,6 +113,7 @@ def test_numbers_of_another_width_are_mapped_where_that_is_asked_for() -> None:
     assert one["horizon"] == other["horizon"], "whatever the unit"
     for bad, message in [
         ({"text": torch.arange(9)}, "token ids are for a model"),
+        ({"text": [1, 2, 3]}, "the text is a list; expected a file"),
         ({"text": "a.txt", "data": numbers}, "a text and numbers were given"),
         ({"data": numbers[:1]}, "has 1 step; expected at least 2"),
         ({"data": [1.0]}, "the numbers are a list; expected a file, an array or a tensor"),
