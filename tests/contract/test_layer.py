@@ -121,6 +121,7 @@ VARIANTS = [
     "path(forget=True)",
     "fox(qk_norm=True, gate=True)",
     "mla(absorbed=False)",
+    "gau(positions='none')",
     "peephole_lstm(coupled=True)",
     "s4d(init='legs')",
     "mamba2(d_head=16, n_groups=2)",
