@@ -15,7 +15,8 @@ from torch import Tensor, nn
 import stateform as sf
 from stateform.architectures import REGISTRY, accepted, resolve
 from stateform.contract.equivalence import share_weights
-from stateform.contract.layer import LayerRunner
+from stateform.contract.layer import LayerRunner, layer_runner
+from stateform.contract.parts.forms import equations
 from stateform.forms.form import FORMS
 from stateform.loops import build, ops
 from stateform.system.core import Core
@@ -298,6 +299,31 @@ class Vanishes(REGISTRY["linear"].cls):  # type: ignore[name-defined,misc]
 def test_features_that_round_to_zero_are_caught() -> None:
     torch.manual_seed(0)
     assert "inputs times 10, float32" in failures(Vanishes(16), "equations")
+
+
+class Overflows(REGISTRY["linear"].cls):  # type: ignore[name-defined,misc]
+    """Large values that become infinite."""
+
+    def system(self, u: Tensor, past: Any = None) -> sf.System:
+        system = super().system(u, past)
+        assert system.v is not None
+        return replace(system, v=torch.where(system.v.abs() > 8, torch.inf, system.v))
+
+
+def test_large_values_that_become_infinite_are_caught() -> None:
+    torch.manual_seed(0)
+    assert "inputs times 10" in failures(Overflows(16), "equations")
+
+
+def test_what_diverges_is_compared_as_far_as_its_numbers_go() -> None:
+    """Descent without a norm: in float32 its numbers end after some fifty tokens of large inputs."""
+    spec = "ttt_linear(averaged=False, inner_norm=False, bias=False, positions='none', block=1)"
+    runner = layer_runner(spec, 2, True, {"d_model": 16})
+    with torch.no_grad():
+        values = runner.drawn().in_precision(torch.float32, 130).system(10 * runner.input(2, 130).float()).v
+    assert values is not None and not values.isfinite().all()
+    runner.perform("equations", equations)
+    assert runner.report.ok, str(runner.report)
 
 
 def test_a_wrong_gradient_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...forms import backend, exists, run
 from ...system import System
-from ...system.precision import HALF, UNIT, relative_error, tolerance
+from ...system.precision import HALF, UNIT, relative_error, tolerance, wide
 from ...system.state import PRECISE, State
 from ..definition import defined, defined_coefficients
 from ..draws import REGIMES, in_regime, sensitivity, short, some_state
@@ -35,8 +35,25 @@ def equations(b: LayerRunner) -> None:
                         _is_defined(b, exact, f"{regime} decays, T = {T}")
             for dtype in (torch.float64, torch.float32):
                 other = layer.in_precision(dtype, T)
-                for large in other.system(10 * other.input(2, T)).systems:
-                    _is_defined(b, large, f"inputs times 10, {short(dtype)}, T = {T}")
+                x = 10 * other.input(2, T)
+                known = _in_range(layer.system(wide(x)), dtype)
+                for large in other.system(x).systems:
+                    _is_defined(b, large if known == T else large[:known], f"inputs times 10, {short(dtype)}, T = {T}")
+
+
+def _in_range(own: System, dtype: torch.dtype) -> int:
+    """Count the tokens before the first one for which a layer, in float64, has a number too large for a precision.
+
+    What learns by descent may diverge, as descent does. NaN and infinity are no large numbers: they are faults.
+    """
+    known = own.T
+    for system in own.systems:
+        for name, x in system.parts.items():
+            if not system.is_constant(name):
+                size = x.abs().transpose(0, 1).flatten(1)  # [steps,...]
+                large = (size.isfinite() & (size > torch.finfo(dtype).max ** 0.5)).any(1).nonzero()
+                known = min([known, *(int(step) * system.T // len(size) for step in large[:1])])
+    return known
 
 
 def _is_defined(b: LayerRunner, system: System, where: str) -> None:
