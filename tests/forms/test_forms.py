@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -179,6 +179,23 @@ def test_long_phases_do_not_drift_in_float32() -> None:
     single = system.to(torch.float32)
     want = sf.run(single.to(torch.float64), "recurrent")
     assert error(sf.run(single, "chunkwise").double(), want) < tolerance(torch.float32, length)
+
+
+@pytest.mark.parametrize("name", ["auto", "torch"])
+def test_a_constant_turn_is_rounded_once(name: Literal["auto", "torch"]) -> None:
+    """What is wrong with it is wrong at every step: it adds up, to half a rounding a step at most."""
+    T, H, n = 1000, 8, 64
+    draw = torch.Generator().manual_seed(0)
+    log, phase = (torch.rand(H, n, generator=draw) * x - y for x, y in ((1e-3, 0.0), (2 * math.pi, math.pi)))
+    k, v = torch.randn(H, n, generator=draw), torch.zeros(1, T, H, 1)
+    v[:, 0] = 1.0
+    system = sf.System(torch.ones(H, n), k, v, log_decay=log, phase=phase)
+    with sf.backend("torch"):
+        _, want = run(system.to(torch.float64), "recurrent")
+    with sf.backend(name):
+        _, got = run(system, "recurrent")
+    wrong = ((got["S"] - want["S"]).abs() / want["S"].abs()).max()
+    assert float(wrong) < (T + 8 * T**0.5) * 2.0**-24  # each step's own roundings are a random walk
 
 
 def test_each_form_is_forced_and_calls_no_other(monkeypatch: pytest.MonkeyPatch) -> None:

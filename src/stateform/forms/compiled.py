@@ -112,8 +112,10 @@ def _constant_modes(core: Core) -> bool:
 def _modes(core: Core, S: Tensor) -> tuple[Tensor, Tensor]:
     """Compute a core where p = 1 and all but v is constant."""
     G, R = core.heads
-    a = torch.ones_like(core.k[..., :1]) if (log := core.decay_log()) is None else log.exp()
-    a = a if (unit := core.unit()) is None else a * unit
+    a = core.turn()
+    if a is None:  # nothing turns
+        a = torch.ones_like(core.k[..., :1]) if (log := core.decay_log()) is None else log.exp()
+        a = a if core.sign is None else a * core.sign
 
     def across(x: Tensor) -> Tensor:  # [1,1,G,R,1|n] to both parts [2,n,L]
         x = x.expand(1, 1, G, R, core.n).reshape(G * R, core.n).mT

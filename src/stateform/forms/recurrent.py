@@ -32,11 +32,11 @@ class Recurrent:
             return compiled.compute(core, S)
         if any_length(core.length):
             return opaque(self.name, core, S)
-        y = []
+        y, turn = [], core.turn()
         for t in range(core.length):
             step = core.slice(t, t + 1)
             before = S.unsqueeze(1)
-            after = step.transition().apply(before) + step.k.unsqueeze(-1) * step.v.unsqueeze(-2)
+            after = step.transition(turn).apply(before) + step.k.unsqueeze(-1) * step.v.unsqueeze(-2)
             S = after.squeeze(1)
             y.append(contract("...on,...np->...op", step.q, before if core.exclusive else after))
         return torch.cat(y, 1), S

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from .precision import DOUBLE, cis, complex_dtype, real_dtype, upcast
+from .precision import DOUBLE, cis, complex_dtype, real_dtype, upcast, wide
 from .shapes import split_heads, spread_heads
 from .system import System
 from .transition import Dense, Diagonal, Feedback, Identity, Transition
@@ -104,9 +104,24 @@ class Core:
         turn = cis(self.phase).to(self.dtype)
         return turn if self.sign is None else turn * self.sign
 
-    def transition(self) -> Transition:
-        """Compute A_t for every step held here, batch axes [B,T,G,R]."""
-        log, unit = self.decay_log(), self.unit()
+    def turn(self) -> Tensor | None:
+        """Compute a constant exp(log) sign exp(i phase) of many steps, rounded once: its error is that of each step,
+        and adds up. None where nothing turns, or not always by the same.
+        """
+        if self.phase is None or self.length == 1:  # of one step all parts look constant
+            return None
+        factors = (self.log, self.rate, self.sign, self.phase)
+        if any(x is not None and x.shape[1] != 1 for x in factors):
+            return None
+        log, rate, sign, phase = (None if x is None else wide(x) for x in factors)
+        assert phase is not None
+        turn = cis(phase) if sign is None else cis(phase) * sign
+        log = log if log is None or rate is None else log * rate
+        return (turn if log is None else turn * log.exp()).to(self.dtype)
+
+    def transition(self, turn: Tensor | None = None) -> Transition:
+        """Compute A_t for every step held here, batch axes [B,T,G,R]; `turn` if its diagonal is known."""
+        log, unit = (None, turn) if turn is not None else (self.decay_log(), self.unit())
         if self.matrix is not None:
             base: Transition = Dense(self.matrix)
         elif log is None and unit is None:
