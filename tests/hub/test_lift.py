@@ -20,7 +20,7 @@ from stateform.hub import FAMILIES, accelerate, lift, reduce
 from stateform.hub.lift import Lift
 from stateform.hub.lifted import ADAPTERS, Lifted, named
 from stateform.hub.supported import mixers
-from tests.fixtures.foreign import WITH_IMAGES, families, shared, small, with_images
+from tests.fixtures.foreign import ATTENDING, WITH_IMAGES, families, shared, small, with_images
 
 OPEN = [name for name in families() if name in FAMILIES]
 UNADAPTED: set[str] = set()
@@ -88,6 +88,22 @@ def alone_without_mixers(net: nn.Module, found: Lift) -> None:
     assert bool(differ[5]) and int(differ.sum()) == 1
     assert ran == {name.split(" (use")[0] for name in found}
     assert {type(m).__name__ for m in mixers(net).values()} <= set(ADAPTERS)
+
+
+@pytest.mark.parametrize("kind", ATTENDING)
+def test_attention_of_a_further_family(kind: str) -> None:
+    """The mixers are their Systems, nothing else mixes, and a phase is there where the model turns queries and keys."""
+    net = small(kind)
+    found = lift(net, TEXT, dtype="float64")
+    for certificate in found.certificates():
+        assert certificate and certificate.error <= 1e-10, str(certificate)
+    alone_without_mixers(net, found)
+    for name, system in lift(net, torch.full((20,), 7), dtype="float64").items():
+        tables = found._sites[name].given.get("position_embeddings")
+        turns = tables is not None and getattr(found.module(name), "use_rope", True)
+        if name == next(iter(found)) and turns and not kind.startswith("hunyuan"):  # there a norm follows, with weights
+            assert system.phase is not None
+            assert float((system.q - system.q[:, :1]).abs().max()) < 1e-5 * float(system.q.abs().max())
 
 
 @pytest.mark.parametrize("kind", WITH_IMAGES)
@@ -333,7 +349,7 @@ def test_unknown_names_and_single_names() -> None:
             ask("x")
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "bert"])
+@pytest.mark.parametrize("kind", ["gpt2", "bert", "opt", "biogpt"])
 def test_more_tokens_than_learned_positions(kind: str) -> None:
     config = shared(kind).config
     most = getattr(config, "n_positions", None) or config.max_position_embeddings

@@ -281,5 +281,6 @@ def _positions(model: Any) -> int | None:
     for name, module in model.named_modules():
         if name.rpartition(".")[2] in tables and isinstance(module, nn.Embedding):
             pad = module.padding_idx  # RoBERTa's positions begin after it
-            return module.num_embeddings - (0 if pad is None else pad + 1)
+            unused = getattr(module, "offset", 0)  # OPT's first two rows are no positions
+            return module.num_embeddings - (unused if pad is None else pad + 1)
     return None

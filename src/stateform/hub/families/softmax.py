@@ -6,6 +6,7 @@ alpha_ij = exp(s q_i^T k_j) / sum_j exp(s q_i^T k_j) over the past, or over a wi
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -35,27 +36,45 @@ _given: ContextVar[list[Tensor] | None] = ContextVar("stateform_given", default=
 
 
 @adapts(
-    "RecurrentGemmaAttention", bailing_hybrid="BailingHybridAttention", bamba="BambaAttention",
-    bert="BertSelfAttention", deepseek_v2="DeepseekV2Attention", deepseek_v3="DeepseekV3Attention",
-    distilbert="DistilBertSelfAttention", electra="ElectraSelfAttention", falcon_h1="FalconH1Attention",
-    gemma="GemmaAttention", gemma2="Gemma2Attention", gemma3_text="Gemma3Attention",
-    glm5_next_text="Glm5NextTextAttention", gpt2="GPT2Attention", gpt_neox="GPTNeoXAttention",
-    gpt_oss="GptOssAttention", granite="GraniteAttention", granitemoehybrid="GraniteMoeHybridAttention",
-    jamba="JambaAttention", kimi_linear="KimiLinearAttention", lfm2="Lfm2Attention", lfm2_moe="Lfm2MoeAttention",
-    lfm3="Lfm3Attention", llama="LlamaAttention", minimax="MiniMaxAttention", mistral="MistralAttention",
-    mixtral="MixtralAttention", modernbert="ModernBertAttention", nemotron_h="NemotronHAttention",
-    olmo="OlmoAttention", olmo2="Olmo2Attention", olmo3="Olmo3Attention", olmo_hybrid="OlmoHybridAttention",
-    phi3="Phi3Attention", qwen2="Qwen2Attention", qwen3="Qwen3Attention", qwen3_5_moe_text="Qwen3_5MoeAttention",
-    qwen3_5_text="Qwen3_5Attention", qwen3_moe="Qwen3MoeAttention", qwen3_next="Qwen3NextAttention",
-    recurrent_gemma="RecurrentGemmaSdpaAttention", roberta="RobertaSelfAttention", smollm3="SmolLM3Attention",
-    zamba="ZambaAttention", zamba2="Zamba2Attention",
+    "RecurrentGemmaAttention", afmoe="AfmoeAttention", apertus="ApertusAttention", arcee="ArceeAttention",
+    axk1="AXK1Attention", axk2="AXK2Attention", bailing_hybrid="BailingHybridAttention", bamba="BambaAttention",
+    beam="BeamAttention", bert="BertSelfAttention", biogpt="BioGptAttention", bitnet="BitNetAttention",
+    cohere="CohereAttention", cohere2="Cohere2Attention", cohere2_moe="Cohere2MoeAttention", cwm="CwmAttention",
+    deepseek_v2="DeepseekV2Attention", deepseek_v3="DeepseekV3Attention", deepseek_v32="DeepseekV32Attention",
+    distilbert="DistilBertSelfAttention", dots1="Dots1Attention", electra="ElectraSelfAttention",
+    ernie4_5="Ernie4_5Attention", ernie4_5_moe="Ernie4_5_MoeAttention", exaone4="Exaone4Attention",
+    exaone_moe="ExaoneMoeAttention", falcon_h1="FalconH1Attention", flex_olmo="FlexOlmoAttention",
+    gemma="GemmaAttention", gemma2="Gemma2Attention", gemma3_text="Gemma3Attention", glm="GlmAttention",
+    glm4="Glm4Attention", glm4_moe="Glm4MoeAttention", glm4_moe_lite="Glm4MoeLiteAttention",
+    glm5_next_text="Glm5NextTextAttention", glm_moe_dsa="GlmMoeDsaAttention", gpt2="GPT2Attention",
+    gpt_bigcode="GPTBigCodeAttention", gpt_neox="GPTNeoXAttention", gpt_oss="GptOssAttention",
+    granite="GraniteAttention", granite_swa="GraniteSWAAttention", granitemoe="GraniteMoeAttention",
+    granitemoe_swa="GraniteMoeSWAAttention", granitemoehybrid="GraniteMoeHybridAttention",
+    granitemoeshared="GraniteMoeSharedAttention", helium="HeliumAttention", hunyuan_v1_dense="HunYuanDenseV1Attention",
+    hunyuan_v1_moe="HunYuanMoEV1Attention", hy_v3="HYV3Attention", hy_v4="HYV4Attention",
+    hyperclovax="HyperCLOVAXAttention", internlm3="LlamaAttention", iquestcoder="LlamaAttention",
+    jais2="Jais2Attention", jamba="JambaAttention", jetmoe="JetMoeAttention", kimi_linear="KimiLinearAttention",
+    kolibri1="Kolibri1Attention", laguna="LagunaAttention", lfm2="Lfm2Attention", lfm2_moe="Lfm2MoeAttention",
+    lfm3="Lfm3Attention", llama="LlamaAttention", llama4_text="Llama4TextAttention", mellum="MellumAttention",
+    mimo_v2_flash="MiMoV2FlashAttention", minicpm3="MiniCPM3Attention", minimax="MiniMaxAttention",
+    minimax_m2="MiniMaxM2Attention", ministral="MinistralAttention", ministral3="Ministral3Attention",
+    mistral="MistralAttention", mixtral="MixtralAttention", modernbert="ModernBertAttention",
+    nanochat="NanoChatAttention", nemotron="NemotronAttention", nemotron_h="NemotronHAttention", olmo="OlmoAttention",
+    olmo2="Olmo2Attention", olmo3="Olmo3Attention", olmo_hybrid="OlmoHybridAttention", olmoe="OlmoeAttention",
+    opt="OPTAttention", persimmon="PersimmonAttention", phi="PhiAttention", phi3="Phi3Attention",
+    phimoe="PhimoeAttention", qwen2="Qwen2Attention", qwen2_moe="Qwen2MoeAttention", qwen3="Qwen3Attention",
+    qwen3_5_moe_text="Qwen3_5MoeAttention", qwen3_5_text="Qwen3_5Attention", qwen3_moe="Qwen3MoeAttention",
+    qwen3_next="Qwen3NextAttention", recurrent_gemma="RecurrentGemmaSdpaAttention", roberta="RobertaSelfAttention",
+    seed_oss="SeedOssAttention", smollm3="SmolLM3Attention", solar_open="SolarOpenAttention",
+    stablelm="StableLmAttention", starcoder2="Starcoder2Attention", vaultgemma="VaultGemmaAttention",
+    youtu="YoutuAttention", zamba="ZambaAttention", zamba2="Zamba2Attention",
 )  # fmt: skip
 class LiftedAttention(Lifted):
     """An attention module, called with `given` besides its input."""
 
     finite = False
     windows = ()
-    positions = ("wpe", "position_embeddings")
+    positions = ("wpe", "position_embeddings", "embed_positions")
     calls: ClassVar[int] = 1
     """Calls of the attention function, with the same queries and keys; their values lie side by side in the System."""
 
@@ -80,11 +99,12 @@ class LiftedAttention(Lifted):
         turned = self.given.get("position_embeddings")
         if not isinstance(turned, tuple | Tensor) or not getattr(self.module, "use_rope", True):
             return system
-        if isinstance(turned, Tensor):  # e^{i angle}, of pairs of neighbours
-            r = 2 * turned.shape[-1]
-            system = system.map(lambda name, x: _halved(x, r) if name in ("q", "k") else x)
-            turned = turned.real, turned.imag
-        return with_phase(system, *turned, last=hasattr(self.module, "qk_rope_head_dim"))
+        if isinstance(turned, Tensor):  # e^{i angle}
+            (cos, sin), (neighbours, sign) = (turned.real, turned.imag), (True, 1)
+        else:
+            (cos, sin), (neighbours, sign) = turned, _turning(self.module)
+        last = hasattr(self.module, "qk_rope_head_dim")
+        return with_phase(system, cos, sign * sin, last=last, neighbours=neighbours)
 
     def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
         """Compute the module's output, with y in the place of its attention function's."""
@@ -104,19 +124,30 @@ class LiftedDifference(LiftedAttention):
     calls = 2
 
 
-def with_phase(system: System, cos: Tensor, sin: Tensor, *, last: bool = False) -> System:
+def _turning(module: Any) -> tuple[bool, int]:
+    """Ask a module's own code whether entries 2 i and 2 i + 1 turn together, not i and i + r/2, and to which side."""
+    turn = getattr(importlib.import_module(type(module).__module__), "rotate_half", None)
+    beside = (
+        -2.0 if turn is None else float(turn(torch.arange(4.0))[0])
+    )  # what is put in the place of the first of 0..3
+    return abs(beside) == 1, 1 if beside < 0 else -1
+
+
+def with_phase(system: System, cos: Tensor, sin: Tensor, *, last: bool = False, neighbours: bool = False) -> System:
     """Move rotary positions (arXiv 2104.09864) out of q and k into the System's phase; it stays the same function.
 
-    Of the first r entries (the last r, as multi-head latent attention has them, if `last`), i and i + r/2 turn by the
-    angle whose cos and sin are given, [1,T,r] (twice the same) or [1,T,r/2]; the others do not turn.
-    If the angles do not grow by the same amount each token, the System is given back unchanged.
+    Of the first r entries (the last r, as multi-head latent attention has them, if `last`), i and i + r/2 (2 i and
+    2 i + 1, if `neighbours`) turn by the angle whose cos and sin are given, [1,T,r/2] or each twice [1,T,r]; the others
+    do not turn. If the angles do not grow by the same amount each token, the System is given back unchanged.
     """
-    if not torch.equal(*cos.chunk(2, -1)):
-        cos, sin = (torch.cat([x, x], -1) for x in (cos, sin))
-    q, k, r, n, T = system.q, system.k, cos.shape[-1], system.n, system.T
-    if q is None or T < 2 or r > n or n % 2 or r % 2:
+    angle = torch.atan2(sin.double(), cos.double())[0]  # [T,r/2]
+    for twice in (angle.chunk(2, -1), (angle[:, ::2], angle[:, 1::2])):
+        if len(twice) == 2 and torch.equal(*twice):
+            angle = twice[0]
+            break
+    q, k, r, n, T = system.q, system.k, 2 * angle.shape[-1], system.n, system.T
+    if q is None or T < 2 or r > n or n % 2:
         return system
-    angle = torch.atan2(sin.double(), cos.double())[0, :, : r // 2]  # [T,r/2]
     step = (angle[1] - angle[0] + torch.pi) % (2 * torch.pi) - torch.pi
     at = torch.arange(T, device=cos.device, dtype=torch.float64)[:, None]
     grown = angle[0] + at * step
@@ -126,19 +157,14 @@ def with_phase(system: System, cos: Tensor, sin: Tensor, *, last: bool = False) 
     back = torch.polar(torch.ones(T, n // 2, dtype=torch.float64, device=cos.device), -(at + 1) * step)
     if last:
         q, k = (x.roll(r, -1) for x in (q, k))
-    q, k = ((_paired(x, r).to(torch.complex128) * back[:, None]).to(x.dtype.to_complex()) for x in (q, k))
+    q, k = ((_paired(x, r, neighbours).to(torch.complex128) * back[:, None]).to(x.dtype.to_complex()) for x in (q, k))
     return replace(system, q=q, k=k.conj().resolve_conj(), phase=step[None])
 
 
-def _halved(x: Tensor, r: int) -> Tensor:
-    """Put the last r entries, pairs of neighbours, into two halves: all first ones, then all second ones."""
-    return torch.cat([x[..., :-r], x[..., -r::2], x[..., x.shape[-1] - r + 1 :: 2]], -1)
-
-
-def _paired(x: Tensor, r: int) -> Tensor:
-    """Turn [...,n] into [...,n/2] complex: the two halves of the first r entries, and those of the rest."""
-    halves = [part.chunk(2, -1) for part in (x[..., :r], x[..., r:])]
-    return torch.complex(*(torch.cat(both, -1) for both in zip(*halves, strict=True)))
+def _paired(x: Tensor, r: int, neighbours: bool) -> Tensor:
+    """Turn [...,n] into [...,n/2] complex: pairs of the first r entries, then the two halves of the rest."""
+    turning = x[..., :r].unflatten(-1, (-1, 2)).unbind(-1) if neighbours else x[..., :r].chunk(2, -1)
+    return torch.complex(*(torch.cat(both, -1) for both in zip(turning, x[..., r:].chunk(2, -1), strict=True)))
 
 
 @contextmanager
