@@ -22,6 +22,7 @@ from ..models.pretrained import CONFIG, read_kind
 from ..text import parse_json, read_bytes
 from .formats import Words, open_file, read_words
 from .lifted import FAMILIES
+from .namings.mamba_ssm import describes_model, language_model
 from .supported import language_kind, no_adapter, require_supported
 
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
@@ -173,10 +174,28 @@ def _of_ours(path: Path, tokenizer: str | None) -> Opened | None:
         model: SequenceModel = open_file(path)
     elif path.is_dir() and (path / CONFIG).is_file() and read_kind(path) in ("LanguageModel", "Classifier"):
         model = open_folder(path)
+    elif (config := _mamba_ssm(path)) is not None:
+        check_weights(path)
+        mamba = language_model(config, _tensors(path), path)
+        return Opened(str(path), mamba, _tokenizer(transformers(), str(path), tokenizer, {}) if tokenizer else None)
     else:
         return None
     words: Any = tokenizer or ("bytes" if model.config.tokenizer == "bytes" else None)
     return Opened(str(path), model.eval(), words if words in (None, "bytes") else read_words(words))
+
+
+def _mamba_ssm(folder: Path) -> dict[str, Any] | None:
+    """Read the configuration in a folder of a language model of mamba_ssm; None for any other folder."""
+    file = folder / "config.json"
+    config = parse_json(read_bytes(file), file) if file.is_file() else None
+    return config if isinstance(config, dict) and describes_model(config) else None
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    """Read all weights of a folder whose files were checked."""
+    load_file = importlib.import_module("safetensors.torch").load_file
+    names = _parts(folder / INDEX) if (folder / INDEX).is_file() else [WHOLE]
+    return {name: x for file in names for name, x in load_file(folder / file).items()}
 
 
 def transformers() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 import stateform as sf
 from stateform.hub import NAMINGS, read_layer
 from stateform.hub.widen import widened
+from tests.fixtures.foreign import small
 
 T, D = 23, 12
 ALLOWED = 1e-10
@@ -134,6 +136,46 @@ def test_mamba2(groups: int) -> None:
     y = looped(step, u.new_zeros(2, H, inner // H, n)).flatten(2) * F.silu(z)
     y = by_head(y, groups) / torch.sqrt(by_head(y, groups).square().mean(-1, keepdim=True) + 1e-5)
     same(read_layer(w, "mamba_ssm.mamba2", ngroups=groups), y.flatten(2) * w["norm.weight"] @ w["out_proj.weight"].T)
+
+
+def saved(folder: Path, kind: str, **config: Any) -> Any:
+    """A small model of transformers, and its weights in a folder as mamba_ssm has them."""
+    pytest.importorskip("transformers")
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    net = small(kind, **({"n_groups": 1} if kind == "mamba2" else {}))
+    weights = {name.replace("embeddings", "embedding"): x.clone() for name, x in net.state_dict().items()}
+    save_file(weights, folder / "model.safetensors")
+    layer = {"layer": "Mamba2", "headdim": 16} if kind == "mamba2" else {}
+    values = {"d_model": 32, "n_layer": 2, "vocab_size": 64, "ssm_cfg": layer, "rms_norm": True, **config}
+    (folder / "config.json").write_text(json.dumps(values))
+    return net
+
+
+@pytest.mark.parametrize("kind", ["mamba", "mamba2"])
+def test_a_language_model_of_mamba_ssm(kind: str, tmp_path: Path) -> None:
+    net, text = saved(tmp_path, kind), torch.arange(1, 30)[None]
+    opened = sf.open_model(tmp_path, dtype="float64", tokenizer="bytes")
+    assert isinstance(opened.model, sf.LanguageModel) and opened.tokenizer == "bytes"
+    with torch.no_grad(), widened(torch.float64):
+        want = net.double()(text).logits
+    with torch.no_grad():
+        got = opened.model(text).logits
+    assert float((got - want).abs().max() / want.abs().max()) < ALLOWED
+    opened.model.save_pretrained(tmp_path / "ours")
+    with torch.no_grad():
+        assert torch.equal(sf.open_model(tmp_path / "ours").model(text).logits, got)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [({"n_layer": 1}, "more than its 1 layers: backbone.layers.1"), ({"attn_layer_idx": [1]}, "attention or an MLP"),
+     ({"ssm_cfg": {"layer": "Mamba3"}}, "layers 'Mamba3'; expected Mamba1 or Mamba2"), ({"rms_norm": False}, "mean"),
+     ({"ssm_cfg": {"dt_limit": [0.0, 1.0]}}, "sets dt_limit"), ({"n_layer": 3}, "no weight begins with")],
+)  # fmt: skip
+def test_other_models_of_mamba_ssm_are_refused(config: dict[str, Any], said: str, tmp_path: Path) -> None:
+    saved(tmp_path, "mamba", **config)
+    with pytest.raises(sf.StateformError, match=said):
+        sf.open_model(tmp_path)
 
 
 # -- fla ----------------------------------------------------------------------------------------------------------

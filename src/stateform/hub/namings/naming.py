@@ -82,6 +82,18 @@ def read_layer(weights: Mapping[str, Tensor], naming: str, *, prefix: str = "", 
         StateformError: a naming or a setting that is not known; a weight that is missing, that has a shape in which the
             others have no place, or that our layer has nothing like.
     """
+    ours, source = read_weights(weights, naming, prefix=prefix, **settings)
+    with torch.device("meta"):
+        layer: Any = build(ours.name, d_model=ours.inner or ours.d_model, **ours.options)
+        if ours.inner not in (None, ours.d_model):
+            _begin_and_end_at(layer, ours.d_model)
+    if ours.norm_eps is not None:
+        layer.norm.eps = ours.norm_eps
+    return filled(layer, in_one_dtype(ours.weights), source)
+
+
+def read_weights(weights: Mapping[str, Tensor], naming: str, *, prefix: str = "", **settings: Any) -> tuple[Ours, Path]:
+    """Put the weights of a mixer under our names; see `read_layer`. Also gives what errors call them."""
     require(naming in NAMINGS, f"there is no naming {naming!r}; {nearest(naming, NAMINGS)}")
     known = list(inspect.signature(NAMINGS[naming]).parameters)[1:]
     wrong = [name for name in settings if name not in known]
@@ -95,15 +107,13 @@ def read_layer(weights: Mapping[str, Tensor], naming: str, *, prefix: str = "", 
     more = [name for name in given if name not in given.read and name not in ours.silent]
     require(not more, f"our {ours.name} has nothing like {', '.join(more[:3])} of the {naming} weights: it would be "
             "another function")  # fmt: skip
-    with torch.device("meta"):
-        layer: Any = build(ours.name, d_model=ours.inner or ours.d_model, **ours.options)
-        if ours.inner not in (None, ours.d_model):
-            _begin_and_end_at(layer, ours.d_model)
-    if ours.norm_eps is not None:
-        layer.norm.eps = ours.norm_eps
-    dtype = max((x.dtype for x in ours.weights.values()), key=lambda kind: torch.finfo(kind).bits)
-    filled(layer, {name: x.to(dtype) for name, x in ours.weights.items()}, given.file)
-    return layer
+    return ours, given.file
+
+
+def in_one_dtype(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Cast weights to the widest dtype among them."""
+    dtype = max((x.dtype for x in weights.values()), key=lambda kind: torch.finfo(kind).bits)
+    return {name: x.to(dtype) for name, x in weights.items()}
 
 
 def _begin_and_end_at(layer: Any, d_model: int) -> None:
