@@ -44,7 +44,8 @@ from tests.program import program
 TEXT = b"A system is what it remembers; a layer is what it does with that.\n" * 3
 T = 160
 UNMAPPED = {
-    "sd_ssm", "block_diagonal", "urn", "lstm", "gru", "slstm", "lem", "ltc", "elman", "al_rnn", "peephole_lstm",
+    "sd_ssm", "block_diagonal", "urn", "lstm", "gru", "slstm", "lem", "ltc", "elman", "al_rnn", "peephole_lstm", "srwm",
+    "egru",
 }  # fmt: skip
 
 
