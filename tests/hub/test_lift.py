@@ -236,6 +236,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "attn_implementation": "eager"}),
     ("falcon", {"alibi": False}),
     ("falcon", {"alibi": False, "new_decoder_architecture": True, "num_kv_heads": 2}),
+    ("mpt", {"num_attention_heads": 6, "hidden_size": 48}),
+    ("gptj", {"rotary_dim": 8}),
     ("deepseek_v2", {"q_lora_rank": None, "v_head_dim": 12}),
     ("diffllama", {"num_key_value_heads": 4, "head_dim": 6}),
     *((kind, {"hidden_mamba_act" if kind == "zamba" else "hidden_act": "gelu"}) for kind in ANY_ACTIVATION),
@@ -330,7 +332,7 @@ def test_the_slopes_of_alibi_are_a_forgetting(heads: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["llama", "smollm3", "gpt_oss", "gpt_neox", "falcon", "deepseek_v2", "deepseek_v3", "diffllama"]
+    "kind", ["llama", "smollm3", "gpt_oss", "gpt_neox", "gptj", "falcon", "deepseek_v2", "deepseek_v3", "diffllama"]
 )
 def test_a_phase_is_where_the_model_turns(kind: str) -> None:
     """The queries of one token again and again differ by their positions alone: without the phase they are the same."""

@@ -1,4 +1,4 @@
-"""Softmax attention that its module writes out itself, past the attention functions: Bloom and Falcon.
+"""Softmax attention that its module writes out itself, past the attention functions: Bloom, Falcon, MPT, GPT.
 
 What ALiBi (arXiv 2108.12409) adds to the logits of key j, s j, is a forgetting by -s a token: only differences within
 a row of logits matter.
@@ -7,7 +7,7 @@ a row of logits matter.
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,8 +21,10 @@ from .softmax import visible_window, with_phase
 
 
 class LiftedWritten(Lifted):
-    """An attention module of q, k, v and a last map `dense`, called with `given` besides its input."""
+    """An attention module of q, k, v and a last map, called with `given` besides its input."""
 
+    last: ClassVar[str] = "dense"
+    """Name of the last map."""
     finite = False
     left = "its state is a cache of keys and values, which grows"
     windows = ()
@@ -33,18 +35,22 @@ class LiftedWritten(Lifted):
 
     def key_bias(self) -> Tensor | None:
         """Find what is added to the logits of each key, [B,H,T]; None for nothing."""
-        return self.given["alibi"]
+        return None
+
+    def window(self, mask: Tensor | None, T: int) -> int | None:
+        """Count the tokens that are seen; None for all."""
+        return None if mask is None else visible_window(mask, T, 0, True, None)
 
     def system(self, u: Tensor, past: Past | None = None) -> System:
         require(past is None or past.state is None, "attention of another library goes on from its own cache")
-        (q, k, v), mask, added = self.qkv(u), self.given.get("attention_mask"), self.key_bias()
-        window = None if mask is None else visible_window(mask, u.shape[1], 0, True, None)
+        (q, k, v), added = self.qkv(u), self.key_bias()
+        window = self.window(self.given.get("attention_mask"), u.shape[1])
         forget, bias = (None, None) if added is None else _forgetting(added)
         return System(q, k, v, readout="exp", eta="sum", window=window, forget=forget, bias=bias)
 
     def output(self, y: Tensor, u: Tensor, system: System, past: Past | None = None) -> Tensor:
-        m: Any = self.module
-        return m.dense(y.flatten(2))
+        out: Tensor = getattr(self.module, self.last)(y.flatten(2))
+        return out
 
 
 def _forgetting(added: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -104,3 +110,64 @@ class LiftedFalcon(LiftedWritten):
         if self.given["alibi"] is None:
             system = with_phase(system, *self.given["position_embeddings"])
         return system
+
+
+@adapts(mpt="MptAttention")
+class LiftedMPT(LiftedWritten):
+    """MptAttention, with ALiBi; its maps may be clipped, and its mask says what is hidden."""
+
+    last = "out_proj"
+
+    def qkv(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        m: Any = self.module
+        x = m.Wqkv(u)
+        x = x.clamp(-m.clip_qkv, m.clip_qkv) if m.clip_qkv else x
+        q, k, v = (heads(part, m.n_heads) for part in x.chunk(3, -1))
+        return q * m.softmax_scale, k, v
+
+    def key_bias(self) -> Tensor | None:
+        table, mask = self.given["position_bias"], self.given["attention_mask"]
+        return None if table is None else table[None, :, -1, -mask.shape[-1] :]
+
+    def window(self, mask: Tensor | None, T: int) -> int | None:
+        return super().window(None if mask is None else ~mask, T)
+
+
+class LiftedGPTEarly(LiftedWritten):
+    """An attention module with a map for each of q, k and v."""
+
+    last = "out_proj"
+    scale: ClassVar[float | None] = None
+    """Of the logits; None for one over the root of the keys."""
+
+    def qkv(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        m: Any = self.module
+        q, k, v = (heads(f(u), m.embed_dim // m.head_dim) for f in (m.q_proj, m.k_proj, m.v_proj))
+        return q * (m.head_dim**-0.5 if self.scale is None else self.scale), k, v
+
+
+@adapts(gpt_neo="GPTNeoSelfAttention")
+class LiftedGPTNeo(LiftedGPTEarly):
+    """GPTNeoSelfAttention, whose logits are not scaled; every other layer has a window."""
+
+    scale = 1.0
+
+    def window(self, mask: Tensor | None, T: int) -> int | None:
+        super().window(mask, T)
+        m: Any = self.module
+        return int(m.config.window_size) if m.attention_type == "local" else None
+
+
+@adapts(gptj="GPTJAttention")
+class LiftedGPTJ(LiftedGPTEarly):
+    """GPTJAttention, which turns neighbours among the first entries of q and k."""
+
+    def system(self, u: Tensor, past: Past | None = None) -> System:
+        m: Any = self.module
+        sin, cos = m.embed_positions[self.given["position_ids"][:1]].chunk(2, -1)  # [1,T,r/2]
+        r, turn = 2 * cos.shape[-1], importlib.import_module(type(m).__module__).apply_rotary_pos_emb
+
+        def turned(name: str, x: Tensor) -> Tensor:
+            return torch.cat([turn(x[..., :r], sin, cos), x[..., r:]], -1) if name in ("q", "k") else x
+
+        return with_phase(super().system(u, past).map(turned), cos, sin, neighbours=True)
