@@ -45,7 +45,7 @@ TEXT = b"A system is what it remembers; a layer is what it does with that.\n" * 
 T = 160
 UNMAPPED = {
     "sd_ssm", "block_diagonal", "urn", "lstm", "gru", "slstm", "lem", "ltc", "elman", "al_rnn", "peephole_lstm", "srwm",
-    "egru",
+    "egru", "esn",
 }  # fmt: skip
 
 

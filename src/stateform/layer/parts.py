@@ -59,8 +59,9 @@ def _wide_copy(module: nn.Module) -> Any:
     new = object.__new__(type(module))  # copy.copy is refused by parametrised modules
     new.__dict__ |= {
         **module.__dict__,
-        "_parameters": {
-            k: p.float() if p is not None and p.dtype in HALF else p for k, p in module._parameters.items()
+        **{
+            kind: {k: p.float() if p is not None and p.dtype in HALF else p for k, p in getattr(module, kind).items()}
+            for kind in ("_parameters", "_buffers")
         },
         "_modules": {k: None if m is None else _wide_copy(m) for k, m in module._modules.items()},
     }
