@@ -21,6 +21,7 @@ FILES = {
     "test_readme.py": "the README",
     "contract/test_proofs.py": "what check, lift and equivalent call a proof",
     "contract/test_repro.py": "scripts that show what sf.check has to find",
+    "hub/test_gguf.py": "files that hub/load leaves to transformers",
     "hub/test_page.py": "the page docs/pretrained.md",
     "models/test_auto_suite.py": "the suite of transformers, put to models/auto",
 }

@@ -556,8 +556,11 @@ def test_a_layer_reads_numbers_as_they_are(tmp_path: Path) -> None:
         assert [row["answers"] for row in same.result["layers"]] == [row["answers"] for row in found.result["layers"]]
 
 
-def test_a_report_on_numbers_has_words_of_its_own(tmp_path: Path) -> None:
-    file = tmp_path / "text token.wav"
+def test_a_report_on_numbers_has_words_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a long path would be broken over lines
+    file = Path("text.wav")
     with wave_module.open(str(file), "wb") as sound:
         sound.setparams((2, 2, 8000, 0, "NONE", ""))
         sound.writeframes((wave(80, 2) * 2**14).astype("<i2").tobytes())

@@ -189,13 +189,14 @@ def _fused(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, H: int)
     groups = keys.shape[2] if keys.shape[2] == values.shape[2] else H
     by_head = (spread_heads(q, H), spread_heads(keys, groups), spread_heads(values, groups))
     Q, K, V = (x.transpose(1, 2) for x in by_head)
-    causal = bias is None
-    if q.shape[1] == 1:  # one query sees every key
-        causal = False
+    one = q.shape[1] == 1  # which sees every key
+    n, p = K.shape[-1], V.shape[-1]
+    if n != p and not one and q.device.type == "cpu":  # else its weights of all pairs are written out there
+        Q, K, V = (F.pad(x, (0, max(n, p) - x.shape[-1])) for x in (Q, K, V))
     y = F.scaled_dot_product_attention(
         Q.expand(-1, H, -1, -1), K, V, None if bias is None else bias.to(Q.dtype),
-        is_causal=causal, scale=1.0, enable_gqa=groups != H,
-    ).transpose(1, 2)  # fmt: skip
+        is_causal=bias is None and not one, scale=1.0, enable_gqa=groups != H,
+    )[..., :p].transpose(1, 2)  # fmt: skip
     if y.requires_grad and not torch.compiler.is_compiling():
         return _Differentiable.apply(y, H, q, keys, values, bias)
     return y

@@ -132,7 +132,7 @@ def open_model(
 
 
 def _is_gguf(path: Path) -> bool:
-    """True for a file that begins as those of llama.cpp do."""
+    """True if the file begins as those of llama.cpp do."""
     if not path.is_file():
         return False
     with path.open("rb") as stream:

@@ -60,7 +60,7 @@ def mamba2(w: NamedWeights, ngroups: int = 1) -> Ours:
 
 
 def describes_model(config: Mapping[str, Any]) -> bool:
-    """True for the configuration of a language model of mamba_ssm, which has no type of model."""
+    """True if it is the configuration of a language model of mamba_ssm, which has no type of model."""
     return "model_type" not in config and {"d_model", "n_layer", "ssm_cfg"} <= config.keys()
 
 
