@@ -33,7 +33,8 @@ from stateform.system.precision import HALF, UNIT, relative_error, tolerance
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 TEMPERS = ("own", "forgetful", "lasting", "reset", "growing")
 LAYOUTS = ("contiguous", "transposed", "strided", "expanded", "conjugate")
-PER_TOKEN = ("q", "d", "eta", "eta_floor", "forget", "bias", "sink", "ridge", "mix")
+PER_TOKEN = ("q", "d", "eta", "eta_floor", "forget", "bias", "sink", "sink_value", "ridge", "mix")
+OF_ONE_LAYOUT = ("distance", "blocks", "sink_value")
 INPUTS = 2
 """Of w_in."""
 LARGEST = 2**25
@@ -83,7 +84,7 @@ class Recipe:
     sharp: float = 1.0
     """A factor of the logits of softmax."""
     outside: tuple[str, ...] = ()
-    """What is added to them: forget, bias, hidden (a bias that hides tokens), distance, sink."""
+    """What is added to them: forget, bias, hidden (a bias that hides tokens), distance, blocks, sink; sink_value."""
     cap: float | None = None
     relative: bool = False
     mix: bool = False
@@ -277,7 +278,9 @@ def _exp(out: dict[str, Any], one: Callable[..., Any], yes: Callable[..., bool])
         "cap": one(None, None, None, 0.5, 5.0), "decay": "identity",
     }  # fmt: skip
     more |= {"sharp": one(1.0, 1.0, 4.0, 30.0)} if more["eta"] == "sum" else {}
-    chosen = [one("", "", "bias", "hidden"), one("", "", "sink") if more["eta"] == "sum" else ""]
+    chosen = [one("", "", "bias", "hidden"), one("", "", "", "blocks")]
+    if more["eta"] == "sum" and yes(3):
+        chosen += ["sink", one("", "sink_value")]
     if more["causal"]:
         chosen += [one("", "", "forget"), one("", "", "", "distance")]
         more["window"] = one(None, None, 1, 3, 50)
@@ -306,7 +309,7 @@ def _names(recipe: dict[str, Any]) -> list[str]:
     there += {"identity": [], "dense": ["transition"]}.get(decay, ["log_decay"] + ["rate"] * ("product" in decay))
     there += [name for name in ("sign", "phase", "d", "mix") if recipe.get(name)]
     there += ["f", "w"] * bool(recipe.get("feedback")) + [recipe["strength"]] * bool(recipe["strength"])
-    there += ["bias" if name == "hidden" else name for name in recipe.get("outside", ()) if name != "distance"]
+    there += ["bias" if name == "hidden" else name for name in recipe.get("outside", ()) if name not in OF_ONE_LAYOUT]
     there += ["eta"] * (recipe["eta"] == "given") + ["eta_floor"] * (recipe.get("floor") == "tensor")
     return there + ["ridge"] * (recipe["readout"] == "ridge")
 
@@ -415,8 +418,12 @@ class _Maker:
                     out["forget"] = self.log_decay(self.shape("forget"))
                 case "distance":
                     out["distance"] = self.random(self.of.H, 1 + self.of.seed % 5)
-                case "sink":
-                    out["sink"] = self.random(*self.shape("sink"))
+                case "blocks":
+                    out["block"] = 1 + self.of.seed % 7
+                    out["blocks"] = self.random(*self.shape("blocks", 1 + self.of.T // out["block"]))
+                    out["blocks"][self.uniform(*out["blocks"].shape) < 0.3] = -math.inf
+                case "sink" | "sink_value":
+                    out[name] = self.random(*self.shape(name, *[self.of.p] * (name == "sink_value")))
                 case _:
                     out["bias"] = self.random(*self.shape("bias"))
                     if name == "hidden":

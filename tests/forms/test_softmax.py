@@ -1,4 +1,4 @@
-"""Softmax whose scores hold transitions, sinks, caps and biases, beside dense equations written out here."""
+"""Softmax whose scores hold transitions, sinks, caps, biases and blocks, beside dense equations written out here."""
 
 import math
 from typing import Any
@@ -92,7 +92,8 @@ def test_a_stream_goes_on_from_its_state(sizes: tuple[int, ...]) -> None:
     f, w = reflections(T)
     system = System(q, k, v, f=f, w=w, log_decay=-torch.rand(H, dtype=torch.float64), window=50, readout="exp",
                     eta="sum", bias=torch.randn(B, T, H, dtype=torch.float64),
-                    sink=torch.randn(H).double())  # fmt: skip
+                    sink=torch.randn(H).double(), sink_value=torch.randn(B, T, H, P).double(), block=7,
+                    blocks=shown(T, 7))  # fmt: skip
     whole, last = run(system, "matrix", return_state=True)
     for form in FORMS:
         state, y, at = None, [], 0
@@ -104,6 +105,12 @@ def test_a_stream_goes_on_from_its_state(sizes: tuple[int, ...]) -> None:
         assert apart(torch.cat(y, 1), whole) < 1e-12
         for name in last:
             assert apart(state[name], last[name]) < 1e-12
+
+
+def shown(T: int, block: int) -> Tensor:
+    """Draw biases of blocks for T queries; a third of the blocks is hidden."""
+    blocks = torch.randn(B, T, H, -(-T // block), dtype=torch.float64)
+    return blocks.masked_fill(torch.rand(blocks.shape) < 0.3, -math.inf)
 
 
 class Largest(TorchDispatchMode):
@@ -139,12 +146,13 @@ def test_gradients_of_all_that_is_inside_and_outside() -> None:
         "log_decay": -torch.rand(B, T, H, N).double(), "phase": torch.randn(H, N).double(), "f": f, "w": w,
         "forget": -torch.rand(B, T, H).double(), "bias": torch.randn(B, T, H).double(),
         "distance": torch.randn(H, 3).double(), "sink": torch.randn(H).double(),
+        "sink_value": torch.randn(B, T, H, P).double(), "blocks": torch.randn(B, T, H, 3).double(),
     }  # fmt: skip
     given = [x.requires_grad_() for x in (q, k, v, *more.values())]
 
     def y(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor, form: str) -> Tensor:
         named = dict(zip(more, rest, strict=True))
-        return run(System(q, k, v, **named, cap=2.0, readout="exp", eta="sum"), form)  # type: ignore[arg-type]
+        return run(System(q, k, v, **named, cap=2.0, block=2, readout="exp", eta="sum"), form)  # type: ignore[arg-type]
 
     for form in FORMS:
         assert torch.autograd.gradcheck(lambda *xs, form=form: y(*xs, form=form), given, fast_mode=True)
@@ -197,14 +205,63 @@ def test_biases_of_keys_and_of_distances_are_added() -> None:
     of(System(q, k, v, bias=bias, distance=distance, readout="exp", eta="sum"), x, v)
 
 
-def test_a_read_that_sees_nothing_is_zero_and_has_gradients() -> None:
+def test_blocks_are_shown_and_hidden_for_each_query() -> None:
+    q, k, v = parts(20)
+    blocks = shown(20, 3)
+    blocks[torch.arange(B)[:, None], torch.arange(20), :, torch.arange(20) // 3] = 0.5  # else some see nothing
+    x = logits(q, k) + blocks.transpose(1, 2).repeat_interleave(3, -1)[..., :20]
+    of(System(q, k, v, blocks=blocks, block=3, readout="exp", eta="sum"), x, v)
+
+
+@pytest.mark.parametrize("ages", [(11, 11), (11, 4)])
+def test_blocks_are_counted_from_the_first_token_of_each_row(ages: tuple[int, int]) -> None:
+    """Rows of several ages go on together: the cache of the younger begins with nothing."""
+    q, k, v = parts(20)
+    blocks = shown(20, 3)
+    whole = System(q, k, v, blocks=blocks, block=3, readout="exp", eta="sum")
+    states, rest = [], []
+    for row, age in enumerate(ages):
+        one = whole.gather(lambda x, _, row=row: x[row : row + 1])  # type: ignore[misc]
+        states.append(run(one[:age], return_state=True)[1])
+        rest.append(one[age : age + 5])
+    joined = {name: torch.cat([s.tensors()[name] for s in rest]) for name in ("q", "k", "v", "blocks")}
+    new = System(joined["q"], joined["k"], joined["v"], blocks=joined["blocks"], block=3, readout="exp", eta="sum")
+    want = run(whole, "matrix")
+    for form in FORMS:
+        y = run(new, form, initial_state=sf.State.cat(states))
+        for row, age in enumerate(ages):
+            assert apart(y[row], want[row, age : age + 5]) < 1e-12
+
+
+def test_two_sums_have_one_normaliser() -> None:
+    """The sink is the logarithm of another sum of weights, its value their mean."""
+    q, k, v = parts(20)
+    others, their = torch.rand(B, 20, H, 5, dtype=torch.float64), torch.randn(B, 20, H, 5, P, dtype=torch.float64)
+    weights = logits(q, k).exp()
+    numerator = torch.einsum("bhij,bjhp->bihp", weights, v) + torch.einsum("bihj,bihjp->bihp", others, their)
+    want = numerator / (weights.sum(-1).transpose(1, 2) + others.sum(-1)).unsqueeze(-1)
+    mean = torch.einsum("bihj,bihjp->bihp", others, their) / others.sum(-1, keepdim=True)
+    for form in FORMS:
+        system = System(q, k, v, sink=others.sum(-1).log(), sink_value=mean, readout="exp", eta="sum")
+        assert apart(run(system, form), want) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["bias", "distance", "blocks"])
+def test_a_read_that_sees_nothing_is_zero_and_has_gradients(name: str) -> None:
     q, k, v = (x.requires_grad_() for x in parts(5))
     bias = torch.zeros(B, 5, H, dtype=torch.float64)
     bias[:, :2] = -math.inf
+    blocks = torch.zeros(B, 5, H, 3, dtype=torch.float64)
+    blocks[:, :2] = blocks[..., 0] = -math.inf
+    distance = torch.tensor([[-math.inf] * 2 + [0.0, -math.inf]]).double().expand(H, 4)  # only the last but one is seen
+    more: dict[str, Any] = {
+        "bias": {"bias": bias}, "distance": {"distance": distance}, "blocks": {"blocks": blocks, "block": 2},
+    }[name]  # fmt: skip
     for form in FORMS:
-        y = run(System(q, k, v, bias=bias, readout="exp", eta="sum"), form)
+        y = run(System(q, k, v, **more, readout="exp", eta="sum"), form)
         assert torch.equal(y[:, :2], torch.zeros_like(y[:, :2]))
-        assert torch.equal(y[:, 2], v[:, 2]) or apart(y[:, 2], v[:, 2]) < 1e-12
+        own = v[:, 0] if name == "distance" else v[:, 2]
+        assert torch.equal(y[:, 2], own) or apart(y[:, 2], own) < 1e-12
         for x in torch.autograd.grad(y.square().sum(), (q, k, v)):
             assert torch.isfinite(x).all()
 
@@ -225,6 +282,14 @@ def test_a_read_that_sees_nothing_is_zero_and_has_gradients() -> None:
         ({"distance": torch.zeros(H, 0).double()}, "number of distances of distance is 0"),
         ({"distance": torch.zeros(H, 3).double(), "causal": False}, "no past to look back on"),
         ({"sink": torch.zeros(1, 5, H).double()}, "batch size"),
+        ({"blocks": torch.zeros(B, 4, H, 2).double()}, "blocks .* are of `block` keys each; give both"),
+        ({"block": 2}, "give both, or neither"),
+        ({"block": 0, "blocks": torch.zeros(B, 4, H, 2).double()}, "block is 0; expected 1 or more keys"),
+        ({"blocks": torch.zeros(B, 4, H).double(), "block": 2}, r"expected \[B,t,H,m\]"),
+        ({"sink_value": torch.zeros(B, 4, H, P).double()}, "value of the sink's weight; give sink too"),
+        ({"sink": torch.zeros(H).double(), "sink_value": torch.zeros(B, 4, H, P + 1).double()}, "number of values"),
+        ({"sink": torch.zeros(H).double(), "sink_value": torch.zeros(B, 4, H, P).cdouble()}, "sink_value is complex"),
+        ({"blocks": torch.zeros(B, 4, H, 2).cdouble(), "block": 2}, "blocks is complex; expected a real tensor"),
         ({"exclusive": True}, "inclusive and has one step a token"),
     ],
 )
@@ -234,11 +299,21 @@ def test_what_softmax_cannot_take_is_told(given: dict[str, object], said: str) -
         System(q, k, v, **{"readout": "exp", "eta": "sum", **given})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["bias", "distance", "sink", "cap"])
+def test_too_few_blocks_are_told_before_any_work() -> None:
+    q, k, v = parts(10)
+    system = System(q, k, v, blocks=shown(10, 4)[..., :2], block=4, readout="exp", eta="sum")
+    with pytest.raises(StateformError, match="2 blocks of 4 keys hold 8 of the 10 tokens so far"):
+        run(system)
+    _, state = run(system[:8], return_state=True)
+    with pytest.raises(StateformError, match="2 blocks of 4 keys hold 8 of the 9 tokens so far"):
+        run(system[8:9], initial_state=state)
+
+
+@pytest.mark.parametrize("name", ["bias", "distance", "blocks", "block", "sink", "sink_value", "cap"])
 def test_what_belongs_to_softmax_is_refused_elsewhere(name: str) -> None:
     q, k, v = parts(4)
     with pytest.raises(StateformError, match=f'{name} is for readout "exp"'):
-        System(q, k, v, **{name: 1.0 if name == "cap" else torch.zeros(H, 1)})  # type: ignore[arg-type]
+        System(q, k, v, **{name: 1 if name in ("cap", "block") else torch.zeros(H, 1)})  # type: ignore[arg-type]
 
 
 def test_nan_is_found_in_what_is_outside() -> None:

@@ -556,9 +556,7 @@ def test_a_layer_reads_numbers_as_they_are(tmp_path: Path) -> None:
         assert [row["answers"] for row in same.result["layers"]] == [row["answers"] for row in found.result["layers"]]
 
 
-def test_a_report_on_numbers_has_words_of_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_report_on_numbers_has_words_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # a long path would be broken over lines
     file = Path("text.wav")
     with wave_module.open(str(file), "wb") as sound:

@@ -194,15 +194,16 @@ def _attention(system: System, s: _Letters) -> list[str]:
     seen = _visible_keys(read)
     score, moved = _score(system, s)
     inside = score if read.cap is None else f"{read.cap:g} tanh({score} / {read.cap:g})"
-    for name, term in (("bias", "bias_j"), ("distance", "r_{t-j}")):
+    for name, term in (("bias", "bias_j"), ("distance", "r_{t-j}"), ("blocks", f"m_{{t,j // {read.block}}}")):
         inside += f" + {term}" if name in system.parts else ""
     weight = f"exp({inside})"
     if read.forget is not None:
         weight = f"{'a^{t-j}' if system.is_constant('forget') else 'a_t .. a_{j+1}'} {weight}"
     eta = {"sum": f"sum_{{{seen}}} {weight}"}.get(system.eta) if isinstance(system.eta, str) else None
     more = (f" + {s('d')}" if system.d is not None else "") + (" + exp(sink)" if read.sink is not None else "")
+    drawn = " + exp(sink) z_t / eta_t" if read.sink_value is not None else ""
     return [
-        f"y_t = sum_{{{seen}}} alpha_tj v_j" + (f" + {s('d')} v_t / eta_t" if system.d is not None else ""),
+        f"y_t = sum_{{{seen}}} alpha_tj v_j" + (f" + {s('d')} v_t / eta_t" if system.d is not None else "") + drawn,
         f"alpha_tj = {weight}" + ("" if system.eta is None else " / eta_t"),
         *([f"eta_t = {eta}{more}"] if eta else []),
         *moved,

@@ -32,7 +32,8 @@ def _then(words: Iterable[str]) -> str:
 
 OUTSIDE = {
     "forget": "weights fade with distance", "bias": "a bias for each key", "distance": "a bias for each distance",
-    "sink": "a sink takes its share", "cap": "logits are bounded",
+    "blocks": "blocks of keys are shown or hidden", "sink": "a sink takes its share",
+    "sink_value": "which has a value", "cap": "logits are bounded",
 }  # fmt: skip
 """What a softmax readout may do besides, in words."""
 

@@ -26,10 +26,12 @@ from ..system.state import State
 
 Array = np.ndarray[Any, Any]
 Parts = dict[str, Array]
-_PER_TOKEN = ("q", "d", "eta", "eta_floor", "forget", "bias", "distance", "sink", "ridge", "mix")
+_PER_TOKEN = (
+    "q", "d", "eta", "eta_floor", "forget", "bias", "distance", "blocks", "sink", "sink_value", "ridge", "mix",
+)  # fmt: skip
 """The parts with one entry a token; the others have `micro`."""
-_VECTORS = ("q", "k", "v", "f", "w", "transition")
-_EXACT = ("phase", "sign", "log_decay", "rate", "forget", "bias", "distance", "sink", "log_b")
+_VECTORS = ("q", "k", "v", "f", "w", "transition", "sink_value", "blocks")
+_EXACT = ("phase", "sign", "log_decay", "rate", "forget", "bias", "distance", "blocks", "sink", "log_b")
 """What no form rounds before it is used: angles and exponents."""
 
 
@@ -72,6 +74,7 @@ def defined_coefficients(system: System, *, noise: float = 0.0, seed: int = 0, s
     """
     loop, steps = _Loop(system, _Noise(noise, np.random.default_rng(seed), summed)), system.T * system.micro
     loop.parts["v"] = np.broadcast_to(np.eye(steps)[None, :, None], (system.B, steps, system.H, steps))
+    loop.parts.pop("sink_value", None)  # of no write
     y, _ = loop.packed(None, [0, system.T])
     return torch.from_numpy(np.moveaxis(y, (2, 3), (1, 2)))
 
@@ -279,6 +282,9 @@ class _Loop:
             if "distance" in cut:
                 far = np.clip(i - seen, 0, cut["distance"].shape[-1] - 1)
                 x = x + np.moveaxis(cut["distance"][:, 0][..., far], -1, 1)
+            if "blocks" in cut:
+                assert read.block is not None
+                x = x + np.moveaxis(cut["blocks"][:, i][..., seen // read.block], -1, 1)
             y[:, i, :, 0] = self.weighed(cut, i, x, v[:, seen])
         return y, None
 
@@ -320,10 +326,13 @@ class _Loop:
         top = np.where(top > -np.inf, top, 0.0) if self.system.eta == "sum" else np.zeros_like(top)
         weights, d = noise(np.exp(logits - top[:, None])), d * np.exp(-top)
         y = noise(weights[..., None] * v).sum(1) + noise(d[..., None] * cut["v"][:, i])
+        if "sink_value" in cut:
+            y = y + noise(np.exp(sink - top)[..., None] * cut["sink_value"][:, i])
         if self.system.eta is None:
             return np.asarray(y)
         eta = noise(weights).sum(1) + d + np.exp(sink - top) if self.system.eta == "sum" else cut["eta"][:, i]
         if "eta_floor" in cut:
             eta = np.maximum(abs(eta), floor * np.exp(-top))
-        blind = "bias" in cut and eta == 0  # nothing is seen: the read is 0
+        hiding = not {"bias", "distance", "blocks"}.isdisjoint(cut)
+        blind = hiding and eta == 0  # nothing is seen: the read is 0
         return np.asarray(y / np.where(blind, 1.0, eta)[..., None])

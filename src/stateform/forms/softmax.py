@@ -1,11 +1,12 @@
 """The exp readout (softmax attention and its kin), whose state is the growing cache of keys and values.
 
-    y_i = ( sum_{j<=i} exp( c(x_ij) + g_{j+1} + ... + g_i + beta_j + r_{i-j} ) v_j + d_i v_i ) / eta_i
+    y_i = ( sum_{j<=i} exp( c(x_ij) + g_{j+1} + ... + g_i + beta_j + r_{i-j} + m_{i,j/block} ) v_j
+            + exp(s_i) z_i + d_i v_i ) / eta_i
     x_ij = Re(q_i^T A_i ... A_{j+1} b_j k_j)
 
-The System's transition A acts inside, on the keys (see `scores`). The forgetting g, the bias beta of a key, the bias r
-of a distance and the sink, one more weight in eta, act outside. All queries at once, a block of queries at a time, or
-one query at a time are the forms matrix, chunkwise and recurrent.
+The System's transition A acts inside, on the keys (see `scores`). The forgetting g, the biases beta of a key, r of a
+distance and m of a block of keys, and the sink s, one more weight in eta, of value z, act outside. All queries at once,
+a block of queries at a time, or one query at a time are the forms matrix, chunkwise and recurrent.
 """
 
 from __future__ import annotations
@@ -50,6 +51,22 @@ class Outside:
     """Biases of the new keys [B|1,T,H|1]."""
     distance: Tensor | None
     """Biases of the distances [H|1,D]."""
+    blocks: Tensor | None
+    """Biases of the blocks of keys, for each new token [B,T,H|1,M]."""
+    block: int
+    """Keys in a block."""
+
+    def of_distances(self, i: Tensor, j: Tensor) -> Tensor:
+        """Look up the biases of queries i [queries,1] and keys j [keys]: [1,H|1,queries,keys]."""
+        assert self.distance is not None
+        return self.distance[None, :, (i - j).clamp(0, self.distance.shape[1] - 1)]
+
+    def of_blocks(self, rows: slice | Tensor, j: Tensor) -> Tensor:
+        """Look up the biases of chosen new tokens and keys j [keys]: [B,H|1,queries,keys]."""
+        assert self.blocks is not None
+        asked = self.blocks[:, rows].transpose(1, 2)  # [B,H|1,queries,M]
+        number = (self.seen[:, None] - self.past + j).clamp(min=0) // self.block  # a key's place in its sequence
+        return asked.gather(-1, number[:, None, None].expand(*asked.shape[:3], -1))
 
 
 def outside(system: System, state: State | None, past: int) -> Outside:
@@ -62,13 +79,26 @@ def outside(system: System, state: State | None, past: int) -> Outside:
         x = parts.get(name)
         return x if x is None else (x if x.ndim == 3 else x[None, None].expand(1, T, -1)).to(precise)
 
-    g, bias, distance = per_token("forget"), per_token("bias"), parts.get("distance")
+    g, bias = per_token("forget"), per_token("bias")
+    distance, blocks = (None if (x := parts.get(name)) is None else x.to(precise) for name in ("distance", "blocks"))
+    block = _check_blocks(system, seen, past)
     log_weight = None
     if g is not None or bias is not None:
         none = system.k.new_zeros(1, T, 1, dtype=precise)
         g, bias = none if g is None else g, none if bias is None else bias
         log_weight = none.new_zeros(B, 0, lcm(g.shape[2], bias.shape[2])) if state is None else state["log_weight"]
-    return Outside(past, seen, log_weight, g, bias, None if distance is None else distance.to(precise))
+    return Outside(past, seen, log_weight, g, bias, distance, blocks, block)
+
+
+def _check_blocks(system: System, seen: Tensor, past: int) -> int:
+    """Raise unless every key has a block; return how many are in one."""
+    read = system.readout
+    if not isinstance(read, SoftmaxRead) or read.blocks is None or read.block is None:
+        return 1
+    held, before = read.blocks.shape[3] * read.block, int(seen.max()) if readable(seen) and len(seen) else past
+    require(held >= before + system.T, f"{read.blocks.shape[3]} blocks of {read.block} keys hold {held} of the "
+            f"{before + system.T} tokens so far; expected blocks [B,T,H,M] for all of them")  # fmt: skip
+    return read.block
 
 
 def attend(system: System, state: State | None, block: int) -> tuple[Tensor, State]:
@@ -109,7 +139,7 @@ def _bias(
     """
     L, device = added.past, added.seen.device
     cut = system.window is not None and (any_length(L + stop) or system.window < stop)
-    free = added.g is None and added.distance is None
+    free = added.g is None and added.distance is None and added.blocks is None
     if free and system.causal and start == L == 0 and not cut:
         return 0, None, None  # before a mask of queries x keys is made
     low = 0 if system.window is None or any_length(L + start) else max(0, L + start - system.window + 1)
@@ -127,8 +157,9 @@ def _bias(
         assert added.bias is not None and log_weight is not None
         bias, log_weight = _weighted_keys(added.g[:, start:stop], added.bias[:, start:stop], log_weight, low)
     if added.distance is not None:
-        far = (i - j).clamp(0, added.distance.shape[1] - 1)
-        bias = spread_heads(bias, H, 1) + spread_heads(added.distance[None, :, far], H, 1)
+        bias = spread_heads(bias, H, 1) + spread_heads(added.of_distances(i, j), H, 1)
+    if added.blocks is not None:
+        bias = spread_heads(bias, H, 1) + spread_heads(added.of_blocks(slice(start, stop), j), H, 1)
     return low, torch.where(visible, bias, -torch.inf), log_weight
 
 
@@ -160,8 +191,11 @@ def _rows(system: System, scores: Scores, values: Tensor, bias: Tensor | None, r
     product = scores.product(rows.start, rows.stop, low)
     if product is not None and _fusible(system):
         return (_written if transformed() else _fused)(*product, values, bias, H)
-    alpha, direct = _alpha(system, _exponents(system, scores.logits(rows.start, rows.stop, low), bias), rows)
+    alpha, direct, sink = _alpha(system, _exponents(system, scores.logits(rows.start, rows.stop, low), bias), rows)
     y = _weighted(alpha, values)
+    own = system.parts.get("sink_value")
+    if own is not None and sink is not None:
+        y = y + sink.transpose(1, 2) * upcast(spread_heads(own[:, rows], H))
     if direct is not None:
         y = y + direct.transpose(1, 2) * upcast(spread_heads(values, H))[:, values.shape[1] - alpha.shape[2] :]
     return y.to(system.dtype)
@@ -170,7 +204,7 @@ def _rows(system: System, scores: Scores, values: Tensor, bias: Tensor | None, r
 def _fusible(system: System) -> bool:
     """True if rows are softmax of the logits and a bias, with something to see for each."""
     plain = system.eta == "sum" and system.d is None and system.eta_floor is None
-    return plain and not {"bias", "sink"} & system.parts.keys() and _cap(system) is None
+    return plain and not {"bias", "blocks", "sink"} & system.parts.keys() and _cap(system) is None
 
 
 def _cap(system: System) -> float | None:
@@ -204,8 +238,10 @@ def _fused(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, H: int)
 
 def _written(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, H: int) -> Tensor:
     """Compute the same with the weights written out: it has derivatives of every order, forward too, and takes vmap."""
-    logits = product_logits(q, keys, H)
-    return _weighted(_masked(logits, bias).softmax(-1), values).to(values.dtype)
+    exponents = _masked(product_logits(q, keys, H), bias)
+    blind = (exponents == -torch.inf).all(-1, keepdim=True)  # where softmax would be 0 / 0
+    alpha = exponents.masked_fill(blind, 0.0).softmax(-1).masked_fill(blind, 0.0)
+    return _weighted(alpha, values).to(values.dtype)
 
 
 class _Differentiable(torch.autograd.Function):
@@ -242,8 +278,8 @@ def _masked(logits: Tensor, bias: Tensor | None) -> Tensor:
     return logits.masked_fill(~seen, -torch.inf)
 
 
-def _alpha(system: System, logits: Tensor, rows: slice | Tensor) -> tuple[Tensor, Tensor | None]:
-    """Divide weights [B,H,c,keys] and the direct weight [B,H,c,1] of each query's own value by eta."""
+def _alpha(system: System, logits: Tensor, rows: slice | Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Divide by eta: the weights [B,H,c,keys], and those of each query's own value and of its sink, [B,H,c,1]."""
 
     def gate(name: Literal["d", "eta", "eta_floor", "sink"]) -> Tensor:
         x = system.gate(name)
@@ -264,14 +300,15 @@ def _alpha(system: System, logits: Tensor, rows: slice | Tensor) -> tuple[Tensor
     if system.d is not None:
         d = gate("d") * torch.exp(-top)
     if system.eta is None:
-        return weights, d
+        return weights, d, None
     eta = gate("eta") if system.eta != "sum" else weights.sum(-1, keepdim=True) + (0 if d is None else d)
-    eta = eta if sink is None else eta + torch.exp(sink - top)
+    drawn = None if sink is None else torch.exp(sink - top)
+    eta = eta if drawn is None else eta + drawn
     if system.eta_floor is not None:
         eta = torch.maximum(eta.abs(), gate("eta_floor") * torch.exp(-top))
-    if "bias" in system.parts:
+    if not {"bias", "distance", "blocks"}.isdisjoint(system.parts):
         eta = torch.where(eta == 0, 1.0, eta)  # a read that sees nothing is 0
-    return weights / eta, None if d is None else d / eta
+    return weights / eta, None if d is None else d / eta, None if drawn is None else drawn / eta
 
 
 def log_normaliser(system: System) -> Tensor:
@@ -303,8 +340,9 @@ def _row_bias(added: Outside, rows: Tensor, system: System) -> Tensor:
         own = added.bias.transpose(1, 2).unsqueeze(2)
         bias = spread_heads(torch.stack(sums, 2), H, 1) + spread_heads(own, H, 1)
     if added.distance is not None:
-        far = (i - j).clamp(0, added.distance.shape[1] - 1)
-        bias = spread_heads(bias, H, 1) + spread_heads(added.distance[None, :, far], H, 1)
+        bias = spread_heads(bias, H, 1) + spread_heads(added.of_distances(i, j), H, 1)
+    if added.blocks is not None:
+        bias = spread_heads(bias, H, 1) + spread_heads(added.of_blocks(rows, j), H, 1)
     return torch.where(visible, bias, -torch.inf)
 
 
@@ -317,7 +355,7 @@ def softmax_weights(system: System, queries: Sequence[int] | None) -> Tensor:
     """Compute alpha [B,H,1,queries,T] of an exp readout from an empty cache."""
     index = list(range(system.T)) if queries is None else [int(i) for i in queries]
     rows = torch.as_tensor(index, device=system.device)
-    alpha, direct = _alpha(system, _all_exponents(system, rows), rows)
+    alpha, direct, _ = _alpha(system, _all_exponents(system, rows), rows)
     if direct is not None:
         own = F.one_hot(rows, system.T).to(alpha.dtype)
         alpha = alpha + own * direct

@@ -61,6 +61,8 @@ class Readout:
     """What is said of its fields beside another readout, {} its name."""
     parts: ClassVar[tuple[str, ...]] = ()
     """The fields that may be tensors, in the layouts of `shapes.SHAPES`."""
+    exponents: ClassVar[tuple[str, ...]] = ()
+    """Those of them that are exponents, which may be -inf."""
 
     @property
     def window(self) -> int | None:
@@ -140,16 +142,22 @@ class LinearRead(Readout):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class SoftmaxRead(Readout):
-    """Weights exp(c(x_ij) + g_{j+1} + ... + g_i + beta_j + r_{i-j}), usually with eta = "sum", for the logits
-    x_ij = Re(q_i^T A_i ... A_{j+1} b_j k_j): the System's transition acts on the keys, inside the exponential.
+    """Weights exp(c(x_ij) + g_{j+1} + ... + g_i + beta_j + r_{i-j} + m_{i,j/block}), usually with eta = "sum", for the
+    logits x_ij = Re(q_i^T A_i ... A_{j+1} b_j k_j): the System's transition acts on the keys, inside the exponential.
+
+    A key is hidden where a bias is -inf. A read that sees nothing is 0.
 
     Args:
         window: only the last `window` tokens are seen; with causal=False, those less than `window` away on both sides.
         causal: False (form "matrix") lets every token see every other.
         forget: g, log decays outside, on the weights (ALiBi, forgetting attention): [B,T,H] or [H], 0 or less.
-        bias: beta, of each key's own weight [B,T,H] or [H]; -inf hides the token. A read that sees nothing is 0.
+        bias: beta, of each key's own weight [B,T,H] or [H].
         distance: r, for each distance 0, 1, ... D - 1, which stands for all beyond (T5): [H,D].
-        sink: the logit of one more weight, which takes its share of eta and has no value (gpt-oss): [B,T,H] or [H].
+        blocks: m, of each query for each block of keys [B,T,H,M]: 0 and -inf show and hide it (MoBA).
+        block: keys in a block, which are counted from the first token of a sequence.
+        sink: the logit of one more weight, which takes its share of eta (gpt-oss): [B,T,H] or [H].
+        sink_value: the value of that weight [B,T,H,p]; None is 0. With the logarithm of another sum of weights as sink
+            and its mean as sink_value, both sums have one normaliser.
         cap: c(x) = cap tanh(x / cap), which bounds the logits (Gemma 2).
     """
 
@@ -158,29 +166,43 @@ class SoftmaxRead(Readout):
     forget: Tensor | None = None
     bias: Tensor | None = None
     distance: Tensor | None = None
+    blocks: Tensor | None = None
+    block: int | None = None
     sink: Tensor | None = None
+    sink_value: Tensor | None = None
     cap: float | None = None
 
-    name, cached, parts = "exp", True, ("forget", "bias", "distance", "sink")
+    name, cached = "exp", True
+    exponents = ("forget", "bias", "distance", "blocks", "sink")
+    parts = (*exponents, "sink_value")
     elsewhere: ClassVar = {
         "window": 'window is for readout "exp"; a {} readout forgets by its decay',
         "causal": 'causal=False is for readout "exp"; a {} readout is causal',
         "forget": 'forget is for readout "exp"; a {} readout takes its decay as log_decay',
         "bias": 'bias is for readout "exp"; a {} readout takes the strength of a write as b or log_b',
         "distance": 'distance is for readout "exp"; a {} readout forgets by its decay',
+        "blocks": 'blocks is for readout "exp"; a {} readout forgets by its decay',
+        "block": 'block is for readout "exp"; a {} readout forgets by its decay',
         "sink": 'sink is for readout "exp"; a {} readout takes what is added to a sum of weights as d',
+        "sink_value": 'sink_value is for readout "exp"; a {} readout takes what is added to a sum of weights as d',
         "cap": 'cap is for readout "exp"; a {} readout has no logits to bound',
     }
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.window, int) and not isinstance(self.window, bool) and self.window >= 1
-        require(whole or self.window is None, f"window is {self.window!r}; expected 1 or more tokens")
+        for name, of in (("window", "tokens"), ("block", "keys")):
+            x = getattr(self, name)
+            whole = isinstance(x, int) and not isinstance(x, bool) and x >= 1
+            require(whole or x is None, f"{name} is {x!r}; expected 1 or more {of}")
         require(isinstance(self.causal, bool), f"causal is {self.causal!r}; expected True or False")
         for name in self.parts:
             _check_tensor(name, getattr(self, name))
         limited = self.forget is not None or self.distance is not None
         require(self.causal or not limited,
                 "causal=False has no past to look back on: leave out forget and distance")  # fmt: skip
+        require((self.blocks is None) == (self.block is None),
+                "blocks [B,T,H,M] are of `block` keys each; give both, or neither")  # fmt: skip
+        require(self.sink_value is None or self.sink is not None,
+                "sink_value is the value of the sink's weight; give sink too")  # fmt: skip
         number = isinstance(self.cap, int | float) and not isinstance(self.cap, bool) and 0 < self.cap < math.inf
         require(self.cap is None or number, f"cap is {self.cap!r}; expected the largest logit, above 0, or None")
 
@@ -189,7 +211,7 @@ class SoftmaxRead(Readout):
         return self.window is not None
 
     def refinements(self) -> list[str]:
-        plain = ("window", "causal", "forget")
+        plain = ("window", "causal", "forget", "block")
         return [f.name for f in fields(self) if f.name not in plain and getattr(self, f.name) is not None]
 
     def columns(self, system: Any) -> int:
@@ -218,6 +240,8 @@ class SoftmaxRead(Readout):
         )
         require(not s.exclusive and s.micro == 1, 'readout "exp" is inclusive and has one step a token')
         require(self.sink is None or s.eta == "sum", 'a sink is one more weight of the sum; it needs eta = "sum"')
+        require(self.sink_value is None or not self.sink_value.is_complex(),
+                "sink_value is complex, as the values cannot be; expected a real tensor [B,T,H,p]")  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -286,7 +310,10 @@ class ReadOptions(TypedDict, total=False):
     forget: Tensor | None
     bias: Tensor | None
     distance: Tensor | None
+    blocks: Tensor | None
+    block: int | None
     sink: Tensor | None
+    sink_value: Tensor | None
     cap: float | None
     ridge: Tensor | None
     mix: Tensor | None

@@ -32,21 +32,26 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "forget": ("BtH", "H"),
     "bias": ("BtH", "H"),
     "distance": ("Hd",),
+    "blocks": ("BtHm",),
     "sink": ("BtH", "H"),
+    "sink_value": ("BtHp",),
     "ridge": ("BtH", "BtHn", "Hn", "H"),
     "mix": ("BtH", "H"),
     "w_in": ("Hni",),
     "w_out": ("oHn",),
 }
-"""B batch, t tokens, T tokens * micro, H heads (or a divisor), n keys, p values, o outputs, i inputs, d distances."""
+"""B batch, t tokens, T tokens * micro, H heads (or a divisor), n keys, p values, o outputs, i inputs, d distances,
+m blocks of keys."""
 
 PER_TOKEN = frozenset(name for name, layouts in SHAPES.items() if "t" in layouts[0])
 GATES = frozenset(
-    name for name, layouts in SHAPES.items() if layouts[-1] == "H" or name in ("phase", "log_decay", "sign", "rate")
+    name
+    for name, layouts in SHAPES.items()
+    if layouts[-1] == "H" or name in ("phase", "log_decay", "sign", "rate", "distance", "blocks")
 )
-VECTORS = ("q", "k", "v", "f", "w", "transition", "w_in", "w_out")
+VECTORS = ("q", "k", "v", "f", "w", "transition", "sink_value", "w_in", "w_out")
 DECAYS = ("log_decay", "rate", "phase", "sign")
-HIDING = ("log_b", *SoftmaxRead.parts)
+HIDING = ("log_b", *SoftmaxRead.exponents)
 """Exponents that may be -inf, as a log decay may that is no product."""
 EXPONENTS = (*DECAYS, *HIDING)
 """Exponents and angles, which stay at float32 at least."""
@@ -56,7 +61,7 @@ TENSORS = tuple(name for name in SHAPES if name not in ("rate", *READ))
 """The fields of a System that may be tensors; a product decay is a pair, log_decay and rate;
 readouts have their own."""
 AXES = {"B": "batch size", "t": "length", "n": "number of keys", "p": "number of values", "o": "number of outputs",
-        "i": "number of inputs", "d": "number of distances"}  # fmt: skip
+        "i": "number of inputs", "d": "number of distances", "m": "number of blocks"}  # fmt: skip
 
 
 def layout(name: str, x: Tensor) -> str:
@@ -188,7 +193,7 @@ def _check_sizes(s: Any, parts: dict[str, Tensor]) -> None:
                     f"{label(name)} and {label(first)} differ in their {AXES[axis]}, {size} and {known}; "
                     f"their shapes are {list(x.shape)} and {list(parts[first].shape)}"
                 )
-    for axis in "npoid":
+    for axis in "npoidm":
         size, name = seen.get(axis, (1, ""))
         require(size > 0, f"the {AXES[axis]} of {name} is 0; expected 1 or more")
     most = max(heads, key=lambda name: heads[name])
