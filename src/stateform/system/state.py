@@ -206,7 +206,8 @@ class State:
                 fingerprint = header.get("stateform")
                 require(fingerprint is not None, f"{path} is a safetensors file, but not a state; name a file that "
                         "State.save wrote")  # fmt: skip
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                # A copy lies where torch puts tensors: results may differ by a rounding with where they lie.
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
                 pairs = json.loads(header.get(PAIRS, "[]"))
                 tensors |= {name: torch.view_as_complex(tensors[name]) for name in pairs}
                 return cls(tensors, str(fingerprint))
