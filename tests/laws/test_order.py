@@ -52,7 +52,7 @@ ROOMS = {
         "compiled cost cost.constants form packing pairs stabilise step",
         "coefficients newton opaque",
         "chunkwise convolution matrix recurrent scan",
-        "cost.work scores",
+        "cost.work outside scores",
         "cost.predict linear softmax",
         "ridge run",
         "cost.calibrate dense",
