@@ -156,8 +156,8 @@ def sensitivity(system: System, state: State | None, generator: torch.Generator)
 
 
 def some_state(system: System) -> State | None:
-    """Draw a state as it stands after a few tokens like those of the system."""
-    if system.readout.cached and system.T < 2:
+    """Draw a state as it stands after a few tokens like those of the system; None where there is none to go on from."""
+    if system.readout.placed or (system.readout.cached and system.T < 2):
         return None
     _, state = run(system[: max(1, system.T // 4)], "recurrent", return_state=True)
     return state.detach()

@@ -155,6 +155,22 @@ def _hopfield(layer: Any, u: Tensor) -> Case:
     return general.system(u), plain.system(u)
 
 
+@relation("lolcats", "softmax", "a window of at least T tokens")
+def _lolcats(layer: Any, u: Tensor) -> Case:
+    same = ("n_heads", "n_kv_heads", "d_state", "positions")
+    general = general_of("lolcats", layer, *same, window=u.shape[1])
+    general.rope_base = layer.rope_base
+    return general.system(u), layer.system(u)
+
+
+@relation("moba", "softmax", "as many blocks seen as there are")
+def _moba(layer: Any, u: Tensor) -> Case:
+    same = ("n_heads", "n_kv_heads", "d_state", "positions")
+    general = general_of("moba", layer, *same, block=4, n_blocks=u.shape[1])
+    general.rope_base = layer.rope_base
+    return general.system(u), layer.system(u)
+
+
 @relation("fox", "softmax", "gates that are open, f = 1")
 def _fox(layer: Any, u: Tensor) -> Case:
     general = general_of("fox", layer, "n_heads", "n_kv_heads", "d_state", "positions")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from torch.nn.modules.module import _has_any_global_hook
 from ..errors import StateformError, require
 from ..loops.norm import Gate, normed
 from ..system.precision import HALF, without_autocast
+
+N = TypeVar("N", int, float)
 
 
 def heads(x: Tensor, n_heads: int) -> Tensor:
@@ -117,7 +119,7 @@ def normalised_size(d_model: int, n_heads: int, d_state: int | None) -> tuple[in
     return p, more_than_a_sign(d_state or p, "key", f"d_state is {d_state}")
 
 
-def above_zero(name: str, value: float) -> float:
+def above_zero(name: str, value: N) -> N:
     """Give the value, or raise unless it is a number above 0."""
     if not 0 < value < math.inf:  # a message is not made where it is not needed: a graph may hold a symbol here
         raise StateformError(f"{name} is {value}; expected a number above 0")
@@ -165,6 +167,14 @@ def pair_up(x: Tensor, *, conjugate: bool = False) -> Tensor:
     """Pair [..., n] up to [..., n/2] complex: the first half are the real parts, the second the imaginary ones."""
     a, b = (x if x.dtype == torch.float64 else x.float()).chunk(2, -1)
     return torch.complex(a, -b if conjugate else b)
+
+
+def rotated(x: Tensor, place: Tensor, base: float) -> Tensor:
+    """Turn x [B,T,H,n] by its place [B|1,T], as `rope_angles` has it."""
+    angle = place[..., None, None] * rope_angles(x.shape[-1], base, place.device)
+    z = pair_up(x)
+    z = z * torch.polar(torch.ones_like(angle), angle).to(z.dtype)
+    return torch.cat([z.real, z.imag], -1).to(x.dtype)
 
 
 class HeadNorm(nn.Module):

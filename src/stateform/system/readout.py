@@ -79,6 +79,11 @@ class Readout:
         """True if the state does not grow with T."""
         return True
 
+    @property
+    def placed(self) -> bool:
+        """True if its parts name places in the text, so that a system goes on from its own past alone."""
+        return False
+
     def columns(self, system: Any) -> int:
         """Count the columns of S besides the p values."""
         return 1 if system.eta == "sum" else 0
@@ -209,6 +214,10 @@ class SoftmaxRead(Readout):
     @property
     def bounded(self) -> bool:
         return self.window is not None
+
+    @property
+    def placed(self) -> bool:
+        return self.blocks is not None
 
     def refinements(self) -> list[str]:
         plain = ("window", "causal", "forget", "block")

@@ -19,6 +19,12 @@ from ..registry import register
 from .linear import Linear
 
 
+def spikes(x: Tensor, W: Tensor) -> Tensor:
+    """Map x [B,T,H,n] by W [H,n,n] to phi(x) [B,T,H,2n]."""
+    z = precise(torch.einsum("bthn,hmn->bthm", x, W.to(x.dtype)))
+    return torch.cat([z.softmax(-1), (-z).softmax(-1)], -1).to(x.dtype)
+
+
 @register("hedgehog")
 class Hedgehog(Linear):
     """Heads of linear attention with learned spiky features.
@@ -34,11 +40,6 @@ class Hedgehog(Linear):
         one = torch.eye(self.d_state).expand(n_heads, -1, -1)
         self.q_map, self.k_map = nn.Parameter(one.clone()), nn.Parameter(one.clone())  # [H,n,n]
 
-    def features(self, x: Tensor, W: Tensor) -> Tensor:
-        """Map x [B,T,H,n] to phi(x) [B,T,H,2n]."""
-        z = precise(torch.einsum("bthn,hmn->bthm", heads(x, self.n_heads), W))
-        return torch.cat([z.softmax(-1), (-z).softmax(-1)], -1).to(x.dtype)
-
     def system(self, u: Tensor, past: Past | None = None) -> System:
-        q, k = self.features(self.q_proj(u), self.q_map), self.features(self.k_proj(u), self.k_map)
-        return System(q, k, heads(self.v_proj(u), self.n_heads), eta="sum")
+        q, k, v = (heads(f(u), self.n_heads) for f in (self.q_proj, self.k_proj, self.v_proj))
+        return System(spikes(q, self.q_map), spikes(k, self.k_map), v, eta="sum")

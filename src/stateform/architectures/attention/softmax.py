@@ -54,9 +54,12 @@ class Softmax(Layer):
         return heads(self.q_proj(u), self.n_heads), k, v
 
     def system(self, u: Tensor, past: Past | None = None) -> System:
-        q, k, v = self.heads_of(u)
+        return self.attention(*self.heads_of(u))
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> System:
+        """Give the System of what `heads_of` gave."""
         q = q * self.d_state**-0.5
         if self.positions == "none":
             return System(q, k, v, readout="exp", eta="sum")
-        phase = rope_angles(self.d_state, self.rope_base, u.device)  # [1,n/2]
+        phase = rope_angles(self.d_state, self.rope_base, q.device)  # [1,n/2]
         return System(pair_up(q), pair_up(k, conjugate=True), v, phase=phase, readout="exp", eta="sum")

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from ...errors import require
 from ...graph import Tensors, any_length, one_by_one, over_time
 from ...layer import Layer, Past, ShortConv
-from ...layer.parts import above_zero, heads, pair_up, precise, precise_linear, rope_angles, split_size
+from ...layer.parts import above_zero, heads, precise, precise_linear, rope_angles, rotated, split_size
 from ...system import System
 from ...system.precision import without_autocast
 from ..registry import register
@@ -81,13 +81,6 @@ class TTTLinear(Layer):
         self.norm = nn.LayerNorm(d_model, eps=1e-6)
         self.gate_proj = nn.Linear(d_model, d_model, bias=False) if gate else None
         self.out_proj = nn.Linear(d_model, d_model, bias=False)
-
-    def rotated(self, x: Tensor, place: Tensor) -> Tensor:
-        """Turn x [B,T,H,n] by its place in the block [B,T]."""
-        angle = place[..., None, None] * rope_angles(x.shape[-1], self.rope_base, place.device)
-        z = pair_up(x)
-        z = z * torch.polar(torch.ones_like(angle), angle).to(z.dtype)
-        return torch.cat([z.real, z.imag], -1)
 
     def counts(self) -> Tensor:
         """Give c_1 .. c_block, 0 or more."""
@@ -151,7 +144,7 @@ class TTTLinear(Layer):
         place = torch.arange(u.shape[1], device=u.device).expand(u.shape[:2])
         place = (place if first is None else place + first[:, None]) % self.block
         if self.positions == "rope":
-            q, k = self.rotated(q, place), self.rotated(k, place)
+            q, k = (rotated(x, place, self.rope_base) for x in (q, k))
         target = v if self.inner_norm is None else v - k
         if self.bias:
             q, k = (F.pad(x, (0, 1), value=1.0) for x in (q, k))
