@@ -64,7 +64,7 @@ def ids(*shape: int, seed: int = 1, below: int = V) -> Tensor:
 
 
 def close(a: Tensor, b: Tensor, scale: float = CLOSE) -> bool:
-    a, b = a.detach(), b.detach()
+    a, b = (x.detach().clamp_min(torch.finfo(x.dtype).min) if x.is_floating_point() else x for x in (a, b))  # -inf
     return a.shape == b.shape and bool((a - b).abs().max() <= scale * max(1.0, float(b.abs().max())))
 
 

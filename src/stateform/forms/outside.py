@@ -50,9 +50,16 @@ class Outside:
     def of_blocks(self, rows: slice | Tensor, j: Tensor) -> Tensor:
         """Look up the biases of chosen new tokens and keys j [keys]: [B,H|1,queries,keys]."""
         assert self.blocks is not None
-        asked = self.blocks[:, rows].transpose(1, 2)  # [B,H|1,queries,M]
+        asked = select(self.blocks, rows).transpose(1, 2)  # [B,H|1,queries,M]
         number = (self.seen[:, None] - self.past + j).clamp(min=0) // self.block  # a key's place in its sequence
         return asked.gather(-1, number[:, None, None].expand(*asked.shape[:3], -1))
+
+
+def select(x: Tensor, rows: slice | Tensor) -> Tensor:
+    """Select tokens of x [B,T,...]."""
+    if isinstance(rows, slice):  # whose ends a graph of any length sees as numbers if it is taken as it is
+        return x[:, rows.start : rows.stop]
+    return x[:, rows]
 
 
 def outside(system: System, state: State | None, past: int) -> Outside:
@@ -81,6 +88,8 @@ def _check_blocks(system: System, seen: Tensor, past: int) -> int:
     read = system.readout
     if not isinstance(read, SoftmaxRead) or read.blocks is None or read.block is None:
         return 1
+    if torch.compiler.is_compiling():  # a graph of any length has no number to compare
+        return read.block
     held, before = read.blocks.shape[3] * read.block, int(seen.max()) if readable(seen) and len(seen) else past
     require(held >= before + system.T, f"{read.blocks.shape[3]} blocks of {read.block} keys hold {held} of the "
             f"{before + system.T} tokens so far; expected blocks [B,T,H,M] for all of them")  # fmt: skip

@@ -210,7 +210,8 @@ def _turned(system: System, state: State | None) -> tuple[Tensor, Tensor]:
     start = None if state is None else state.get("angle")
     turned = angles(phase.movedim(1, 2)).movedim(2, 1) + (0 if start is None else start.unsqueeze(1))
     turn = torch.polar(torch.ones_like(turned), turned)
-    return turn if system.k.dtype in DOUBLE else turn.to(torch.complex64), wrap(turned[:, -1])
+    after = turned[:, -1] if system.T else turned.sum(1) if start is None else start
+    return turn if system.k.dtype in DOUBLE else turn.to(torch.complex64), wrap(after)
 
 
 def _per_head(x: Tensor, factor: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from ..system.shapes import spread_heads
 from ..system.state import State, grows
 from .cost.work import number_size
 from .form import Form, register_reads
-from .outside import bias_of, bias_of_rows, outside
+from .outside import bias_of, bias_of_rows, outside, select
 from .scores import Scores, joined, kept_as, product_logits, scores_of, turns_only
 
 
@@ -75,7 +75,7 @@ def _rows(system: System, scores: Scores, values: Tensor, bias: Tensor | None, r
     y = _weighted(alpha, values)
     own = system.parts.get("sink_value")
     if own is not None and sink is not None:
-        y = y + sink.transpose(1, 2) * upcast(spread_heads(own[:, rows], H))
+        y = y + sink.transpose(1, 2) * upcast(spread_heads(select(own, rows), H))
     if direct is not None:
         y = y + direct.transpose(1, 2) * upcast(spread_heads(values, H))[:, values.shape[1] - alpha.shape[2] :]
     return y.to(system.dtype)
@@ -158,34 +158,35 @@ def _masked(logits: Tensor, bias: Tensor | None) -> Tensor:
     return logits.masked_fill(~seen, -torch.inf)
 
 
+def _gate(system: System, rows: slice | Tensor, name: Literal["d", "eta", "eta_floor", "sink"]) -> Tensor:
+    """Give a number of chosen queries and heads, [B|1,H|1,c|1,1]."""
+    x = system.gate(name)
+    return (x if x.shape[1] == 1 else select(x, rows)).transpose(1, 2).unsqueeze(-1)
+
+
 def _alpha(system: System, logits: Tensor, rows: slice | Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Divide by eta: the weights [B,H,c,keys], and those of each query's own value and of its sink, [B,H,c,1]."""
-
-    def gate(name: Literal["d", "eta", "eta_floor", "sink"]) -> Tensor:
-        x = system.gate(name)
-        return (x if x.shape[1] == 1 else x[:, rows]).transpose(1, 2).unsqueeze(-1)
-
     # With eta = "sum" only ratios matter: the largest exponent is taken out before the exponential.
     top, sink = torch.zeros_like(logits[..., :1]), None
     if system.eta == "sum":
         top = logits.amax(-1, keepdim=True).detach()
         for name in ("d", "eta_floor"):
             if getattr(system, name) is not None:
-                top = torch.maximum(top, gate(name).detach().abs().log())
+                top = torch.maximum(top, _gate(system, rows, name).detach().abs().log())
         if "sink" in system.parts:
-            sink = gate("sink")
+            sink = _gate(system, rows, "sink")
             top = torch.maximum(top, sink.detach())
         top = torch.where(top == -torch.inf, 0.0, top)  # nothing is seen
     weights, d = torch.exp(logits - top), None
     if system.d is not None:
-        d = gate("d") * torch.exp(-top)
+        d = _gate(system, rows, "d") * torch.exp(-top)
     if system.eta is None:
         return weights, d, None
-    eta = gate("eta") if system.eta != "sum" else weights.sum(-1, keepdim=True) + (0 if d is None else d)
+    eta = _gate(system, rows, "eta") if system.eta != "sum" else weights.sum(-1, keepdim=True) + (0 if d is None else d)
     drawn = None if sink is None else torch.exp(sink - top)
     eta = eta if drawn is None else eta + drawn
     if system.eta_floor is not None:
-        eta = torch.maximum(eta.abs(), gate("eta_floor") * torch.exp(-top))
+        eta = torch.maximum(eta.abs(), _gate(system, rows, "eta_floor") * torch.exp(-top))
     if not {"bias", "distance", "blocks"}.isdisjoint(system.parts):
         eta = torch.where(eta == 0, 1.0, eta)  # a read that sees nothing is 0
     return weights / eta, None if d is None else d / eta, None if drawn is None else drawn / eta

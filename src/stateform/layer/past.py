@@ -35,9 +35,11 @@ class Past:
         """Count the tokens seen before, per row [B]; None at the start of every row."""
         return None if self.state is None else self.state["position"]
 
-    def places(self, x: Tensor) -> Tensor:
-        """Number the tokens of x [B,T,...] in their sequences, from 0: [B|1,T]."""
-        new = torch.arange(x.shape[1], device=x.device)[None]
+    def places(self, x: Tensor, before: int = 0) -> Tensor:
+        """Number the tokens of x [B,T,...] in their sequences, from 0, the first `before` being the last of the past:
+        [B|1,T]; what would come before the first token has numbers below 0.
+        """
+        new = torch.arange(x.shape[1], device=x.device)[None] - before
         return new if self.position is None else new + self.position[:, None]
 
     def read(self, name: str, system: System) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import require
+from ..errors import StateformError, require
 from .shapes import indices
 from .system import System
 
@@ -101,7 +101,10 @@ class Chain(System):
 def _check_fits(system: System, last: System, number: int) -> None:
     require(isinstance(system, System), f"number {number} of before is a {type(system).__name__}; expected a System")
     for what, one, other in (("batch size", system.B, last.B), ("length", system.T, last.T)):
-        require(one == other, f"number {number} of before and the last System differ in their {what}, {one} and "
-                f"{other}; a chain is made of what one read of the same tokens")  # fmt: skip
+        if one != other:  # no message is made of sizes that a graph leaves open
+            raise StateformError(
+                f"number {number} of before and the last System differ in their {what}, {one} and {other}; a chain is "
+                "made of what one read of the same tokens"
+            )
     require(system.device == last.device, f"number {number} of before is on {system.device}, the last System on "
             f"{last.device}; move one of them with .to(device)")  # fmt: skip

@@ -162,7 +162,7 @@ class SoftmaxRead(Readout):
         block: keys in a block, which are counted from the first token of a sequence.
         sink: the logit of one more weight, which takes its share of eta (gpt-oss): [B,T,H] or [H].
         sink_value: the value of that weight [B,T,H,p]; None is 0. With the logarithm of another sum of weights as sink
-            and its mean as sink_value, both sums have one normaliser.
+            and its mean as sink_value, both sums have one normaliser. It is no token's: coefficients leave it out.
         cap: c(x) = cap tanh(x / cap), which bounds the logits (Gemma 2).
     """
 

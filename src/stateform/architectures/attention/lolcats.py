@@ -55,7 +55,7 @@ class LoLCATs(SlidingWindow):
             q, k = (rotated(x, past.places(u), self.rope_base) for x in (q, k))
         kv = torch.cat([k, v, torch.ones_like(v[..., :1])], -1)  # [B,T,H_kv,n+p+1]
         left = past.extend("left", kv.flatten(2), self.window)[:, : u.shape[1]]  # what left the window; at first, 0
-        k, v = precise(left.view_as(kv)).split([self.d_state, v.shape[-1] + 1], -1)
+        k, v = precise(left.unflatten(2, kv.shape[2:])).split([self.d_state, v.shape[-1] + 1], -1)
         far = System(spikes(precise(q), self.q_map), spikes(k, self.k_map), v)
         total = past.read("far", far)  # [B,T,H,p+1]: sums of weighted values, and of weights
         weight = total[..., -1]

@@ -45,9 +45,9 @@ class MoBA(Softmax):
 
     def system(self, u: Tensor, past: Past | None = None) -> System:
         past = past or Past()
-        system, place = super().system(u, past), past.places(u)
+        system = super().system(u, past)
         there = Absorbed(system, past.state)
-        means = blocks.means(there.keys, place[:, -1] + 1, self.block)
+        means = blocks.means(there.keys, past.places(there.keys, there.past), self.block)
         scores = product_logits(there.q, means, self.n_heads).transpose(1, 2)  # [B,T,H,blocks]
-        shown = blocks.chosen(scores, place // self.block, self.n_blocks)
+        shown = blocks.chosen(scores, past.places(u) // self.block, self.n_blocks)
         return replace(system, readout=SoftmaxRead(blocks=shown, block=self.block))

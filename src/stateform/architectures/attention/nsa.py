@@ -65,14 +65,16 @@ class NSA(Layer):
 
     def compressed(self, kv: Tensor, past: Past) -> Tensor:
         """Sum keys and values [B,T,H_kv,n+p] over the last `block` tokens, up to each."""
-        long = past.extend("block", kv.flatten(2), self.block - 1).unflatten(2, kv.shape[2:])
-        return torch.einsum("bthci,ihc->bthc", long.unfold(1, self.block, 1), self.compress.to(kv.dtype))
+        long = past.extend("block", kv.flatten(2), self.block).unflatten(2, kv.shape[2:])
+        last = long.unfold(1, self.block, 1)[:, 1:]  # [B,T,H_kv,n+p,block]
+        return torch.einsum("bthci,ihc->bthc", last, self.compress.to(kv.dtype))
 
-    def chosen(self, there: Absorbed, place: Tensor) -> Tensor:
+    def chosen(self, there: Absorbed, place: Tensor, past: Past) -> Tensor:
         """Choose blocks for each group of query heads: 0 and -inf [B,T,H_kv,blocks]."""
-        keys = there.keys[:, :, : self.n_kv_heads]
-        last = (torch.arange(blocks.count(keys, self.block), device=place.device) + 1) * self.block - 1
-        column = (last + keys.shape[1] - place[:, -1:] - 1).clamp(0, keys.shape[1] - 1).expand(len(keys), -1)
+        keys = F.pad(there.keys[:, :, : self.n_kv_heads], (0, 0, 0, 0, 1, 0))  # the first: where there is none
+        last = (torch.arange(blocks.count(there.keys, self.block), device=place.device) + 1) * self.block - 1
+        column = last - past.places(keys, there.past + 1)[:, :1]
+        column = column.clamp(0, keys.shape[1] - 1).expand(len(keys), -1)
         ends = keys.gather(1, column[..., None, None].expand(-1, -1, *keys.shape[2:]))  # [B,blocks,H_kv,n]
         logits = product_logits(there.q[:, :, : self.n_heads], ends, self.n_heads)  # [B,H,T,blocks]
         whole = (last <= place.unsqueeze(-1)).unsqueeze(1)
@@ -90,7 +92,7 @@ class NSA(Layer):
         )
         q, phase = pair_up(q).repeat(1, 1, BRANCHES, 1), rope_angles(self.d_state, self.rope_base, u.device)
         system = System(q, pair_up(k, conjugate=True), v, phase=phase, readout="exp", eta="sum")
-        shown = F.pad(self.chosen(Absorbed(system, past.state), place), (0, 0, self.n_kv_heads, self.n_kv_heads))
+        shown = F.pad(self.chosen(Absorbed(system, past.state), place, past), (0, 0, self.n_kv_heads, self.n_kv_heads))
         end = torch.where((place + 1) % self.block == 0, 0.0, -torch.inf).expand(u.shape[:2])
         bias = F.pad(end.unsqueeze(-1), (0, BRANCHES - 1))  # [B,T,3]
         far = torch.tensor([0.0, 0.0, -torch.inf], device=u.device).unsqueeze(1)
