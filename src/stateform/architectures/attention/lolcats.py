@@ -6,7 +6,7 @@
 
 gamma is a number in (0,1) per head, W a matrix per head. The linear sum is the sink of the window: its logarithm is the
 sink's logit, its mean the sink's value. Both sums have one scale (the published code shifts the window's by its
-largest logit alone).
+largest logit alone). The window is that of sliding_window, and the features are Hedgehog's: hence the base class.
 """
 
 from __future__ import annotations
